@@ -1,0 +1,100 @@
+//! Identities of shards and connections.
+//!
+//! A [`ConnectionId`] names one connection of one shard for its whole life and is never mistaken for a later
+//! connection that reuses the same slot, because the slot's generation is part of it.
+
+use std::fmt;
+
+/// Index of a shard in its node, `0..shards`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardId(pub u16);
+
+impl ShardId {
+    /// The index as used for slices.
+    #[inline]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+impl fmt::Display for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One connection: owner shard (16 bits), generation of the slot (24 bits), slot in the shard's slab (24 bits).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(u64);
+
+impl ConnectionId {
+    /// Slots and generations have this many bits each.
+    pub const FIELD_BITS: u32 = 24;
+    const FIELD_MASK: u64 = (1 << Self::FIELD_BITS) - 1;
+
+    /// Packs the parts; `slot` and `generation` are cut to 24 bits.
+    #[inline]
+    pub fn new(shard: ShardId, slot: u32, generation: u32) -> Self {
+        Self(
+            (u64::from(shard.0) << 48)
+                | ((u64::from(generation) & Self::FIELD_MASK) << 24)
+                | (u64::from(slot) & Self::FIELD_MASK),
+        )
+    }
+
+    /// The shard that owns the connection.
+    #[inline]
+    pub fn shard(self) -> ShardId {
+        ShardId((self.0 >> 48) as u16)
+    }
+
+    /// Index into the owner shard's slab.
+    #[inline]
+    pub fn slot(self) -> u32 {
+        (self.0 & Self::FIELD_MASK) as u32
+    }
+
+    /// How often the slot had been used before, modulo 2^24.
+    #[inline]
+    pub fn generation(self) -> u32 {
+        ((self.0 >> 24) & Self::FIELD_MASK) as u32
+    }
+
+    /// Generation and slot in the low 48 bits: what fits beside an operation tag in `user_data`.
+    #[inline]
+    pub fn local_bits(self) -> u64 {
+        self.0 & ((1 << 48) - 1)
+    }
+
+    /// Rebuilds an id from [`Self::local_bits`] on its owner shard.
+    #[inline]
+    pub fn from_local_bits(shard: ShardId, bits: u64) -> Self {
+        Self((u64::from(shard.0) << 48) | (bits & ((1 << 48) - 1)))
+    }
+}
+
+impl fmt::Debug for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}.{}", self.shard(), self.slot(), self.generation())
+    }
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connection_id_keeps_its_parts() {
+        let id = ConnectionId::new(ShardId(513), 0x00ab_cdef, 0x0012_3456);
+        assert_eq!(id.shard(), ShardId(513));
+        assert_eq!(id.slot(), 0x00ab_cdef);
+        assert_eq!(id.generation(), 0x0012_3456);
+        assert_eq!(ConnectionId::from_local_bits(ShardId(513), id.local_bits()), id);
+    }
+}

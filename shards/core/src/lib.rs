@@ -1,0 +1,22 @@
+//! Sans-IO data plane of the gateway.
+//!
+//! Everything here is plain computation on values that the caller passes in: no socket, clock, thread, lock, executor
+//! or random source. [`Shard`] is the whole of one shard; the engine moves bytes, messages and time in and out of it.
+
+#![forbid(unsafe_code)]
+
+pub mod admission;
+pub mod auth;
+pub mod error;
+pub mod event;
+pub mod ids;
+pub mod message;
+pub mod metrics;
+pub mod output;
+pub mod route;
+pub mod settings;
+mod shard;
+pub mod time;
+
+pub use output::{Fault, Output};
+pub use shard::{Shard, ShardInit};

@@ -1,0 +1,459 @@
+//! What shards say to each other and to the control plane. Plain data, moved, never shared mutably.
+//!
+//! Every [`ShardMessage`] travels in a bounded mailbox that is FIFO per sender. A full mailbox is never waited for:
+//!
+//! | message | when the mailbox is full |
+//! |---|---|
+//! | `Request` from a client's command | refused: the client gets a temporary `UNAVAILABLE` |
+//! | `Request` that releases something (`Unsubscribe`) | kept in the sender's backlog and sent before anything newer |
+//! | `Reply` | kept in the sender's backlog and sent before anything newer |
+//! | `Deliver` | dropped and counted; the receiver is told the top position as soon as there is room and repairs the gap |
+//! | `Presence` | dropped and counted; presence can be read again by command |
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::error::{ClientError, Disconnect};
+use crate::ids::{ConnectionId, ShardId};
+use crate::settings::{Priority, Settings};
+
+/// Name of a channel, shared by everyone who mentions it.
+pub type ChannelName = Arc<str>;
+
+/// Identity of one incarnation of a channel's stream: eight characters of `[0-9a-z]`. Offsets of different epochs
+/// cannot be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Epoch(pub [u8; 8]);
+
+impl Epoch {
+    /// As on the wire.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or("")
+    }
+
+    /// Reads the wire form; `None` when it cannot be an epoch of ours.
+    pub fn parse(text: &str) -> Option<Self> {
+        let bytes: [u8; 8] = text.as_bytes().try_into().ok()?;
+        bytes.iter().all(u8::is_ascii_alphanumeric).then_some(Self(bytes))
+    }
+}
+
+/// Place in a channel's stream. The first publication has offset 1; 0 is the place before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamPosition {
+    /// Offset of the newest publication seen.
+    pub offset: u64,
+    /// Incarnation of the stream.
+    pub epoch: Epoch,
+}
+
+/// A message in a channel, encoded once by its home shard and shared by reference count.
+#[derive(Clone, Debug)]
+pub struct Publication {
+    /// Place in the stream.
+    pub position: StreamPosition,
+    /// Urgency.
+    pub priority: Priority,
+    /// Hash of the publisher's `key`, for `keep_latest`; the channel itself is the key when it gave none.
+    pub key_hash: u64,
+    /// The publishing connection, when it was one.
+    pub sender: Option<ConnectionId>,
+    /// Monotonic time at which the gateway took the publication.
+    pub accepted_at: Duration,
+    /// The whole envelope as JSON text: a view into `frame`.
+    pub json: Bytes,
+    /// The envelope as one unmasked WebSocket text frame.
+    pub frame: Bytes,
+    /// The same compressed, when a subscriber negotiated compression and it is worth it.
+    pub deflated: Option<Bytes>,
+}
+
+/// Element of a shard's mailbox.
+#[derive(Debug)]
+pub enum ShardMessage {
+    /// To a channel's home shard.
+    Request(Box<ChannelRequest>),
+    /// From a channel's home shard to the shard that asked.
+    Reply(Box<ChannelReply>),
+    /// From a channel's home shard to every shard with a subscriber.
+    Deliver(Delivery),
+    /// From a channel's home shard: the stream stands at this position. Sent after `Deliver`s were dropped.
+    Behind {
+        /// Channel.
+        channel: ChannelName,
+        /// Its newest position.
+        top: StreamPosition,
+    },
+    /// From a channel's home shard: an encoded join, leave or presence_stats push (frame), without a position.
+    Presence {
+        /// Channel.
+        channel: ChannelName,
+        /// One unmasked text frame.
+        frame: Bytes,
+        /// The connection it is about; it does not get its own join.
+        about: Option<ConnectionId>,
+    },
+    /// From the control plane to every shard, or to the shard that owns a connection.
+    Control(Box<ShardRequest>),
+}
+
+/// A publication on its way to the subscribers of one shard.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// Channel.
+    pub channel: ChannelName,
+    /// What was published.
+    pub publication: Arc<Publication>,
+}
+
+/// Who asked, and where the answer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A client's command: the connection and the session's own number of the request.
+    Connection {
+        /// Connection.
+        id: ConnectionId,
+        /// Number given by the session.
+        request: u32,
+    },
+    /// The hub of a shard, repairing a gap.
+    Hub(ShardId),
+    /// The control plane, with its correlation number.
+    Control(u64),
+}
+
+/// Something asked of a channel's home shard.
+#[derive(Debug)]
+pub struct ChannelRequest {
+    /// Who asked.
+    pub origin: Origin,
+    /// Channel.
+    pub channel: ChannelName,
+    /// What is asked.
+    pub op: ChannelOp,
+}
+
+/// Operations of a channel.
+#[derive(Debug)]
+pub enum ChannelOp {
+    /// Append and deliver.
+    Publish(Publish),
+    /// Register the asking connection and tell the position; recover when asked.
+    Subscribe(Subscribe),
+    /// Forget the connection. Never answered.
+    Unsubscribe {
+        /// The connection that leaves.
+        connection: ConnectionId,
+        /// Whether it was the last local subscriber of its shard.
+        last: bool,
+        /// Whether any remaining local subscriber of its shard uses compression.
+        compression: bool,
+    },
+    /// List the members.
+    Presence,
+    /// Count the members.
+    PresenceStats,
+    /// Read publications.
+    History(HistoryQuery),
+    /// Forget all publications; the epoch changes.
+    HistoryRemove,
+    /// Online state of a user; asked of `user:{id}`.
+    UserStatus,
+}
+
+/// A publish, checked and allowed.
+#[derive(Clone, Debug, Default)]
+pub struct Publish {
+    /// Envelope type; empty means `message`.
+    pub kind: Box<str>,
+    /// JSON text of `data`, passed on as it is.
+    pub data: Bytes,
+    /// Urgency; the namespace's when absent.
+    pub priority: Option<Priority>,
+    /// Key for `keep_latest`.
+    pub key: Option<Box<str>>,
+    /// Publishing again with the same key within the idempotency window answers the first position.
+    pub idempotency_key: Option<Box<str>>,
+    /// Deliver without keeping it in the history.
+    pub skip_history: bool,
+    /// JSON text of the envelope's `sender` object, when known.
+    pub sender: Option<Bytes>,
+    /// Extra envelope fields as JSON members without braces (`"session_id":"..."`), when any.
+    pub extra: Option<Bytes>,
+    /// The publishing connection gets no copy.
+    pub no_echo: bool,
+    /// Monotonic time at which the gateway took the publication.
+    pub accepted_at: Duration,
+}
+
+/// A subscribe, checked and allowed.
+#[derive(Clone, Debug)]
+pub struct Subscribe {
+    /// Position to recover from.
+    pub recover: Option<StreamPosition>,
+    /// Member data for presence and join/leave.
+    pub member: Member,
+    /// Whether the connection negotiated permessage-deflate.
+    pub compression: bool,
+}
+
+/// One connection in a channel's presence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// User id; empty for anonymous.
+    pub user: Arc<str>,
+    /// Public session id of the connection.
+    pub session: Arc<str>,
+    /// JSON text of the token's `info` claim.
+    pub info: Option<Bytes>,
+}
+
+/// Which publications to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryQuery {
+    /// Start after this position (before it when `reverse`); the beginning (or end) when absent.
+    pub since: Option<StreamPosition>,
+    /// At most so many; 0 = only the position.
+    pub limit: u32,
+    /// Newest first.
+    pub reverse: bool,
+}
+
+/// Answer of a home shard.
+#[derive(Debug)]
+pub struct ChannelReply {
+    /// Who asked.
+    pub origin: Origin,
+    /// Channel.
+    pub channel: ChannelName,
+    /// What came of it.
+    pub outcome: Result<ChannelOutcome, ClientError>,
+}
+
+/// Results of a [`ChannelOp`].
+#[derive(Debug)]
+pub enum ChannelOutcome {
+    /// To `Publish`.
+    Published(StreamPosition),
+    /// To `Subscribe`.
+    Subscribed(Subscribed),
+    /// To `Presence`.
+    Presence(Vec<(ConnectionId, Member)>),
+    /// To `PresenceStats`.
+    PresenceStats {
+        /// Connections.
+        clients: u32,
+        /// Distinct user ids.
+        users: u32,
+    },
+    /// To `History`.
+    History {
+        /// Newest position of the stream.
+        top: StreamPosition,
+        /// In the order asked.
+        publications: Vec<Arc<Publication>>,
+    },
+    /// To `HistoryRemove`.
+    HistoryRemoved(StreamPosition),
+    /// To `UserStatus`.
+    UserStatus {
+        /// Open connections.
+        connections: u32,
+        /// Unix time at which the last connection ended; absent while online or when unknown.
+        last_seen: Option<Duration>,
+    },
+}
+
+/// Answer to a subscribe.
+#[derive(Debug)]
+pub struct Subscribed {
+    /// The subscriber stands here after `publications`.
+    pub top: StreamPosition,
+    /// Whether everything since the asked position is in `publications`; `None` when nothing was asked.
+    pub recovered: Option<bool>,
+    /// What was missed, oldest first.
+    pub publications: Vec<Arc<Publication>>,
+}
+
+/// Something the control plane asks of a shard.
+#[derive(Debug)]
+pub struct ShardRequest {
+    /// Number for the answer.
+    pub correlation: u64,
+    /// What is asked.
+    pub op: ShardOp,
+}
+
+/// Operations of a shard. All but `Reconfigure` and `Drain` are answered.
+#[derive(Debug)]
+pub enum ShardOp {
+    /// Close connections of a user.
+    Disconnect {
+        /// Which ones.
+        target: Target,
+        /// With which code.
+        reason: Disconnect,
+    },
+    /// Subscribe a user's connections to a channel, as a server-side subscription.
+    Subscribe {
+        /// Which ones.
+        target: Target,
+        /// Channel.
+        channel: ChannelName,
+    },
+    /// Unsubscribe a user's connections from a channel.
+    Unsubscribe {
+        /// Which ones.
+        target: Target,
+        /// Channel.
+        channel: ChannelName,
+    },
+    /// Refuse tokens from now on and close connections that hold one.
+    Revoke(Revocation),
+    /// List connections, ordered by slot.
+    Connections {
+        /// Only of this user.
+        user: Option<Arc<str>>,
+        /// First slot to look at.
+        from_slot: u32,
+        /// At most so many.
+        limit: u32,
+    },
+    /// One connection in detail, by public session id.
+    Connection {
+        /// Public session id.
+        session: Box<str>,
+    },
+    /// Channels whose home this shard is.
+    Channels {
+        /// Only names with this prefix.
+        prefix: Box<str>,
+        /// At most so many.
+        limit: u32,
+    },
+    /// Use new settings from now on.
+    Reconfigure(Arc<Settings>),
+    /// Tell every client to move and close, spread over `duration`.
+    Drain {
+        /// From now to the last disconnect.
+        duration: Duration,
+        /// Upper bound of the reconnect delay told to clients.
+        reconnect_delay_max: Duration,
+    },
+}
+
+/// Connections that a control request is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// All connections of a user.
+    User(Arc<str>),
+    /// One connection, by public session id.
+    Session(Box<str>),
+}
+
+/// Which tokens are no longer accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Revocation {
+    /// Tokens of this user issued before the time (Unix).
+    User {
+        /// User id.
+        user: Arc<str>,
+        /// Tokens with an earlier `iat`, or none at all, are refused.
+        issued_before: Duration,
+    },
+    /// The token with this `jti`.
+    TokenId {
+        /// `jti` claim.
+        token_id: Box<str>,
+        /// Unix time after which the entry may be forgotten.
+        expires_at: Duration,
+    },
+    /// Every token issued before the time (Unix).
+    IssuedBefore(Duration),
+}
+
+/// Answer of one shard to the control plane.
+#[derive(Debug)]
+pub enum ShardOutcome {
+    /// So many connections were affected.
+    Affected(u32),
+    /// A page of connections and the slot to go on from.
+    Connections {
+        /// The page.
+        page: Vec<ConnectionInfo>,
+        /// Next slot; absent at the end.
+        next_slot: Option<u32>,
+    },
+    /// One connection, when this shard has it.
+    Connection(Option<Box<ConnectionInfo>>),
+    /// Channels.
+    Channels(Vec<ChannelInfo>),
+}
+
+/// A connection as an operator sees it.
+#[derive(Clone, Debug)]
+pub struct ConnectionInfo {
+    /// Connection.
+    pub id: ConnectionId,
+    /// Public session id.
+    pub session: Arc<str>,
+    /// User id; empty for anonymous.
+    pub user: Arc<str>,
+    /// Address of the client.
+    pub address: IpAddr,
+    /// Whether the socket carries TLS.
+    pub tls: bool,
+    /// How long it has been open.
+    pub age: Duration,
+    /// Since the last input.
+    pub idle: Duration,
+    /// When its token expires (Unix).
+    pub expires_at: Option<Duration>,
+    /// Subscribed channels.
+    pub channels: Vec<ChannelName>,
+    /// Unsent bytes.
+    pub outbox_bytes: usize,
+    /// Messages received and sent.
+    pub messages: (u64, u64),
+    /// `User-Agent` of the handshake, cut to 128 bytes.
+    pub user_agent: Option<Box<str>>,
+}
+
+/// A channel as an operator sees it, from its home shard.
+#[derive(Clone, Debug)]
+pub struct ChannelInfo {
+    /// Name.
+    pub channel: ChannelName,
+    /// Members with presence switched on; 0 otherwise.
+    pub clients: u32,
+    /// Shards with a subscriber.
+    pub interested_shards: u32,
+    /// Newest position.
+    pub top: StreamPosition,
+    /// Publications kept.
+    pub history: u32,
+}
+
+/// What a shard says to the control plane.
+#[derive(Debug)]
+pub enum ControlMessage {
+    /// Answer of a home shard to a request with [`Origin::Control`].
+    Channel {
+        /// Number of the request.
+        correlation: u64,
+        /// What came of it.
+        outcome: Result<ChannelOutcome, ClientError>,
+    },
+    /// Answer of a shard to a [`ShardRequest`].
+    Shard {
+        /// Number of the request.
+        correlation: u64,
+        /// Which shard.
+        shard: ShardId,
+        /// What came of it.
+        outcome: ShardOutcome,
+    },
+}

@@ -66,6 +66,9 @@ pub(super) fn signature_outcome(
 }
 
 fn split(token: &str) -> Result<Parts<'_>, AuthError> {
+    if !token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
+        return Err(AuthError::Malformed);
+    }
     let mut dots = token.match_indices('.').map(|(at, _)| at);
     let (Some(first), Some(second), None) = (dots.next(), dots.next(), dots.next()) else {
         return Err(AuthError::Malformed);

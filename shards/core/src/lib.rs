@@ -12,11 +12,13 @@ pub mod event;
 pub mod ids;
 pub mod message;
 pub mod metrics;
+pub mod outbox;
 pub mod output;
 pub mod route;
 pub mod settings;
 mod shard;
 pub mod time;
+pub mod timer;
 
 pub use output::{Fault, Output};
 pub use shard::{Shard, ShardInit};

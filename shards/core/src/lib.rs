@@ -17,6 +17,7 @@ pub mod route;
 pub mod settings;
 mod shard;
 pub mod time;
+pub mod ws;
 
 pub use output::{Fault, Output};
 pub use shard::{Shard, ShardInit};

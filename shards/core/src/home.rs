@@ -14,9 +14,7 @@ use foldhash::quality::FixedState;
 use hashbrown::HashMap;
 
 use crate::ids::ShardId;
-use crate::message::{
-    ChannelInfo, ChannelName, ChannelReply, ShardMessage,
-};
+use crate::message::{ChannelInfo, ChannelName, ChannelReply, ShardMessage};
 use crate::metrics::ShardMetrics;
 use crate::random::Random;
 use crate::settings::Settings;
@@ -189,10 +187,9 @@ impl Homes {
         let index = self.find(channel)?;
         let home = self.channel_mut(index)?;
         home.lagging.remove(shard);
-        home.interest.contains(shard).then(|| ShardMessage::Behind {
-            channel: Arc::clone(channel),
-            top: home.position,
-        })
+        home.interest
+            .contains(shard)
+            .then(|| ShardMessage::Behind { channel: Arc::clone(channel), top: home.position })
     }
 
     /// Settings have changed: look every namespace up again.

@@ -142,7 +142,8 @@ impl Hub {
         namespace: NamespaceIndex,
         compressed: bool,
     ) -> (u32, ChannelName) {
-        let local = if let Some(local) = self.find(channel) { local } else { self.add(channel, namespace) };
+        let local =
+            if let Some(local) = self.find(channel) { local } else { self.add(channel, namespace) };
         let Some(slot) = self.get_mut(local) else { unreachable!("the index was just found") };
         slot.subscriptions += 1;
         slot.compressed += u32::from(compressed);

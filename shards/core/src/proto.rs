@@ -46,9 +46,9 @@ const RESERVED_KINDS: &[&str] = &[
 /// the protocol's own.
 pub fn is_publishable_kind(kind: &str) -> bool {
     (1..=64).contains(&kind.len())
-        && kind
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-' | b'.'))
+        && kind.bytes().all(|b| {
+            b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-' | b'.')
+        })
         && !RESERVED_KINDS.contains(&kind)
 }
 

@@ -48,6 +48,9 @@ const TIMER_SLOTS: usize = 1024;
 /// Revoked users and token ids that a shard remembers.
 const REVOCATIONS_MAX: usize = 100_000;
 
+/// How long a user's revocation is remembered: longer than any sensible token lives.
+const USER_REVOCATION_RETENTION: Duration = Duration::from_secs(30 * 86_400);
+
 /// What a shard is made from.
 #[derive(Debug)]
 pub struct ShardInit {
@@ -130,10 +133,11 @@ impl Shard {
             backlog: (0..init.shards).map(|_| Backlog::default()).collect(),
             inflater: Inflater::new(),
             deflater: Deflater::new(settings.websocket.compression_level),
-            revocations: Revocations::new(REVOCATIONS_MAX),
+            revocations: Revocations::new(REVOCATIONS_MAX, USER_REVOCATION_RETENTION),
             token_cache: TokenCache::new(
                 settings.limits.token_cache_entries_max as usize,
                 init.hash_seed,
+                settings.auth.authenticator.rules().leeway,
             ),
             outbox_bytes: 0,
             large_data_bytes: 0,

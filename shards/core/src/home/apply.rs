@@ -76,12 +76,13 @@ impl Homes {
             let expires = env.now.mono + namespace.history_ttl;
             let size_max = namespace.history_size;
             let before = channel.history.bytes();
-            channel.history.append(Arc::clone(&publication), expires, size_max);
-            let after = channel.history.bytes();
-            let added = publication.frame.len();
+            let (_, freed) = channel.history.append(Arc::clone(&publication), expires, size_max);
+            let added = channel.history.bytes() + freed - before;
             self.budget.kept(key, position.offset, added);
-            self.budget.freed((before + added).saturating_sub(after));
+            self.budget.freed(freed);
             self.shrink_histories(env);
+        } else if !publish.skip_history {
+            channel.history.skip(position.offset);
         }
         env.metrics.publications += 1;
         if let Some(channel) = self.channel_mut(index) {
@@ -105,7 +106,7 @@ impl Homes {
                 .get_mut(key.index as usize)
                 .filter(|slot| slot.generation == key.generation)
                 .and_then(|slot| slot.channel.as_mut())
-                .map_or(0, |channel| channel.history.remove_through(offset));
+                .map_or(0, |channel| channel.history.remove_through(offset).1);
             self.budget.freed(freed);
         }
         let slots = &self.slots;
@@ -212,7 +213,12 @@ impl Homes {
         self.channel_mut(index).map_or(0, |channel| channel.history.expire(env.now.mono).1)
     }
 
-    fn history(&mut self, env: &mut HomeEnv<'_>, name: &ChannelName, query: HistoryQuery) -> Outcome {
+    fn history(
+        &mut self,
+        env: &mut HomeEnv<'_>,
+        name: &ChannelName,
+        query: HistoryQuery,
+    ) -> Outcome {
         let index = self.open(env, name)?;
         let freed = self.expire_history(env, index);
         self.budget.freed(freed);
@@ -227,8 +233,7 @@ impl Homes {
                 "the position belongs to another epoch of the channel",
             ));
         }
-        let limit = query.limit.min(env.settings.limits.history_page_max);
-        let page = history.page(&HistoryQuery { limit, ..query });
+        let page = history.page(&query, env.settings.limits.history_page_max);
         let publications = within_bytes(page, env.settings.limits.recovery_bytes_max);
         self.schedule(env, index);
         Ok(ChannelOutcome::History { top, publications })
@@ -238,8 +243,8 @@ impl Homes {
         let index = self.open(env, name)?;
         let Some(channel) = self.channel_mut(index) else { return Err(ClientError::overloaded()) };
         channel.used_at = env.now.mono;
-        let (position, freed) = (channel.position, channel.history.bytes());
-        channel.history.clear();
+        let position = channel.position;
+        let (_, freed) = channel.history.clear();
         self.budget.freed(freed);
         self.schedule(env, index);
         Ok(ChannelOutcome::HistoryRemoved(position))
@@ -272,15 +277,10 @@ fn missed(
     if count == 0 {
         return Some(Vec::new());
     }
-    let page = history.page(&HistoryQuery {
-        since: Some(StreamPosition { epoch: top.epoch, ..from }),
-        limit: count as u32,
-        reverse: false,
-    });
-    let contiguous = page.len() as u64 == count
-        && page.first().is_some_and(|first| first.position.offset == from.offset + 1);
+    let page = history.since(from.offset, count as usize)?;
     let bytes: usize = page.iter().map(|publication| publication.json.len()).sum();
-    (contiguous && bytes <= limits.recovery_bytes_max).then_some(page)
+    let whole = page.len() as u64 == count && bytes <= limits.recovery_bytes_max;
+    whole.then_some(page)
 }
 
 /// The head of `page` that fits into `bytes_max`, at least one publication.

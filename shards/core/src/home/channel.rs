@@ -87,7 +87,12 @@ impl HomeChannel {
     }
 
     /// Gives the publication its place and encodes it, once plain and, if anyone wants it, once compressed.
-    pub(super) fn encode(&mut self, env: &mut HomeEnv<'_>, publish: &Publish, seed: u64) -> Publication {
+    pub(super) fn encode(
+        &mut self,
+        env: &mut HomeEnv<'_>,
+        publish: &Publish,
+        seed: u64,
+    ) -> Publication {
         let namespace = env.settings.namespaces.get(self.namespace);
         let (position, id) = if publish.skip_history {
             (StreamPosition { offset: 0, ..self.position }, self.push_id('~'))
@@ -189,7 +194,11 @@ impl HomeChannel {
     }
 
     /// Position that was given to an earlier publish with this idempotency key.
-    pub(super) fn published_before(&mut self, env: &HomeEnv<'_>, key: &str) -> Option<StreamPosition> {
+    pub(super) fn published_before(
+        &mut self,
+        env: &HomeEnv<'_>,
+        key: &str,
+    ) -> Option<StreamPosition> {
         let keys = self.idempotency.as_mut()?;
         keys.expire(env.now.mono);
         keys.positions.get(key).copied()

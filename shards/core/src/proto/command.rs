@@ -184,8 +184,9 @@ impl<'a> Envelope<'a> {
         if json::depth(text.as_bytes()) > depth_max {
             return Err(invalid(format!("nested deeper than {depth_max} levels")));
         }
-        let envelope: Self = serde_json::from_str(text)
-            .map_err(|error| invalid(format!("not a message envelope: {}", json::describe(&error))))?;
+        let envelope: Self = serde_json::from_str(text).map_err(|error| {
+            invalid(format!("not a message envelope: {}", json::describe(&error)))
+        })?;
         if envelope.id.len() > 128 || envelope.kind.len() > 64 {
             return Err(invalid("`id` is longer than 128 bytes or `type` longer than 64".into()));
         }
@@ -281,7 +282,10 @@ mod tests {
         check(r#"{"type":"subscribe","data":{"channel":7}}"#, "wrong type");
         check(r#"{"type":"ping","id":7}"#, "wrong type");
         check(r#"{"type":"ping","type":"pong"}"#, "duplicate field");
-        check(&format!(r#"{{"type":"publish","data":{}1{}}}"#, "[".repeat(40), "]".repeat(40)), "deeper");
+        check(
+            &format!(r#"{{"type":"publish","data":{}1{}}}"#, "[".repeat(40), "]".repeat(40)),
+            "deeper",
+        );
         check(&format!(r#"{{"type":"ping","id":"{}"}}"#, "x".repeat(200)), "128 bytes");
     }
 }

@@ -10,6 +10,8 @@ use bytes::Bytes;
 use super::json::{self, Object};
 use crate::message::StreamPosition;
 use crate::time::rfc3339;
+use crate::ws::deflate::Deflater;
+use crate::ws::frame::{self, Opcode};
 
 const HEADER_ROOM: usize = 10;
 const FIN_TEXT: u8 = 0x81;
@@ -122,6 +124,27 @@ impl EnvelopeWriter {
     }
 }
 
+/// Length of the header of a frame of ours.
+pub fn header_bytes(frame: &[u8]) -> usize {
+    match frame.get(1) {
+        Some(126) => 4,
+        Some(127) => HEADER_ROOM,
+        _ => 2,
+    }
+}
+
+/// One compressed text frame for `json`; `None` when that would be no smaller.
+pub fn deflated_text_frame(deflater: &mut Deflater, json: &[u8]) -> Option<Bytes> {
+    let mut compressed = Vec::with_capacity(json.len() / 2 + 16);
+    deflater.deflate(json, &mut compressed);
+    if compressed.len() >= json.len() {
+        return None;
+    }
+    let mut out = Vec::with_capacity(compressed.len() + HEADER_ROOM);
+    frame::encode(&mut out, Opcode::Text, true, &compressed);
+    Some(out.into())
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -140,7 +163,13 @@ mod tests {
                 .raw_data(text.as_bytes());
             let header = encoded.frame.len() - encoded.json.len();
             let length = encoded.json.len();
-            let expected = if length < 126 { 2 } else if length < 65_536 { 4 } else { 10 };
+            let expected = if length < 126 {
+                2
+            } else if length < 65_536 {
+                4
+            } else {
+                10
+            };
             assert_eq!(header, expected);
             assert_eq!(encoded.frame[0], 0x81);
             let value: serde_json::Value = serde_json::from_slice(&encoded.json).unwrap();

@@ -42,9 +42,8 @@ pub fn read<T: DeserializeOwned>(raw: &RawValue) -> Result<T, String> {
     }
     let mut copy = text.as_bytes().to_vec();
     // serde_json words its errors better, so it gets to explain a text that simd-json refuses.
-    simd_json::serde::from_slice(&mut copy).or_else(|_| {
-        serde_json::from_str(text).map_err(|error| describe(&error))
-    })
+    simd_json::serde::from_slice(&mut copy)
+        .or_else(|_| serde_json::from_str(text).map_err(|error| describe(&error)))
 }
 
 /// An error message without positions of the inner text and without quoted input.

@@ -113,7 +113,12 @@ pub fn error(error: &ClientError, reply_to: &str, id: &str, unix: Duration) -> B
 }
 
 /// `disconnect`: sent right before the close frame.
-pub fn disconnect(reason: Disconnect, reconnect_after: Duration, id: &str, unix: Duration) -> Bytes {
+pub fn disconnect(
+    reason: Disconnect,
+    reconnect_after: Duration,
+    id: &str,
+    unix: Duration,
+) -> Bytes {
     EnvelopeWriter::new("disconnect", id, unix, 96)
         .data(|data| {
             data.u64("code", u64::from(reason.close_code()))

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Shard;
-use crate::admission::message_keys;
 use crate::auth::{AuthError, Claims};
 use crate::error::{ClientError, Disconnect, ErrorCode};
 use crate::event::Event;
@@ -19,7 +18,9 @@ use crate::ws::handshake::Refusal;
 /// Stable word and message for a refused token. All causes but expiry look alike from outside.
 pub(super) fn explain(error: AuthError) -> (&'static str, &'static str) {
     match error {
-        AuthError::Expired => ("token_expired", "the token has expired; get a new one and connect again"),
+        AuthError::Expired => {
+            ("token_expired", "the token has expired; get a new one and connect again")
+        }
         AuthError::Missing => ("authentication_failed", "a token is needed"),
         _ => ("authentication_failed", "the token is not acceptable"),
     }
@@ -51,7 +52,7 @@ impl Shard {
             claims
         } else {
             let claims = Arc::new(self.settings.auth.authenticator.verify(token, now.unix)?);
-            self.token_cache.insert(token, Arc::clone(&claims));
+            self.token_cache.insert(token, Arc::clone(&claims), now.unix);
             claims
         };
         if self.revocations.is_revoked(&claims.user, claims.token_id.as_deref(), claims.issued_at) {
@@ -78,7 +79,13 @@ impl Shard {
     }
 
     /// `auth` on a connection that had no token in its handshake.
-    pub(super) fn handle_auth(&mut self, now: Now, id: ConnectionId, reply_to: &str, data: &AuthData) {
+    pub(super) fn handle_auth(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        reply_to: &str,
+        data: &AuthData,
+    ) {
         let waiting = self.session(id).is_some_and(|s| matches!(s.phase, Phase::Unauthenticated));
         if !waiting {
             let message = "this connection is authenticated already; use `refresh`";
@@ -88,8 +95,11 @@ impl Shard {
         if data.token.is_empty() && self.settings.auth.anonymous {
             return self.attach(now, id, None, reply_to, &data.recover);
         }
-        let verified =
-            if data.token.is_empty() { Err(AuthError::Missing) } else { self.verify(now, id, &data.token) };
+        let verified = if data.token.is_empty() {
+            Err(AuthError::Missing)
+        } else {
+            self.verify(now, id, &data.token)
+        };
         let claims = match verified {
             Ok(claims) => claims,
             Err(error) => {
@@ -119,12 +129,14 @@ impl Shard {
         recover: &BTreeMap<String, RecoverFrom>,
     ) {
         let public_id: Arc<str> = self.random.uuid().into();
-        let user: Arc<str> = claims.as_ref().map_or_else(|| "".into(), |claims| Arc::clone(&claims.user));
+        let user: Arc<str> =
+            claims.as_ref().map_or_else(|| "".into(), |claims| Arc::clone(&claims.user));
         let claimed = claims.as_ref().map_or(&[][..], |claims| &claims.channels);
         let channels = self.server_channels(&user, claimed);
+        let admission = Arc::clone(&self.admission);
         let Some(session) = self.session_mut(id) else { return };
         session.public_id = public_id;
-        session.message_keys = message_keys(&user, session.peer.address);
+        session.message_keys = admission.message_keys(&user, session.peer.address);
         session.user = user;
         session.claims = claims;
         session.phase = Phase::Attaching(Box::new(Attaching {
@@ -137,7 +149,9 @@ impl Shard {
         self.metrics.sessions += 1;
         for channel in channels {
             let from = recover.get(&*channel).map(recover_position);
-            if let Err(error) = self.begin_subscription(now, id, &channel, ("", PendingKind::Attach, from, None)) {
+            if let Err(error) =
+                self.begin_subscription(now, id, &channel, ("", PendingKind::Attach, from, None))
+            {
                 // A claimed channel without a namespace is left out; an overloaded home ends the connect.
                 if error.code == ErrorCode::Unavailable {
                     return self.disconnect(now, id, Disconnect::Unavailable);
@@ -149,7 +163,12 @@ impl Shard {
     }
 
     /// One server-side subscription is answered.
-    pub(super) fn attached(&mut self, now: Now, id: ConnectionId, done: Option<(ChannelName, Subscribed)>) {
+    pub(super) fn attached(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        done: Option<(ChannelName, Subscribed)>,
+    ) {
         let Some(session) = self.session_mut(id) else { return };
         let Phase::Attaching(attaching) = &mut session.phase else { return };
         attaching.waiting = attaching.waiting.saturating_sub(1);
@@ -165,7 +184,10 @@ impl Shard {
         if attaching.waiting > 0 {
             return;
         }
-        let Phase::Attaching(attaching) = std::mem::replace(&mut session.phase, Phase::Ready) else { return };
+        let Phase::Attaching(attaching) = std::mem::replace(&mut session.phase, Phase::Ready)
+        else {
+            return;
+        };
         session.next_ping_at = first_ping;
         let expires_at = session.claims.as_ref().and_then(|claims| claims.expires_at);
         let (public_id, user) = (Arc::clone(&session.public_id), Arc::clone(&session.user));
@@ -194,7 +216,13 @@ impl Shard {
     }
 
     /// `refresh`: a new token of the same user replaces the old one.
-    pub(super) fn handle_refresh(&mut self, now: Now, id: ConnectionId, reply_to: &str, token: &str) {
+    pub(super) fn handle_refresh(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        reply_to: &str,
+        token: &str,
+    ) {
         let verified = self.verify(now, id, token).and_then(|claims| {
             let same = self.session(id).is_some_and(|session| session.user == claims.user);
             if same { Ok(claims) } else { Err(AuthError::Subject) }

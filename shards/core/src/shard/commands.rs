@@ -32,7 +32,12 @@ impl Shard {
         }
     }
 
-    fn try_publish(&mut self, now: Now, at: At<'_>, data: &PublishData<'_>) -> Result<(), ClientError> {
+    fn try_publish(
+        &mut self,
+        now: Now,
+        at: At<'_>,
+        data: &PublishData<'_>,
+    ) -> Result<(), ClientError> {
         let (id, reply_to, envelope) = at;
         let (channel, _, namespace) = self.resolve(data.channel.clone(), envelope)?;
         self.check_in_flight(id)?;
@@ -46,9 +51,10 @@ impl Shard {
         }
         let priority = match data.priority.as_deref() {
             None => None,
-            Some(text) => Some(Priority::parse(text).ok_or_else(|| {
-                invalid("`priority` is one of low, normal, high, critical")
-            })?),
+            Some(text) => Some(
+                Priority::parse(text)
+                    .ok_or_else(|| invalid("`priority` is one of low, normal, high, critical"))?,
+            ),
         };
         for key in [&data.key, &data.idempotency_key].into_iter().flatten() {
             if key.is_empty() || key.len() > KEY_BYTES_MAX {
@@ -71,7 +77,12 @@ impl Shard {
         self.ask(now, (id, request), &channel, ChannelOp::Publish(publish))
     }
 
-    fn check_publish(&self, id: ConnectionId, channel: &str, namespace: &Namespace) -> Result<(), ClientError> {
+    fn check_publish(
+        &self,
+        id: ConnectionId,
+        channel: &str,
+        namespace: &Namespace,
+    ) -> Result<(), ClientError> {
         let Some(session) = self.session(id) else { return Ok(()) };
         let by_token = namespace.publish != Access::Nobody
             && session.subscription(channel).is_some_and(|subscription| subscription.may_publish);
@@ -89,7 +100,13 @@ impl Shard {
         Some(push::sender(&session.user, &session.public_id, info))
     }
 
-    pub(super) fn handle_presence(&mut self, now: Now, at: At<'_>, channel: Option<String>, stats: bool) {
+    pub(super) fn handle_presence(
+        &mut self,
+        now: Now,
+        at: At<'_>,
+        channel: Option<String>,
+        stats: bool,
+    ) {
         if let Err(error) = self.try_presence(now, at, channel, stats) {
             self.reply_error(now, at.0, at.1, &error);
         }
@@ -120,9 +137,16 @@ impl Shard {
     }
 
     /// Reading presence or history needs a subscription or a capability.
-    fn check_read(&self, id: ConnectionId, channel: &str, permission: Permission) -> Result<(), ClientError> {
+    fn check_read(
+        &self,
+        id: ConnectionId,
+        channel: &str,
+        permission: Permission,
+    ) -> Result<(), ClientError> {
         let Some(session) = self.session(id) else { return Ok(()) };
-        if session.subscription(channel).is_some() || may(session, channel, Access::Token, permission) {
+        if session.subscription(channel).is_some()
+            || may(session, channel, Access::Token, permission)
+        {
             return Ok(());
         }
         let message = "subscribe to the channel first, or use a token with this capability";
@@ -180,7 +204,9 @@ impl Shard {
             }
             Ok((channel, Accepted::Complete { total_size, chunks })) => {
                 match self.publish_chunks(now, id, &channel, (&chunk, chunks)) {
-                    Ok(()) => self.large_data_answer(now, at, &chunk.data_id, ("received", total_size)),
+                    Ok(()) => {
+                        self.large_data_answer(now, at, &chunk.data_id, ("received", total_size))
+                    }
                     Err(error) => self.reply_error(now, id, reply_to, &error),
                 }
             }
@@ -207,11 +233,14 @@ impl Shard {
         application_session: Option<&str>,
     ) -> Result<ChannelName, ClientError> {
         let Some(session) = self.session(id) else { return Err(ClientError::overloaded()) };
-        let given = envelope.map(str::to_owned).or(application_session.map(|s| format!("session:{s}")));
+        let given =
+            envelope.map(str::to_owned).or(application_session.map(|s| format!("session:{s}")));
         let Some(given) = given else {
             // To the user's other devices: always allowed.
             if session.user.is_empty() {
-                return Err(invalid("an anonymous connection must name a `channel` for its transfer"));
+                return Err(invalid(
+                    "an anonymous connection must name a `channel` for its transfer",
+                ));
             }
             return Ok(format!("user:{}", session.user).into());
         };
@@ -220,7 +249,12 @@ impl Shard {
         Ok(channel)
     }
 
-    fn reassemble(&mut self, now: Now, id: ConnectionId, chunk: &LargeDataChunk) -> Result<Accepted, ClientError> {
+    fn reassemble(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        chunk: &LargeDataChunk,
+    ) -> Result<Accepted, ClientError> {
         let settings = Arc::clone(&self.settings);
         let limits = &settings.limits.large_data;
         let shard_bytes = self.large_data_bytes;

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use super::{Shard, Slot};
-use crate::admission::message_keys;
 use crate::event::Event;
 use crate::ids::ConnectionId;
 use crate::message::ChannelName;
 use crate::metrics::RefusalReason;
-use crate::output::Output;
 use crate::outbox::Outbox;
+use crate::output::Output;
 use crate::proto::SUBPROTOCOL;
 use crate::rate::Gcra;
 use crate::session::{Phase, Session};
@@ -30,7 +29,9 @@ impl Shard {
         if self.admission.is_draining() {
             return Err(self.count_refusal(RefusalReason::Draining));
         }
-        if let Err(reason) = self.admission.try_connect(now.mono, peer.address, &self.settings.limits) {
+        if let Err(reason) =
+            self.admission.try_connect(now.mono, peer.address, &self.settings.limits)
+        {
             return Err(self.count_refusal(reason));
         }
         let slot = if let Some(slot) = self.free.pop() {
@@ -68,7 +69,7 @@ impl Shard {
             rate: Gcra::default(),
             rate_violations: 0,
             bad_messages: 0,
-            message_keys: message_keys("", peer.address),
+            message_keys: self.admission.message_keys("", peer.address),
             messages_in: 0,
             messages_out: 0,
             large_data: None,
@@ -108,7 +109,13 @@ impl Shard {
         }
     }
 
-    fn handle_head(&mut self, now: Now, id: ConnectionId, head: &RequestHead, mut received: Vec<u8>) {
+    fn handle_head(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        head: &RequestHead,
+        mut received: Vec<u8>,
+    ) {
         let settings = Arc::clone(&self.settings);
         let websocket = &settings.websocket;
         let echo = settings.diagnostics.echo_path.as_deref() == Some(&*head.path);
@@ -179,7 +186,12 @@ impl Shard {
     }
 
     /// Answers with HTTP instead of an upgrade and closes.
-    pub(super) fn refuse_handshake(&mut self, id: ConnectionId, refusal: &Refusal, reason: RefusalReason) {
+    pub(super) fn refuse_handshake(
+        &mut self,
+        id: ConnectionId,
+        refusal: &Refusal,
+        reason: RefusalReason,
+    ) {
         self.metrics.refused.add(reason as usize, 1);
         let Some(session) = self.session_mut(id) else { return };
         let address = session.peer.address;

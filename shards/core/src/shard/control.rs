@@ -7,7 +7,8 @@ use super::Shard;
 use crate::error::Disconnect;
 use crate::ids::ConnectionId;
 use crate::message::{
-    ChannelName, ConnectionInfo, ControlMessage, Revocation, ShardOp, ShardOutcome, ShardRequest, Target,
+    ChannelName, ConnectionInfo, ControlMessage, Revocation, ShardOp, ShardOutcome, ShardRequest,
+    Target,
 };
 use crate::output::Output;
 use crate::session::{PendingKind, Phase, Session};
@@ -19,7 +20,9 @@ impl Shard {
         let outcome = match request.op {
             ShardOp::Disconnect { target, reason } => self.disconnect_target(now, &target, reason),
             ShardOp::Subscribe { target, channel } => self.subscribe_target(now, &target, &channel),
-            ShardOp::Unsubscribe { target, channel } => self.unsubscribe_target(now, &target, &channel),
+            ShardOp::Unsubscribe { target, channel } => {
+                self.unsubscribe_target(now, &target, &channel)
+            }
             ShardOp::Revoke(revocation) => self.revoke(now, revocation),
             ShardOp::Connections { user, from_slot, limit } => {
                 self.list_connections(now, user.as_deref(), (from_slot, limit))
@@ -68,10 +71,16 @@ impl Shard {
         ShardOutcome::Affected(ids.len() as u32)
     }
 
-    fn subscribe_target(&mut self, now: Now, target: &Target, channel: &ChannelName) -> ShardOutcome {
+    fn subscribe_target(
+        &mut self,
+        now: Now,
+        target: &Target,
+        channel: &ChannelName,
+    ) -> ShardOutcome {
         let mut affected = 0;
         for id in self.targets(target) {
-            let fresh = self.session(id).is_some_and(|session| session.subscription(channel).is_none());
+            let fresh =
+                self.session(id).is_some_and(|session| session.subscription(channel).is_none());
             let wish = ("", PendingKind::SubscribeByServer, None, None);
             if fresh && self.begin_subscription(now, id, channel, wish).is_ok() {
                 affected += 1;
@@ -89,7 +98,9 @@ impl Shard {
     }
 
     fn revoke(&mut self, now: Now, revocation: Revocation) -> ShardOutcome {
-        self.revocations.apply(revocation, now.unix);
+        if self.revocations.apply(revocation, now.unix) != crate::auth::RevocationOutcome::Stored {
+            self.metrics.revocations_forgotten += 1;
+        }
         let revoked: Vec<ConnectionId> = self
             .sessions()
             .filter(|session| {
@@ -109,7 +120,12 @@ impl Shard {
         ShardOutcome::Affected(revoked.len() as u32)
     }
 
-    fn list_connections(&self, now: Now, user: Option<&str>, (from, limit): (u32, u32)) -> ShardOutcome {
+    fn list_connections(
+        &self,
+        now: Now,
+        user: Option<&str>,
+        (from, limit): (u32, u32),
+    ) -> ShardOutcome {
         let mut matching = self
             .sessions()
             .filter(|session| session.id.slot() >= from)

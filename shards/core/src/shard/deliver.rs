@@ -128,7 +128,12 @@ impl Shard {
     }
 
     /// Publications that waited for the `welcome` of `id`.
-    pub(super) fn release_held(&mut self, now: Now, id: ConnectionId, held: Vec<(u32, Arc<Publication>)>) {
+    pub(super) fn release_held(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        held: Vec<(u32, Arc<Publication>)>,
+    ) {
         let mut slow = Vec::new();
         for (local, publication) in held {
             let Some(channel) = self.hub.get(local) else { continue };
@@ -153,7 +158,12 @@ impl Shard {
     }
 
     /// A join, leave or presence_stats push from the channel's home. Skipped for a client whose outbox is full.
-    pub(super) fn deliver_presence(&mut self, channel: &str, frame: &Bytes, about: Option<ConnectionId>) {
+    pub(super) fn deliver_presence(
+        &mut self,
+        channel: &str,
+        frame: &Bytes,
+        about: Option<ConnectionId>,
+    ) {
         let Some(local) = self.hub.find(channel) else { return };
         let Some(channel) = self.hub.get_mut(local) else { return };
         let subscribers = std::mem::take(&mut channel.subscribers);
@@ -181,7 +191,12 @@ impl Shard {
     }
 
     /// Asks the home for what came after `from`.
-    pub(super) fn begin_repair(&mut self, now: Now, local: u32, (from, found): (StreamPosition, u64)) {
+    pub(super) fn begin_repair(
+        &mut self,
+        now: Now,
+        local: u32,
+        (from, found): (StreamPosition, u64),
+    ) {
         let Some(channel) = self.hub.get(local) else { return };
         let channel = Arc::clone(&channel.name);
         self.metrics.gaps_found += 1;
@@ -231,7 +246,9 @@ impl Shard {
         queue.append(&mut channel.finish_repair());
         let mut whole = true;
         for publication in queue {
-            let Some(position) = self.hub.get(local).and_then(|channel| channel.position) else { return };
+            let Some(position) = self.hub.get(local).and_then(|channel| channel.position) else {
+                return;
+            };
             let same_epoch = publication.position.epoch == position.epoch;
             let offset = publication.position.offset;
             if same_epoch && offset <= position.offset {
@@ -300,7 +317,8 @@ fn hand_over(
         Phase::Attaching(attaching) => {
             attaching.held.push((local, Arc::clone(publication)));
             let bytes = session.outbox.len_bytes();
-            (attaching.held.len() > HELD_MAX).then_some(Handed { bytes, result: PushResult::Overflow })
+            (attaching.held.len() > HELD_MAX)
+                .then_some(Handed { bytes, result: PushResult::Overflow })
         }
         _ => None,
     }

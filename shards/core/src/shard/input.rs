@@ -74,10 +74,8 @@ impl Shard {
 
     fn handle_item(&mut self, now: Now, id: ConnectionId, item: Item<'_>) {
         let Some(session) = self.session_mut(id) else { return };
-        let (echo, closing) = (
-            matches!(session.phase, Phase::Echo),
-            matches!(session.phase, Phase::Closing { .. }),
-        );
+        let (echo, closing) =
+            (matches!(session.phase, Phase::Echo), matches!(session.phase, Phase::Closing { .. }));
         match item {
             Item::Close { code, .. } => self.handle_close_frame(now, id, code),
             _ if closing => {}
@@ -165,14 +163,24 @@ impl Shard {
         false
     }
 
-    fn handle_bad_message(&mut self, now: Now, id: ConnectionId, reply_to: &str, error: CommandError) {
+    fn handle_bad_message(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        reply_to: &str,
+        error: CommandError,
+    ) {
         let limit = self.settings.limits.bad_messages_max;
         let Some(session) = self.session_mut(id) else { return };
         session.bad_messages += 1;
         let too_many = limit > 0 && session.bad_messages > limit;
         let error = match error {
-            CommandError::Invalid(message) => ClientError::new(ErrorCode::InvalidMessageFormat, message),
-            CommandError::UnknownKind => ClientError::new(ErrorCode::NotFound, "unknown message type"),
+            CommandError::Invalid(message) => {
+                ClientError::new(ErrorCode::InvalidMessageFormat, message)
+            }
+            CommandError::UnknownKind => {
+                ClientError::new(ErrorCode::NotFound, "unknown message type")
+            }
         };
         self.reply_error(now, id, reply_to, &error);
         if too_many {
@@ -180,11 +188,18 @@ impl Shard {
         }
     }
 
-    fn handle_command(&mut self, now: Now, id: ConnectionId, envelope: &Envelope<'_>, command: Command<'_>) {
+    fn handle_command(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        envelope: &Envelope<'_>,
+        command: Command<'_>,
+    ) {
         let reply_to = &*envelope.id;
         let ready = self.session(id).is_some_and(crate::session::Session::is_ready);
         if !ready && !matches!(command, Command::Auth(_) | Command::Ping | Command::Pong) {
-            let error = ClientError::new(ErrorCode::AuthenticationFailed, "send `auth` with a token first");
+            let error =
+                ClientError::new(ErrorCode::AuthenticationFailed, "send `auth` with a token first");
             self.reply_error(now, id, reply_to, &error);
             return self.disconnect(now, id, Disconnect::InvalidToken);
         }
@@ -223,7 +238,13 @@ impl Shard {
     }
 
     /// Answers a command with an `error`.
-    pub(super) fn reply_error(&mut self, now: Now, id: ConnectionId, reply_to: &str, error: &ClientError) {
+    pub(super) fn reply_error(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        reply_to: &str,
+        error: &ClientError,
+    ) {
         self.metrics.errors += 1;
         let Some(session) = self.session_mut(id) else { return };
         let serial = session.next_id();

@@ -153,7 +153,9 @@ impl Shard {
             ShardMessage::Presence { .. } => {
                 self.metrics.dropped.add(DropKind::Presence as usize, 1);
             }
-            kept @ (ShardMessage::Request(_) | ShardMessage::Reply(_) | ShardMessage::Control(_)) => {
+            kept @ (ShardMessage::Request(_)
+            | ShardMessage::Reply(_)
+            | ShardMessage::Control(_)) => {
                 self.backlog[target.index()].messages.push_back(kept);
             }
         }

@@ -116,7 +116,8 @@ impl Shard {
         }
         let top = subscribed.top;
         let Some(session) = self.session_mut(id) else { return };
-        let subscription = session.subscription_mut(channel).filter(|s| s.request == pending.request);
+        let subscription =
+            session.subscription_mut(channel).filter(|s| s.request == pending.request);
         let Some(subscription) = subscription else {
             // Unsubscribed meanwhile; the home has been told.
             if pending.kind == PendingKind::Subscribe {

@@ -23,7 +23,12 @@ pub(super) type At<'a> = (ConnectionId, &'a str, Option<&'a str>);
 pub(super) type Wish<'a> = (&'a str, PendingKind, Option<StreamPosition>, Option<ChannelClaims>);
 
 /// Whether `session` may do what `access` guards in `channel`.
-pub(super) fn may(session: &Session, channel: &str, access: Access, permission: Permission) -> bool {
+pub(super) fn may(
+    session: &Session,
+    channel: &str,
+    access: Access,
+    permission: Permission,
+) -> bool {
     let user = &*session.user;
     let rest = channel.split_once(':').map_or("", |(_, rest)| rest);
     let by_rule = match access {
@@ -55,7 +60,10 @@ impl Shard {
             (Some(name), _) => name.into(),
             (None, Some(name)) => name.into(),
             (None, None) => {
-                return Err(ClientError::new(ErrorCode::InvalidMessageFormat, "`channel` is missing"));
+                return Err(ClientError::new(
+                    ErrorCode::InvalidMessageFormat,
+                    "`channel` is missing",
+                ));
             }
         };
         if !proto::is_channel_name(&name, self.settings.limits.channel_name_bytes_max) {
@@ -87,7 +95,12 @@ impl Shard {
         }
     }
 
-    fn try_subscribe(&mut self, now: Now, at: At<'_>, data: SubscribeData) -> Result<(), ClientError> {
+    fn try_subscribe(
+        &mut self,
+        now: Now,
+        at: At<'_>,
+        data: SubscribeData,
+    ) -> Result<(), ClientError> {
         let (id, reply_to, envelope) = at;
         let (channel, _, namespace) = self.resolve(data.channel, envelope)?;
         self.check_in_flight(id)?;
@@ -110,7 +123,12 @@ impl Shard {
             let message = "neither the namespace nor the token allows this subscription";
             return Err(ClientError::new(ErrorCode::PermissionDenied, message));
         }
-        self.begin_subscription(now, id, &channel, (reply_to, PendingKind::Subscribe, recover, token))
+        self.begin_subscription(
+            now,
+            id,
+            &channel,
+            (reply_to, PendingKind::Subscribe, recover, token),
+        )
     }
 
     fn channel_claims(
@@ -132,8 +150,12 @@ impl Shard {
             }
         });
         checked.map_err(|error| match error {
-            AuthError::Expired => ClientError::new(ErrorCode::TokenExpired, "the channel token has expired"),
-            _ => ClientError::new(ErrorCode::PermissionDenied, "the channel token is not acceptable"),
+            AuthError::Expired => {
+                ClientError::new(ErrorCode::TokenExpired, "the channel token has expired")
+            }
+            _ => {
+                ClientError::new(ErrorCode::PermissionDenied, "the channel token is not acceptable")
+            }
         })
     }
 
@@ -210,7 +232,11 @@ impl Shard {
     }
 
     /// Takes a subscription out of the session and the hub; answers what the home must be told.
-    pub(super) fn forget_subscription(&mut self, id: ConnectionId, channel: &str) -> Option<ChannelRequest> {
+    pub(super) fn forget_subscription(
+        &mut self,
+        id: ConnectionId,
+        channel: &str,
+    ) -> Option<ChannelRequest> {
         let session = self.session_mut(id)?;
         let index = session.subscriptions.iter().position(|s| &*s.channel == channel)?;
         let subscription = session.subscriptions.swap_remove(index);

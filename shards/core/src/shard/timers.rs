@@ -20,7 +20,9 @@ impl Shard {
         while let Some((_, key)) = self.timers.poll_expired(now.mono) {
             match key {
                 TimerKey::Connection(id) => self.handle_connection_timer(now, id),
-                TimerKey::Home(key) => self.with_homes(now, |homes, env| homes.handle_timer(env, key)),
+                TimerKey::Home(key) => {
+                    self.with_homes(now, |homes, env| homes.handle_timer(env, key))
+                }
             }
         }
     }
@@ -37,7 +39,8 @@ impl Shard {
     /// Files the connection for the earliest of its deadlines.
     pub(super) fn schedule_session(&mut self, now: Now, id: ConnectionId) {
         let settings = std::sync::Arc::clone(&self.settings);
-        if let Some(at) = self.session(id).and_then(|session| deadline_of(session, &settings, now)) {
+        if let Some(at) = self.session(id).and_then(|session| deadline_of(session, &settings, now))
+        {
             self.touch_timer(id, at);
         }
     }
@@ -92,9 +95,9 @@ impl Shard {
             .as_ref()
             .and_then(|claims| claims.expires_at)
             .is_some_and(|expires_at| expires_at + grace <= now.unix);
-        let silent_since_ping = session
-            .ping_sent_at
-            .is_some_and(|sent| session.last_input <= sent && sent + heartbeat.pong_timeout <= now.mono);
+        let silent_since_ping = session.ping_sent_at.is_some_and(|sent| {
+            session.last_input <= sent && sent + heartbeat.pong_timeout <= now.mono
+        });
         let reason = if session.drain_at.is_some_and(|at| at <= now.mono) {
             Some(Disconnect::Shutdown)
         } else if expired {
@@ -165,7 +168,9 @@ fn deadline_of(session: &Session, settings: &Settings, now: Now) -> Option<Durat
     let idle = session.last_input + heartbeat.idle_timeout;
     match &session.phase {
         Phase::Head(_) => Some(session.opened_at + limits.handshake_timeout),
-        Phase::Unauthenticated | Phase::Attaching(_) => Some(session.opened_at + limits.auth_timeout),
+        Phase::Unauthenticated | Phase::Attaching(_) => {
+            Some(session.opened_at + limits.auth_timeout)
+        }
         Phase::Echo => Some(idle),
         Phase::Closing { deadline } => Some(*deadline),
         Phase::Gone => None,
@@ -181,10 +186,18 @@ fn deadline_of(session: &Session, settings: &Settings, now: Now) -> Option<Durat
                 .map(|sent| sent + heartbeat.pong_timeout);
             let subscriptions = session.subscriptions.iter().filter_map(|s| s.expires_at).min();
             let large_data = session.large_data.as_ref().and_then(|r| r.next_deadline());
-            [Some(idle), Some(session.next_ping_at), expiry, pong, subscriptions, large_data, session.drain_at]
-                .into_iter()
-                .flatten()
-                .min()
+            [
+                Some(idle),
+                Some(session.next_ping_at),
+                expiry,
+                pong,
+                subscriptions,
+                large_data,
+                session.drain_at,
+            ]
+            .into_iter()
+            .flatten()
+            .min()
         }
     }
 }

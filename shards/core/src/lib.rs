@@ -11,6 +11,7 @@ pub mod error;
 pub mod event;
 pub mod history;
 pub mod ids;
+pub mod large_data;
 pub mod message;
 pub mod metrics;
 pub mod outbox;

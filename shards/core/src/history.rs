@@ -183,7 +183,7 @@ mod tests {
             accepted_at: Duration::ZERO,
             json: frame.slice(2..),
             frame,
-            deflated: (offset % 2 == 0).then(|| Bytes::from_static(b"abcd")),
+            deflated: offset.is_multiple_of(2).then(|| Bytes::from_static(b"abcd")),
         })
     }
 
@@ -332,7 +332,9 @@ mod tests {
                     }
                     7 => {
                         history.clear();
-                        all.iter_mut().for_each(|entry| entry.2 = false);
+                        for entry in &mut all {
+                            entry.2 = false;
+                        }
                     }
                     _ => {
                         now += secs(amount);

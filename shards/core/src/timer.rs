@@ -314,7 +314,7 @@ mod tests {
             for (key, step) in steps.into_iter().enumerate() {
                 match step {
                     Step::Schedule(after) => {
-                        let deadline = now + ms(after) - ms(after.min(50)).min(now);
+                        let deadline = (now + ms(after)).saturating_sub(ms(50));
                         wheel.schedule(deadline, key as u32);
                         model.insert(key as u32, (deadline, deadline.max(now) + TICK));
                     }

@@ -3,9 +3,9 @@
 //! Owns a queue in offset order, bounded by number and by age, and knows from which position on it holds everything:
 //! that is what decides whether a client can be given exactly what it missed.
 //!
-//! Invariant: every publication with an offset above `covered` and up to `top` is kept. Removal takes the oldest only.
-//! A publication that was ordered but not kept ([`History::skip`]) moves both to its offset: it can still be paged
-//! around, but no position before it is covered any more.
+//! Invariant: every publication with an offset above `covered` and up to `top` is kept. Removal takes the oldest
+//! only. A publication that was ordered but not kept ([`History::skip`]) moves both to its offset: it can still be
+//! paged around, but no position before it is covered any more.
 //!
 //! It knows nothing of epochs: the owner compares them before asking, and starts with [`History::new`] when offsets
 //! begin anew. An empty history holds no heap.

@@ -4,9 +4,9 @@
 //! Each is checked and decoded when it comes, and hashed as soon as everything before it is there, so that the last
 //! chunk of an orderly transfer costs no more than any other.
 //!
-//! Invariants: [`Reassembly::bytes`] is never above the connection's limit and counts decoded data and the tables that
-//! hold it; a refused chunk changes nothing; nothing is kept of a transfer that is complete, damaged or expired. An idle
-//! connection holds no heap.
+//! Invariants: [`Reassembly::bytes`] is never above the connection's limit and counts decoded data and the tables
+//! that hold it; a refused chunk changes nothing; nothing is kept of a transfer that is complete, damaged or expired.
+//! An idle connection holds no heap.
 //!
 //! It does not know envelopes, and what becomes of received data is for the caller to say.
 

@@ -92,8 +92,8 @@ impl<K: Copy> TimerWheel<K> {
         self.len += 1;
     }
 
-    /// A time before which nothing fires; `None` when nothing is scheduled. Calling [`Self::poll_expired`] at that time
-    /// fires something or moves this time on.
+    /// A time before which nothing fires; `None` when nothing is scheduled. Calling [`Self::poll_expired`] at that
+    /// time fires something or moves this time on.
     pub fn next_deadline(&self) -> Option<Duration> {
         if self.due != NONE {
             return Some(self.entries[self.due as usize].deadline);

@@ -1,12 +1,12 @@
 //! Counters that all shards of a node share: connections and message rates by node, user and address.
 //!
 //! Only atomics, no lock, memory fixed at 2 MiB plus 1 MiB for each of the two message rates once it is limited. The
-//! counts by user and address are count-min sketches: a key has one cell in each of [`ROWS`] rows and its estimate is
+//! counts by user and address are count-min sketches: a key has one cell in each of four rows and its estimate is
 //! the smallest of them. Keyed by a seeded hash, so that a client cannot choose its neighbours.
 //!
-//! Invariants: an estimate is never below the truth, so no limit is passed unseen; every increment is undone by exactly
-//! one decrement. Concurrent callers on different shards may together pass a per-user or per-address limit by at most
-//! one event per shard. The node's own count and the handshake rate are exact.
+//! Invariants: an estimate is never below the truth, so no limit is passed unseen; every increment is undone by
+//! exactly one decrement. Concurrent callers on different shards may together pass a per-user or per-address limit by
+//! at most one event per shard. The node's own count and the handshake rate are exact.
 //!
 //! What it costs is that a key may look busier than it is. With `n` keys of one connection each, a cell holds on
 //! average `n / 65,536` connections of others, and all four rows of a key must hold `k` of them to add `k` to its
@@ -17,9 +17,9 @@
 //! | 10,000 | 4.0e-4 | 1.2e-8 | 9e-14 | below 1e-20 |
 //! | 100,000 | 0.38 | 0.041 | 1.6e-3 | 1.6e-7 |
 //!
-//! So a limit of ten connections refuses a user who holds five with odds of 1.6e-7 at 100,000 users; limits below four
-//! are trustworthy up to some 10,000 users per node. For the rates what counts are only keys that use up their rate:
-//! with 1,000 of them, another key finds all four of its cells used up with odds of 8e-7.
+//! So a limit of ten connections refuses a user who holds five with odds of 1.6e-7 at 100,000 users; limits below
+//! four are trustworthy up to some 10,000 users per node. For the rates what counts are only keys that use up their
+//! rate: with 1,000 of them, another key finds all four of its cells used up with odds of 8e-7.
 //!
 //! Anonymous connections (empty user id) are counted by address and node only.
 
@@ -44,6 +44,11 @@ const ROW_BITS: usize = 16;
 const COUNT_WIDTH: usize = 1 << ROW_BITS;
 /// Cells per row of a rate sketch.
 const RATE_WIDTH: usize = 1 << (ROW_BITS - 1);
+
+/// Sockets that may be open at once: the connections, and some that are plain HTTP or not yet upgraded.
+fn sockets_max(connections_max: u64) -> u64 {
+    connections_max.saturating_add(connections_max / 8 + 16)
+}
 
 /// Hashes under which a connection's messages are counted; made once per session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +89,9 @@ impl Admission {
         }
     }
 
-    /// Counts a new connection. On success [`Self::disconnect`] must follow exactly once. Draining does not refuse it:
-    /// health checks still come in.
+    /// Counts a new connection. On success [`Self::disconnect`] must follow exactly once. Draining does not refuse
+    /// it, and there is some room above `connections_max`: health checks still come in. Whoever upgrades a connection
+    /// compares [`Self::connections`] with the limit itself.
     ///
     /// # Errors
     /// Which limit it would pass; nothing but the handshake rate is counted then.
@@ -98,7 +104,8 @@ impl Admission {
         if self.handshakes.check(now, limits.handshakes).is_err() {
             return Err(RefusalReason::HandshakeRate);
         }
-        let one_more = |open| (open < limits.connections_max).then_some(open + 1);
+        let sockets_max = sockets_max(limits.connections_max);
+        let one_more = |open| (open < sockets_max).then_some(open + 1);
         self.connections
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
             .map_err(|_| RefusalReason::NodeFull)?;

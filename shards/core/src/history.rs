@@ -3,9 +3,9 @@
 //! Owns a queue in offset order, bounded by number and by age, and knows from which position on it holds everything:
 //! that is what decides whether a client can be given exactly what it missed.
 //!
-//! Invariant: every publication with an offset above `covered` and up to `top` is kept. Removal takes the oldest only.
-//! A publication that was ordered but not kept ([`History::skip`]) moves both to its offset: it can still be paged
-//! around, but no position before it is covered any more.
+//! Invariant: every publication with an offset above `covered` and up to `top` is kept. Removal takes the oldest
+//! only. A publication that was ordered but not kept ([`History::skip`]) moves both to its offset: it can still be
+//! paged around, but no position before it is covered any more.
 //!
 //! It knows nothing of epochs: the owner compares them before asking, and starts with [`History::new`] when offsets
 //! begin anew. An empty history holds no heap.
@@ -198,7 +198,7 @@ mod tests {
             accepted_at: Duration::ZERO,
             json: frame.slice(2..),
             frame,
-            deflated: (offset % 2 == 0).then(|| Bytes::from_static(b"abcd")),
+            deflated: offset.is_multiple_of(2).then(|| Bytes::from_static(b"abcd")),
         })
     }
 
@@ -347,7 +347,9 @@ mod tests {
                     }
                     7 => {
                         history.clear();
-                        all.iter_mut().for_each(|entry| entry.2 = false);
+                        for entry in &mut all {
+                            entry.2 = false;
+                        }
                     }
                     _ => {
                         now += secs(amount);

@@ -1,13 +1,13 @@
 //! Bounded unsent bytes of one connection.
 //!
-//! Owns what waits to be sent, in the order it will be sent, and decides what gives way when a slow client lets it fill
-//! up. An empty outbox is eight bytes and no heap.
+//! Owns what waits to be sent, in the order it will be sent, and decides what gives way when a slow client lets it
+//! fill up. An empty outbox is eight bytes and no heap.
 //!
 //! Invariants: publications never lift the unsent bytes above the bound; control items (replies, pings, close) are
-//! never dropped and pass the bound only up to a hard one; publications of one channel keep their order; the item whose
-//! first bytes are with the socket is never moved or removed; every dropped publication is told by a loss marker that
-//! stands where it would have been sent. There is at most one more marker per channel than publications of it, so
-//! markers are bounded too; they count as bytes once they are encoded.
+//! never dropped and pass the bound only up to a hard one; publications of one channel keep their order; the item
+//! whose first bytes are with the socket is never moved or removed; every dropped publication is told by a loss
+//! marker that stands where it would have been sent. There is at most one more marker per channel than publications
+//! of it, so markers are bounded too; they count as bytes once they are encoded.
 //!
 //! It does not encode anything and does not know frames.
 
@@ -162,8 +162,8 @@ impl Outbox {
         inner.losses = 0;
     }
 
-    /// Fills `slices` with unsent bytes in order, at most up to the first marker that is not encoded; answers how many
-    /// were filled.
+    /// Fills `slices` with unsent bytes in order, at most up to the first marker that is not encoded; answers how
+    /// many were filled.
     pub fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let Some(inner) = &self.0 else { return 0 };
         let mut skip = inner.sent;

@@ -92,8 +92,8 @@ impl<K: Copy> TimerWheel<K> {
         self.len += 1;
     }
 
-    /// A time before which nothing fires; `None` when nothing is scheduled. Calling [`Self::poll_expired`] at that time
-    /// fires something or moves this time on.
+    /// A time before which nothing fires; `None` when nothing is scheduled. Calling [`Self::poll_expired`] at that
+    /// time fires something or moves this time on.
     pub fn next_deadline(&self) -> Option<Duration> {
         if self.due != NONE {
             return Some(self.entries[self.due as usize].deadline);
@@ -314,7 +314,7 @@ mod tests {
             for (key, step) in steps.into_iter().enumerate() {
                 match step {
                     Step::Schedule(after) => {
-                        let deadline = now + ms(after) - ms(after.min(50)).min(now);
+                        let deadline = (now + ms(after)).saturating_sub(ms(50));
                         wheel.schedule(deadline, key as u32);
                         model.insert(key as u32, (deadline, deadline.max(now) + TICK));
                     }

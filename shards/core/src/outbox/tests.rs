@@ -212,6 +212,22 @@ fn the_partially_sent_head_stays() {
 }
 
 #[test]
+fn a_partially_sent_head_is_never_superseded() {
+    let latest = |offset, key| keyed(1, offset, SlowPolicy::KeepLatest, Priority::Normal, key);
+    for last_key in [7, 8] {
+        let mut outbox = Outbox::new();
+        outbox.push(bytes(40), latest(1, 7), MAX);
+        outbox.push(bytes(40), latest(2, 7), MAX);
+        outbox.advance(1, |_| panic!("nothing was sent whole"));
+        let (oldest, superseded) = if last_key == 7 { (0, 1) } else { (1, 0) };
+        let result = outbox.push(bytes(40), latest(3, last_key), MAX);
+        assert_eq!(result, dropped(oldest, superseded, false));
+        check(&outbox, "1:1 1:-2-2*1 1:3");
+        assert_eq!(outbox.len_bytes(), 79);
+    }
+}
+
+#[test]
 fn a_marker_grows_until_its_first_byte_is_sent() {
     let encode = |loss: &Loss| Bytes::from(format!("{:02}", loss.count));
     let mut outbox = Outbox::new();

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
 use super::Shard;
@@ -9,7 +11,7 @@ use super::subscribe::{At, may};
 use crate::auth::Permission;
 use crate::error::{ClientError, ErrorCode};
 use crate::ids::ConnectionId;
-use crate::large_data::{Accepted, Reassembly};
+use crate::large_data::{Chunk, LargeDataError, Progress, Reassembly};
 use crate::message::{ChannelName, ChannelOp, HistoryQuery, Publish};
 use crate::proto::command::{HistoryData, LargeDataChunk, PublishData};
 use crate::proto::json::Object;
@@ -198,15 +200,13 @@ impl Shard {
         });
         match result {
             Err(error) => self.reply_error(now, id, reply_to, &error),
-            Ok((_, Accepted::More)) => {}
-            Ok((_, Accepted::ChecksumMismatch { total_size })) => {
-                self.large_data_answer(now, at, &chunk.data_id, ("checksum_mismatch", total_size));
+            Ok((_, Progress::Incomplete { .. })) => {}
+            Ok((_, Progress::ChecksumMismatch { data_id, total_size })) => {
+                self.large_data_answer(now, at, &data_id, ("checksum_mismatch", total_size));
             }
-            Ok((channel, Accepted::Complete { total_size, chunks })) => {
+            Ok((channel, Progress::Received { data_id, total_size, chunks })) => {
                 match self.publish_chunks(now, id, &channel, (&chunk, chunks)) {
-                    Ok(()) => {
-                        self.large_data_answer(now, at, &chunk.data_id, ("received", total_size))
-                    }
+                    Ok(()) => self.large_data_answer(now, at, &data_id, ("received", total_size)),
                     Err(error) => self.reply_error(now, id, reply_to, &error),
                 }
             }
@@ -218,12 +218,17 @@ impl Shard {
         now: Now,
         (id, reply_to, _): At<'_>,
         data_id: &str,
-        (status, total_size): (&str, u64),
+        (status, total_size): (&str, usize),
     ) {
         let Some(session) = self.session_mut(id) else { return };
         let serial = session.next_id();
-        let frame =
-            push::large_data_received(data_id, status, total_size, reply_to, (&serial, now.unix));
+        let frame = push::large_data_received(
+            data_id,
+            status,
+            total_size as u64,
+            reply_to,
+            (&serial, now.unix),
+        );
         self.push_control(id, frame, crate::metrics::MessageKind::Reply);
     }
 
@@ -254,20 +259,22 @@ impl Shard {
         now: Now,
         id: ConnectionId,
         chunk: &LargeDataChunk,
-    ) -> Result<Accepted, ClientError> {
+    ) -> Result<Progress, ClientError> {
         let settings = Arc::clone(&self.settings);
-        let limits = &settings.limits.large_data;
         let shard_bytes = self.large_data_bytes;
         let Some(session) = self.session_mut(id) else { return Err(ClientError::overloaded()) };
         let before = session.large_data.as_ref().map_or(0, |reassembly| reassembly.bytes());
-        if shard_bytes + chunk.chunk_data.len() > limits.shard_bytes_max {
-            let message = "this shard reassembles all the data it may; try again later";
-            return Err(ClientError::new(ErrorCode::Unavailable, message));
-        }
         let reassembly = session.large_data.get_or_insert_with(|| Box::new(Reassembly::new()));
-        let accepted = reassembly.accept(now.mono, chunk, limits);
-        let after = reassembly.bytes();
-        let deadline = reassembly.next_deadline();
+        let chunk = Chunk {
+            data_id: &chunk.data_id,
+            chunk_index: chunk.chunk_index,
+            total_chunks: chunk.total_chunks,
+            chunk_data: &chunk.chunk_data,
+            checksum: &chunk.checksum,
+        };
+        let progress =
+            reassembly.accept(now.mono, &chunk, &settings.limits.large_data, shard_bytes);
+        let (after, deadline) = (reassembly.bytes(), reassembly.next_deadline());
         if reassembly.is_empty() {
             session.large_data = None;
         }
@@ -275,7 +282,7 @@ impl Shard {
         if let Some(deadline) = deadline {
             self.touch_timer(id, deadline);
         }
-        accepted
+        progress.map_err(|error: LargeDataError| ClientError::new(error.code(), error.to_string()))
     }
 
     fn publish_chunks(
@@ -288,13 +295,13 @@ impl Shard {
         let sender = self.sender(id);
         let total = chunks.len() as u64;
         for (index, chunk) in chunks.into_iter().enumerate() {
-            let mut data = Vec::with_capacity(chunk.len() + 192);
+            let mut data = Vec::with_capacity(chunk.len() / 3 * 4 + 192);
             let mut object = Object::begin(&mut data);
             object
                 .str("data_id", &last.data_id)
                 .u64("chunk_index", index as u64 + 1)
                 .u64("total_chunks", total)
-                .str("chunk_data", std::str::from_utf8(&chunk).unwrap_or_default())
+                .str("chunk_data", &STANDARD.encode(&chunk))
                 .str("checksum", &last.checksum);
             object.end();
             let publish = Publish {

@@ -26,9 +26,6 @@ impl Shard {
     /// A socket was accepted. On refusal the caller closes the socket (after writing the plain HTTP answer
     /// [`RefusalReason`] stands for, when the socket is not TLS).
     pub fn open(&mut self, now: Now, peer: Peer) -> Result<ConnectionId, RefusalReason> {
-        if self.admission.is_draining() {
-            return Err(self.count_refusal(RefusalReason::Draining));
-        }
         if let Err(reason) =
             self.admission.try_connect(now.mono, peer.address, &self.settings.limits)
         {
@@ -136,6 +133,9 @@ impl Shard {
             self.refuse_handshake(id, &refusal, RefusalReason::Origin);
             return;
         }
+        if let Some((refusal, reason)) = self.overloaded() {
+            return self.refuse_handshake(id, &refusal, reason);
+        }
         let offer = Offer { subprotocols: &[SUBPROTOCOL], compression: websocket.compression };
         let accepted = match handshake::accept(head, &offer) {
             Ok(accepted) => accepted,
@@ -177,6 +177,24 @@ impl Shard {
             let mut rest = rest;
             self.handle_bytes(now, id, &mut rest);
         }
+    }
+
+    /// Why this node takes no further WebSocket now. Plain HTTP (health checks) is still answered.
+    fn overloaded(&self) -> Option<(Refusal, RefusalReason)> {
+        let retry_after = std::time::Duration::from_secs(1);
+        let refusal = |reason, message| Refusal {
+            retry_after: Some(retry_after),
+            ..Refusal::new(503, reason, message)
+        };
+        if self.admission.is_draining() {
+            let message = "this node is shutting down; connect again to reach another";
+            return Some((refusal("draining", message), RefusalReason::Draining));
+        }
+        if self.admission.connections() > self.settings.limits.connections_max {
+            let message = "this node holds all the connections it may (limits.connections_max)";
+            return Some((refusal("node_full", message), RefusalReason::NodeFull));
+        }
+        None
     }
 
     fn refuse_token(&mut self, id: ConnectionId, error: crate::auth::AuthError) {

@@ -148,15 +148,14 @@ impl Shard {
         let Some(session) = self.session_mut(id) else { return };
         let Some(reassembly) = &mut session.large_data else { return };
         let before = reassembly.bytes();
-        let expired = reassembly.expire(now.mono);
+        let expired: Vec<_> = std::iter::from_fn(|| reassembly.poll_expired(now.mono)).collect();
         let after = reassembly.bytes();
         if reassembly.is_empty() {
             session.large_data = None;
         }
         self.large_data_bytes = self.large_data_bytes.saturating_sub(before - after);
-        for transfer in expired {
-            let status = ("expired", transfer.received_bytes);
-            self.large_data_answer(now, (id, "", None), &transfer.data_id, status);
+        for data_id in expired {
+            self.large_data_answer(now, (id, "", None), &data_id, ("expired", 0));
         }
     }
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gateway_core::admission::Admission;
-use gateway_core::auth::{Authenticator, KeyAlgorithm, KeySet, SigningKey, TokenRules, VerificationKey, mint};
+use gateway_core::auth::{
+    Authenticator, KeyAlgorithm, KeySet, SigningKey, TokenRules, VerificationKey, mint,
+};
 use gateway_core::event::Event;
 use gateway_core::ids::{ConnectionId, ShardId};
 use gateway_core::message::{
@@ -95,7 +97,11 @@ pub fn settings() -> Settings {
             compression_bytes_min: 512,
         },
         auth: AuthSettings {
-            authenticator: Arc::new(Authenticator::new(TokenRules::default(), KeySet::from(keys), None)),
+            authenticator: Arc::new(Authenticator::new(
+                TokenRules::default(),
+                KeySet::from(keys),
+                None,
+            )),
             anonymous: false,
             query_token: true,
             expiry_grace: Duration::from_secs(5),
@@ -299,7 +305,11 @@ impl Node {
     }
 
     /// An operation of the server API on a channel.
-    pub fn api(&mut self, channel: &str, op: ChannelOp) -> Result<ChannelOutcome, gateway_core::error::ClientError> {
+    pub fn api(
+        &mut self,
+        channel: &str,
+        op: ChannelOp,
+    ) -> Result<ChannelOutcome, gateway_core::error::ClientError> {
         self.correlation += 1;
         let origin = Origin::Control(self.correlation);
         let request = ChannelRequest { origin, channel: channel.into(), op };
@@ -444,9 +454,10 @@ impl Node {
         let mut total = 0;
         while total < limit {
             let shard = &mut self.shards[id.shard().index()];
-            let mut slices = [const { IoSlice::new(&[]) }; 16];
+            let mut slices = [IoSlice::new(&[]); 16];
             let count = shard.gather(id, &mut slices);
-            let mut bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
+            let mut bytes: Vec<u8> =
+                slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
             bytes.truncate(limit - total);
             if bytes.is_empty() {
                 break;
@@ -501,7 +512,9 @@ impl Node {
                     state.pings += 1;
                     pongs += usize::from(!state.silent);
                 }
-                Opcode::Close => state.close_code = Some(u16::from_be_bytes([payload[0], payload[1]])),
+                Opcode::Close => {
+                    state.close_code = Some(u16::from_be_bytes([payload[0], payload[1]]))
+                }
                 _ => {}
             }
         }

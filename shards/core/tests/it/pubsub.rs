@@ -10,14 +10,16 @@ fn a_publication_reaches_subscribers_on_every_shard() {
     for home in 0..3 {
         let mut node = Node::new(3);
         let channel = node.channel_on("chat", home);
-        let clients: Vec<_> = (0..3).map(|shard| node.connect(shard, &format!("u{shard}"))).collect();
+        let clients: Vec<_> =
+            (0..3).map(|shard| node.connect(shard, &format!("u{shard}"))).collect();
         for &client in &clients {
             node.subscribe(client, &channel);
         }
         for &client in &clients {
             node.take_all(client);
         }
-        let reply = node.publish(clients[0], &channel, json!({"text": "hi", "n": [1, {"x": null}]}));
+        let reply =
+            node.publish(clients[0], &channel, json!({"text": "hi", "n": [1, {"x": null}]}));
         assert_eq!(reply["data"]["offset"], 1);
         for &client in &clients {
             let message = node.take(client, "message");
@@ -63,8 +65,18 @@ fn permissions_are_checked() {
     check(&mut node, "publish", json!({"channel": "workflow:1", "data": 1}), "PERMISSION_DENIED");
     check(&mut node, "presence", json!({"channel": "chat:1"}), "PERMISSION_DENIED");
     check(&mut node, "history", json!({"channel": "live:1"}), "NOT_FOUND");
-    check(&mut node, "publish", json!({"channel": "chat:1", "data": 1, "type": "welcome"}), "INVALID_MESSAGE_FORMAT");
-    check(&mut node, "publish", json!({"channel": "chat:1", "data": 1, "type": "notification"}), "INVALID_MESSAGE_FORMAT");
+    check(
+        &mut node,
+        "publish",
+        json!({"channel": "chat:1", "data": 1, "type": "welcome"}),
+        "INVALID_MESSAGE_FORMAT",
+    );
+    check(
+        &mut node,
+        "publish",
+        json!({"channel": "chat:1", "data": 1, "type": "notification"}),
+        "INVALID_MESSAGE_FORMAT",
+    );
 }
 
 #[test]

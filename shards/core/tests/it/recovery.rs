@@ -35,8 +35,7 @@ fn exactly_what_was_missed_comes_back() {
     let data: Vec<_> = missed.iter().map(|m| m["data"].as_u64().unwrap()).collect();
     assert_eq!(data, [0, 1, 2, 3, 4]);
     node.publish(b, &channel, json!("live"));
-    let live: Vec<_> =
-        node.take_all(a).into_iter().filter(|m| m["type"] == "message").collect();
+    let live: Vec<_> = node.take_all(a).into_iter().filter(|m| m["type"] == "message").collect();
     assert_eq!(live.len(), 1);
     assert_eq!(live[0]["offset"], 7);
 }

@@ -387,7 +387,12 @@ impl Namespaces {
                 auto_subscribe: AutoSubscribe::User,
                 ..kept("user")
             },
-            Namespace { subscribe: Access::SignedIn, presence: true, ..kept("workflow") },
+            Namespace {
+                subscribe: Access::SignedIn,
+                publish: Access::Token,
+                presence: true,
+                ..kept("workflow")
+            },
             Namespace {
                 subscribe: Access::SignedIn,
                 publish: Access::SignedIn,

@@ -184,6 +184,10 @@ impl<'a> Envelope<'a> {
         if json::depth(text.as_bytes()) > depth_max {
             return Err(invalid(format!("nested deeper than {depth_max} levels")));
         }
+        // Serde would read an array as an object without names.
+        if !is_object(text) {
+            return Err(invalid("not a message envelope: a JSON object is expected".into()));
+        }
         let envelope: Self = serde_json::from_str(text).map_err(|error| {
             invalid(format!("not a message envelope: {}", json::describe(&error)))
         })?;
@@ -230,22 +234,28 @@ impl<'a> Envelope<'a> {
         })
     }
 
-    fn data_text(&self) -> &'a str {
-        self.data.map_or("{}", RawValue::get)
+    fn data_text(&self) -> Result<&'a str, CommandError> {
+        let text = self.data.map_or("{}", RawValue::get);
+        if is_object(text) {
+            Ok(text)
+        } else {
+            Err(CommandError::Invalid("`data` must be a JSON object".into()))
+        }
     }
 
     fn typed<T: serde::de::DeserializeOwned>(&self) -> Result<T, CommandError> {
-        let read = match self.data {
-            Some(raw) => json::read(raw),
-            None => serde_json::from_str("{}").map_err(|error| json::describe(&error)),
-        };
-        read.map_err(|error| CommandError::Invalid(format!("`data`: {error}")))
+        json::read(self.data_text()?)
+            .map_err(|error| CommandError::Invalid(format!("`data`: {error}")))
     }
 
     fn publish(&self) -> Result<PublishData<'a>, CommandError> {
-        serde_json::from_str(self.data_text())
+        serde_json::from_str(self.data_text()?)
             .map_err(|error| CommandError::Invalid(format!("`data`: {}", json::describe(&error))))
     }
+}
+
+fn is_object(text: &str) -> bool {
+    text.trim_start().starts_with('{')
 }
 
 #[cfg(test)]

@@ -102,7 +102,7 @@ fn what_is_no_upgrade_is_handed_over() {
     let client = node.dial(0);
     node.send_raw(client, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /live");
     node.settle();
-    assert_eq!(node.clients[client].head, "handed over 41 bytes");
+    assert_eq!(node.clients[client].head, "handed over 42 bytes");
     assert_eq!(node.admission.connections(), 0);
 }
 

@@ -64,11 +64,13 @@ impl Sim {
         match what {
             6..=25 => {
                 let known = self.clients[index].1.by_channel.get(channel).cloned();
-                let recover = known
-                    .filter(|_| self.random.next_u32() % 2 == 0)
-                    .map(|(offset, epoch)| json!({"offset": offset, "epoch": epoch}));
+                let known = known.filter(|_| self.random.next_u32() % 2 == 0);
+                // The id carries the position asked for: what is still unread when the client asks does not count.
+                let id = known.as_ref().map_or("s".into(), |(offset, _)| format!("s{offset}"));
+                let recover =
+                    known.map(|(offset, epoch)| json!({"offset": offset, "epoch": epoch}));
                 let data = json!({"channel": channel, "recover": recover});
-                self.node.send(client, &json!({"type": "subscribe", "id": "s", "data": data}));
+                self.node.send(client, &json!({"type": "subscribe", "id": id, "data": data}));
             }
             26..=33 => {
                 let data = json!({"channel": channel});
@@ -165,7 +167,9 @@ impl Seen {
                 let top = data["offset"].as_u64().unwrap();
                 let epoch = data["epoch"].as_str().unwrap().to_owned();
                 if data["recovered"] == true {
-                    let (mut at, known) = self.by_channel[&channel].clone();
+                    let (_, known) = self.by_channel[&channel].clone();
+                    let asked = message["reply_to"].as_str().unwrap();
+                    let mut at: u64 = asked[1..].parse().unwrap();
                     assert_eq!(known, epoch, "recovered across epochs; SIM_SEED={seed}");
                     for missed in data["messages"].as_array().unwrap() {
                         at += 1;

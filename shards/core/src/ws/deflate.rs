@@ -120,7 +120,9 @@ pub struct Inflater {
 
 impl fmt::Debug for Inflater {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inflater").field("scratch_capacity", &self.scratch.capacity()).finish()
+        f.debug_struct("Inflater")
+            .field("scratch_capacity", &self.scratch.capacity())
+            .finish_non_exhaustive()
     }
 }
 

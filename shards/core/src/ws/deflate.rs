@@ -16,6 +16,10 @@ const FLUSH_TAIL: [u8; 4] = [0, 0, 0xFF, 0xFF];
 /// Window that the shared deflater uses, as its base-2 logarithm.
 const SERVER_WINDOW_BITS: u8 = 15;
 
+/// Streams that one message may consist of. A sender that ends its stream (BFINAL) may go on with a new one; each
+/// costs a reset, so thousands of empty ones would be an attack.
+const STREAMS_MAX: u32 = 16;
+
 /// Output buffers grow by at least this much.
 const GROWTH_BYTES_MIN: usize = 512;
 
@@ -116,7 +120,9 @@ pub struct Inflater {
 
 impl fmt::Debug for Inflater {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inflater").field("scratch_capacity", &self.scratch.capacity()).finish()
+        f.debug_struct("Inflater")
+            .field("scratch_capacity", &self.scratch.capacity())
+            .finish_non_exhaustive()
     }
 }
 
@@ -172,6 +178,7 @@ fn feed(
     out: &mut Vec<u8>,
     end_max: usize,
 ) -> Result<bool, Disconnect> {
+    let mut streams = 0;
     while !input.is_empty() {
         if out.len() == out.capacity() {
             // One byte more than allowed is enough to tell that there is more.
@@ -189,8 +196,12 @@ fn feed(
         }
         if status == Status::StreamEnd {
             zlib.reset(false);
+            streams += 1;
             if input.is_empty() {
                 return Ok(true);
+            }
+            if streams == STREAMS_MAX {
+                return Err(Disconnect::ProtocolError);
             }
         } else if consumed == 0 && out.len() == out_before {
             return Err(Disconnect::ProtocolError);
@@ -258,5 +269,149 @@ impl Deflater {
         }
         debug_assert!(out.ends_with(&FLUSH_TAIL));
         out.truncate(out.len() - FLUSH_TAIL.len());
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PLAIN: &str =
+        "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+
+    #[test]
+    fn offers() {
+        let with_bits = format!("{PLAIN}; server_max_window_bits=15");
+        let table: &[(&[&str], Option<&str>)] = &[
+            (&["permessage-deflate"], Some(PLAIN)),
+            (&["Permessage-Deflate ; client_max_window_bits"], Some(PLAIN)),
+            (&["permessage-deflate; client_max_window_bits=8"], Some(PLAIN)),
+            (&["permessage-deflate; client_max_window_bits=\"10\""], Some(PLAIN)),
+            (&["permessage-deflate; server_max_window_bits=15"], Some(&with_bits)),
+            (&["permessage-deflate; server_max_window_bits = \"15\""], Some(&with_bits)),
+            (
+                &["permessage-deflate; server_no_context_takeover; client_no_context_takeover"],
+                Some(PLAIN),
+            ),
+            // The next offer of the same or of another header gets its chance.
+            (&["permessage-deflate; server_max_window_bits=8, permessage-deflate"], Some(PLAIN)),
+            (&["x-webkit-deflate-frame", "permessage-deflate"], Some(PLAIN)),
+            (&["foo; a=\"x, permessage-deflate\\\"\", permessage-deflate"], Some(PLAIN)),
+            (&["foo; a=\"x, permessage-deflate\""], None),
+            (&["permessage-deflate; server_max_window_bits=14"], None),
+            (&["permessage-deflate; server_max_window_bits"], None),
+            (&["permessage-deflate; client_max_window_bits=7"], None),
+            (&["permessage-deflate; client_max_window_bits=16"], None),
+            (&["permessage-deflate; client_max_window_bits=08"], None),
+            (&["permessage-deflate; client_max_window_bits=+9"], None),
+            (&["permessage-deflate; client_max_window_bits="], None),
+            (&["permessage-deflate; server_no_context_takeover=1"], None),
+            (&["permessage-deflate; server_no_context_takeover; server_no_context_takeover"], None),
+            (&["permessage-deflate; unknown"], None),
+            (&["permessage-deflate;"], None),
+            (&["permessage-deflate; client_max_window_bits=\"9"], None),
+            (&["", ",", ";", "deflate"], None),
+            (&[], None),
+        ];
+        for (headers, expected) in table {
+            let answer = negotiate(headers.iter().copied()).map(|accepted| accepted.response);
+            assert_eq!(answer.as_deref(), *expected, "{headers:?}");
+        }
+    }
+
+    fn inflate(compressed: &[u8], bytes_max: usize) -> Result<Vec<u8>, Disconnect> {
+        let mut out = Vec::new();
+        Inflater::new().inflate(compressed, &mut out, bytes_max).map(|()| out)
+    }
+
+    #[test]
+    fn examples_of_the_rfc() {
+        let hello = Ok(b"Hello".to_vec());
+        let fixed = [0xF2, 0x48, 0xCD, 0xC9, 0xC9, 0x07, 0x00];
+        assert_eq!(inflate(&fixed, 5), hello);
+        let stored = [0x00, 0x05, 0x00, 0xFA, 0xFF, 0x48, 0x65, 0x6C, 0x6C, 0x6F, 0x00];
+        assert_eq!(inflate(&stored, 5), hello);
+        let with_final_block = [0xF3, 0x48, 0xCD, 0xC9, 0xC9, 0x07, 0x00, 0x00];
+        assert_eq!(inflate(&with_final_block, 5), hello);
+        let two_blocks =
+            [0xF2, 0x48, 0x05, 0x00, 0x00, 0x00, 0xFF, 0xFF, 0xCA, 0xC9, 0xC9, 0x07, 0];
+        assert_eq!(inflate(&two_blocks, 5), hello);
+        assert_eq!(inflate(&[0x00], 0), Ok(Vec::new()));
+        assert_eq!(inflate(&fixed, 4), Err(Disconnect::MessageTooLarge));
+    }
+
+    #[test]
+    fn empty_message_is_one_byte() {
+        let mut out = Vec::new();
+        Deflater::new(6).deflate(b"", &mut out);
+        assert_eq!(out, [0]);
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        assert_eq!(inflate(&[0xFF; 16], 1 << 20), Err(Disconnect::ProtocolError));
+        // A match that reaches back before the start of the message: no window is carried over.
+        let mut inflater = Inflater::new();
+        let mut out = Vec::new();
+        inflater.inflate(&[0xF2, 0x48, 0xCD, 0xC9, 0xC9, 0x07, 0x00], &mut out, 100).unwrap();
+        let reuse_of_window = [0xF2, 0x00, 0x11, 0x00, 0x00];
+        let refused = inflater.inflate(&reuse_of_window, &mut out, 100);
+        assert_eq!(refused, Err(Disconnect::ProtocolError));
+    }
+
+    #[test]
+    fn flood_of_empty_streams_is_refused() {
+        let flood = [0x03, 0x00].repeat(1_000);
+        assert_eq!(inflate(&flood, 1 << 20), Err(Disconnect::ProtocolError));
+        assert_eq!(inflate(&[0x03, 0x00], 1 << 20), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn bomb_is_bounded() {
+        let mut bomb = Vec::new();
+        Deflater::new(9).deflate(&vec![b'a'; 16 << 20], &mut bomb);
+        assert!(bomb.len() < 32 << 10);
+        let mut out = Vec::new();
+        let result = Inflater::new().inflate(&bomb, &mut out, 64 << 10);
+        assert_eq!(result, Err(Disconnect::MessageTooLarge));
+        assert!(out.capacity() <= 256 << 10, "{}", out.capacity());
+    }
+
+    #[test]
+    fn limit_is_exact() {
+        for len in [511, 512, 513, 4_096, 100_000] {
+            let payload: Vec<u8> = (0..len).map(|index: usize| (index / 7) as u8).collect();
+            let mut compressed = Vec::new();
+            Deflater::new(1).deflate(&payload, &mut compressed);
+            assert_eq!(inflate(&compressed, len), Ok(payload), "{len}");
+            assert_eq!(inflate(&compressed, len - 1), Err(Disconnect::MessageTooLarge), "{len}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip_through_shared_state(
+            level in 0_u32..10,
+            messages in proptest::collection::vec(
+                prop_oneof![
+                    proptest::collection::vec(any::<u8>(), 0..2_000),
+                    proptest::collection::vec(0_u8..3, 0..9_000),
+                ],
+                1..6,
+            ),
+        ) {
+            let mut deflater = Deflater::new(level);
+            let mut inflater = Inflater::new();
+            for message in messages {
+                let mut compressed = vec![1, 2, 3];
+                deflater.deflate(&message, &mut compressed);
+                prop_assert_eq!(&compressed[..3], &[1, 2, 3]);
+                let inflated = inflater.inflate_in_place(&compressed[3..], message.len());
+                prop_assert_eq!(inflated.unwrap(), message.as_slice());
+            }
+        }
     }
 }

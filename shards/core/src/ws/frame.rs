@@ -17,6 +17,10 @@ const RSV1: u8 = 0x40;
 const RSV2_RSV3: u8 = 0x30;
 const MASKED: u8 = 0x80;
 
+/// Values of the short length that stand for a length in the next two or eight bytes.
+const LEN_IN_2: u8 = 0x7E;
+const LEN_IN_8: u8 = 0x7F;
+
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -108,10 +112,10 @@ impl Header {
         if self.payload_len <= CONTROL_BYTES_MAX as u64 {
             out.push(masked | self.payload_len as u8);
         } else if let Ok(len) = u16::try_from(self.payload_len) {
-            out.push(masked | 126);
+            out.push(masked | LEN_IN_2);
             out.extend_from_slice(&len.to_be_bytes());
         } else {
-            out.push(masked | 127);
+            out.push(masked | LEN_IN_8);
             out.extend_from_slice(&self.payload_len.to_be_bytes());
         }
         if let Some(mask) = self.mask {
@@ -123,12 +127,12 @@ impl Header {
 /// Payload length and the place after the length field; `extended` begins at byte 2 of the frame.
 fn parse_len(short_len: u8, extended: &[u8]) -> Result<Option<(u64, usize)>, Disconnect> {
     let (len, end, shortest) = match short_len {
-        126 => {
+        LEN_IN_2 => {
             let Some(bytes) = extended.first_chunk::<2>() else { return Ok(None) };
             let len = u64::from(u16::from_be_bytes(*bytes));
             (len, 4, len > CONTROL_BYTES_MAX as u64)
         }
-        127 => {
+        LEN_IN_8 => {
             let Some(bytes) = extended.first_chunk::<8>() else { return Ok(None) };
             let len = u64::from_be_bytes(*bytes);
             (len, 10, len > u64::from(u16::MAX) && len >> 63 == 0)

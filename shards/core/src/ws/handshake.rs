@@ -386,3 +386,181 @@ fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
     }
     String::from_utf8(decoded).ok().map(Cow::Owned)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+    /// An acceptable request with the given request line and further header lines.
+    fn request(line: &str, headers: &str) -> String {
+        format!(
+            "{line}\r\nHost: gateway.example\r\nUpgrade: WebSocket\r\n\
+             Connection: keep-alive, Upgrade\r\n{KEY}Sec-WebSocket-Version: 13\r\n{headers}\r\n"
+        )
+    }
+
+    fn parse(text: &str) -> Result<Option<RequestHead>, Refusal> {
+        RequestHead::parse(text.as_bytes(), 8_192, 64)
+    }
+
+    fn head(text: &str) -> RequestHead {
+        parse(text).unwrap().unwrap()
+    }
+
+    fn try_accept(text: &str) -> Result<Accepted, Refusal> {
+        accept(&head(text), &Offer { subprotocols: &["one", "two"], compression: true })
+    }
+
+    #[test]
+    fn accepts_the_example_of_the_rfc() {
+        let accepted = try_accept(&request("GET /chat HTTP/1.1", "")).unwrap();
+        let response = String::from_utf8(accepted.response).unwrap();
+        assert!(response.starts_with("HTTP/1.1 101 Switching Protocols\r\n"));
+        assert!(response.contains("Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"));
+        assert!(response.ends_with("\r\n\r\n"));
+        assert!(!response.contains("Extensions") && !response.contains("Protocol:"));
+        assert_eq!((accepted.deflate, accepted.protocol), (None, None));
+    }
+
+    #[test]
+    fn negotiates_protocol_and_compression() {
+        let headers = "Sec-WebSocket-Protocol: zero, two\r\nSec-WebSocket-Protocol: one\r\n\
+                       Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
+        let text = request("GET /ws HTTP/1.1", headers);
+        let accepted = try_accept(&text).unwrap();
+        let response = String::from_utf8(accepted.response).unwrap();
+        assert!(response.contains("\r\nSec-WebSocket-Protocol: one\r\n"));
+        assert!(response.contains(
+            "\r\nSec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; \
+             client_no_context_takeover\r\n"
+        ));
+        assert_eq!(accepted.protocol.as_deref(), Some("one"));
+        assert!(accepted.deflate.is_some());
+        let plain = accept(&head(&text), &Offer { subprotocols: &["ONE"], compression: false });
+        let plain = plain.unwrap();
+        assert_eq!((plain.deflate, plain.protocol), (None, None));
+    }
+
+    #[test]
+    fn refusals_of_upgrades() {
+        let good = request("GET /ws HTTP/1.1", "");
+        let table: Vec<(&str, u16, String)> = vec![
+            ("method", 405, good.replace("GET", "POST")),
+            ("http/1.0", 505, good.replace("HTTP/1.1", "HTTP/1.0")),
+            ("target", 400, good.replace("/ws", "*")),
+            ("fragment", 400, good.replace("/ws", "/ws#x")),
+            ("fragment in query", 400, good.replace("/ws", "/ws?a=b#x")),
+            ("no host", 400, good.replace("Host: gateway.example\r\n", "")),
+            ("two hosts", 400, request("GET /ws HTTP/1.1", "HOST: other\r\n")),
+            ("two keys", 400, request("GET /ws HTTP/1.1", KEY)),
+            ("two origins", 400, request("GET /ws HTTP/1.1", "Origin: a\r\nOrigin: b\r\n")),
+            ("body", 400, request("GET /ws HTTP/1.1", "Content-Length: 1\r\n")),
+            ("odd length", 400, request("GET /ws HTTP/1.1", "Content-Length: 00\r\n")),
+            ("chunked", 400, request("GET /ws HTTP/1.1", "Transfer-Encoding: chunked\r\n")),
+            ("no upgrade", 400, good.replace("Upgrade: WebSocket\r\n", "")),
+            ("other upgrade", 400, good.replace("WebSocket\r\n", "h2c\r\n")),
+            ("connection", 400, good.replace("keep-alive, Upgrade", "keep-alive")),
+            ("no version", 426, good.replace("Sec-WebSocket-Version: 13\r\n", "")),
+            ("old version", 426, good.replace("Version: 13", "Version: 8")),
+            ("version list", 426, good.replace("Version: 13", "Version: 13, 8")),
+            ("no key", 400, good.replace(KEY, "")),
+            ("short key", 400, good.replace("dGhlIHNhbXBsZSBub25jZQ==", "AAAA")),
+            ("long key", 400, good.replace("dGhlIHNhbXBsZSBub25jZQ==", "AAAAAAAAAAAAAAAAAAAAAAAA")),
+            ("longer key", 400, good.replace("dGhlIHNhbXBsZSBub25jZQ==", &"A".repeat(64))),
+            (
+                "no base64",
+                400,
+                good.replace("dGhlIHNhbXBsZSBub25jZQ==", "!GhlIHNhbXBsZSBub25jZQ=="),
+            ),
+        ];
+        for (name, status, text) in table {
+            let refusal = try_accept(&text).expect_err(name);
+            assert_eq!(refusal.status, status, "{name}: {refusal:?}");
+        }
+        assert!(try_accept(&request("GET /ws HTTP/1.1", "Content-Length: 0\r\n")).is_ok());
+        let refusal = try_accept(&good.replace("Version: 13", "Version: 8")).unwrap_err();
+        assert!(refusal.extra_headers.contains(&("Sec-WebSocket-Version", "13")));
+    }
+
+    #[test]
+    fn refusals_of_heads() {
+        let table: &[(&str, u16, &[u8])] = &[
+            ("tls hello", 400, &[0x16]),
+            ("empty line first", 400, b"\r\n"),
+            ("space first", 400, b" GET"),
+            ("endless method", 400, &[b'A'; 40]),
+            ("http/2 preface", 400, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+            ("bare line feed", 400, b"GET / HTTP/1.1\nHost: a\n\n"),
+            ("bare carriage return", 400, b"GET / HTTP/1.1\r\nA: b\rHost: a\r\n\r\n"),
+            ("nul", 400, b"GET /\0 "),
+            ("folded header", 400, b"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n"),
+            ("space before colon", 400, b"GET / HTTP/1.1\r\nHost : a\r\n\r\n"),
+            ("no colon", 400, b"GET / HTTP/1.1\r\nHost\r\n\r\n"),
+            ("no version", 400, b"GET /\r\n\r\n"),
+            ("too long", 431, &[b"GET /".as_slice(), &[b'a'; 300]].concat()),
+            ("too many", 431, b"GET / HTTP/1.1\r\nA: a\r\nB: b\r\nC: c\r\nD: d\r\n\r\n"),
+        ];
+        for (name, status, bytes) in table {
+            let refusal = RequestHead::parse(bytes, 256, 3).expect_err(name);
+            assert_eq!(refusal.status, *status, "{name}: {refusal:?}");
+        }
+    }
+
+    #[test]
+    fn every_prefix_waits_for_more() {
+        let text = request("GET /ws?token=a HTTP/1.1", "");
+        for end in 0..text.len() {
+            assert!(parse(&text[..end]).unwrap().is_none(), "{end}");
+        }
+        let with_frames = format!("{text}\u{81}\u{80}");
+        assert_eq!(head(&with_frames).len, text.len());
+    }
+
+    #[test]
+    fn head_limit_is_exact() {
+        let text = request("GET /ws HTTP/1.1", "");
+        let len = text.len();
+        assert!(RequestHead::parse(text.as_bytes(), len, 8).unwrap().is_some());
+        assert_eq!(RequestHead::parse(text.as_bytes(), len - 1, 8).unwrap_err().status, 431);
+        assert!(RequestHead::parse(&text.as_bytes()[..len - 1], len, 8).unwrap().is_none());
+    }
+
+    #[test]
+    fn headers_and_targets() {
+        let text = request(
+            "GET /a%20b?token=x%2By+z&e=%ff&t=%4&%61=1&flag HTTP/1.1",
+            "X-Raw: \u{e9}\r\nAccept: a\r\nACCEPT: b , C\r\n",
+        );
+        let head = head(&text);
+        assert_eq!((&*head.method, &*head.path, head.version), ("GET", "/a%20b", 1));
+        assert_eq!(head.header("x-raw"), Some("\u{e9}"));
+        assert_eq!(head.header("missing"), None);
+        assert_eq!(head.header_all("accept").collect::<Vec<_>>(), ["a", "b , C"]);
+        assert!(head.header_has_token("accept", "c") && !head.header_has_token("accept", "b c"));
+        assert_eq!(head.query_param("token").as_deref(), Some("x+y+z"));
+        assert_eq!(head.query_param("a").as_deref(), Some("1"));
+        assert_eq!(head.query_param("flag").as_deref(), Some(""));
+        for absent in ["e", "t", "missing"] {
+            assert_eq!(head.query_param(absent), None, "{absent}");
+        }
+        assert!(head.is_upgrade());
+        assert!(!format!("{head:?}").contains("token"));
+    }
+
+    #[test]
+    fn absolute_targets() {
+        let table = [
+            ("http://gateway.example/ws?a=b", "/ws", Some("a=b")),
+            ("WSS://gateway.example", "/", None),
+            ("/ws?next=http://other/", "/ws", Some("next=http://other/")),
+            ("*", "*", None),
+        ];
+        for (target, path, query) in table {
+            let head = head(&request(&format!("GET {target} HTTP/1.1"), ""));
+            assert_eq!((&*head.path, head.query.as_deref()), (path, query), "{target}");
+        }
+    }
+}

@@ -4,6 +4,8 @@
 //! are copied only when a frame spans inputs or a message has several fragments. A decoder that holds no part of a
 //! message owns no memory beside itself. Memory follows what has arrived, never an announced length.
 
+#![allow(clippy::mut_mut, reason = "the input is a cursor: a slice that the decoder advances")]
+
 use crate::error::Disconnect;
 use crate::ws::deflate::Inflater;
 use crate::ws::frame::{HEADER_BYTES_MAX, Header, Opcode};

@@ -52,7 +52,9 @@ impl Refusal {
         );
         if let Some(retry_after) = self.retry_after {
             let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
-            out.push_str(&format!("Retry-After: {seconds}\r\n"));
+            out.push_str("Retry-After: ");
+            out.push_str(&seconds.to_string());
+            out.push_str("\r\n");
         }
         for (name, value) in &self.extra_headers {
             out.push_str(name);

@@ -4,6 +4,7 @@
 //! key set, a failure count, a request count), never for a time.
 #![allow(clippy::unwrap_used)]
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -220,6 +221,7 @@ async fn bad_answers_keep_the_old_keys() {
     let (key, other) = (TestKey::new("k"), TestKey::new("other"));
     let symmetric = json!({"keys": [{"kty": "oct", "k": URL_SAFE_NO_PAD.encode([7; 64])}]});
     let server = Server::start(document(&[&key])).await;
+    let elsewhere = Server::start(document(&[&other])).await;
     let store = KeyStore::load(server.source(), eager()).await.unwrap();
     let mut receiver = store.subscribe();
     let _tasks = store.spawn_refresh();
@@ -235,7 +237,7 @@ async fn bad_answers_keep_the_old_keys() {
         Answer::Endless(16 * 1024 + 1),
         Answer::Endless(8 * 1024 * 1024),
         Answer::Redirect(server.url()),
-        Answer::Redirect("http://127.0.0.1:1/jwks.json".to_owned()),
+        Answer::Redirect(elsewhere.url()),
         Answer::Redirect("file:///etc/passwd".to_owned()),
     ] {
         server.set(bad.clone());
@@ -296,6 +298,72 @@ async fn refresh_ends_with_its_handle() {
     let mut tasks = store.spawn_refresh();
     tasks.shutdown().await;
     assert!(tasks.is_empty());
+}
+
+/// A key server with a certificate of its own CA; answers every connection with `body`. Gives its port.
+fn tls_server(ca: &rcgen::Issuer<'_, KeyPair>, body: &str) -> u16 {
+    let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let certificate = params.signed_by(&pair, ca).unwrap();
+    let key = rustls_pki_types::PrivateKeyDer::try_from(pair.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    // Ends with the test process: it only waits for connections.
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut stream = rustls::StreamOwned::new(connection, socket.unwrap());
+            // A client that does not trust the certificate ends the handshake here.
+            if stream.read(&mut [0; 4096]).is_ok_and(|bytes| bytes > 0) {
+                stream.write_all(answer.as_bytes()).unwrap();
+                stream.conn.send_close_notify();
+                stream.flush().unwrap();
+            }
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn https_is_verified_and_a_ca_file_is_trusted() {
+    let key = TestKey::new("k");
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let ca_pem = params.self_signed(&ca_pair).unwrap().pem();
+    let issuer = rcgen::Issuer::new(params, ca_pair);
+    let body = json!({"keys": [key.jwk()]}).to_string();
+    let port = tls_server(&issuer, &body);
+    let source = |host: &str| vec![KeySource::JwksUrl { url: format!("https://{host}:{port}/") }];
+
+    let directory = tempfile::tempdir().unwrap();
+    let ca_file = Some(file(&directory, "ca.pem", ca_pem.as_bytes()));
+    let settings = JwksSettings { ca_file, ..eager() };
+    let store = KeyStore::load(source("127.0.0.1"), settings.clone()).await.unwrap();
+    assert_eq!(key.check(&store.current()), Ok(()), "{:?}", store.status());
+    let store = KeyStore::load(source("localhost"), settings.clone()).await.unwrap();
+    assert!(store.current().is_empty(), "the certificate is for another name");
+    // Without the CA file: refused by the handshake, or already for want of any CA certificate.
+    match KeyStore::load(source("127.0.0.1"), eager()).await {
+        Ok(store) => assert!(store.current().is_empty() && failures(&store) == 1),
+        Err(error) => assert!(matches!(error, KeyLoadError::Client(_)), "{error}"),
+    }
+    let ca_file = Some(file(&directory, "no.pem", b"no certificate"));
+    let error = KeyStore::load(source("127.0.0.1"), JwksSettings { ca_file, ..eager() }).await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("no.pem") && error.contains("CA certificates"), "{error}");
 }
 
 fn file(directory: &tempfile::TempDir, name: &str, content: &[u8]) -> PathBuf {

@@ -417,7 +417,7 @@ async fn errors_name_the_file_and_the_mend() {
     let cases = [
         (pem(missing), "missing.pem", "check that it exists"),
         (pem(file(&directory, "private.pem", private.as_bytes())), "private.pem", "-pubout"),
-        (pem(file(&directory, "huge.pem", &[b'x'; 20_000])), "huge.pem", "larger than 16384"),
+        (pem(file(&directory, "huge.pem", &vec![b'x'; 20_000])), "huge.pem", "larger than 16384"),
         (pem(file(&directory, "empty.pem", b"")), "empty.pem", "PEM"),
         (secret(file(&directory, "short", b"short\n")), "short", "openssl rand"),
         (KeySource::JwksFile { path: file(&directory, "a.json", b"{}") }, "a.json", "`keys`"),

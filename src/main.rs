@@ -1,2 +1,4 @@
 //! gw
+#![allow(dead_code, unused_imports)]
+mod keys;
 fn main() {}

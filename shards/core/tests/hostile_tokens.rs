@@ -496,187 +496,91 @@ fn claims_with(name: &str, value: &str) -> String {
     }
 }
 
-/// Claims of wrong value or type, in tokens with a good signature.
+/// Claims of wrong value or type: name, the error, and the JSON texts that must meet it; an empty text is an absent
+/// claim.
+#[rustfmt::skip]
+const BAD_CLAIMS: &[(&str, AuthError, &[&str])] = &[
+    ("exp", AuthError::Claims, &[
+        "", "null", "true", "\"1800000600\"", "\"\"", "\"never\"", "[]", "[1800000600]", "{}", "-1", "-0", "1e400",
+        "-1e400", "1800000600000", "1e18", "18446744073709551616", "1e308",
+    ]),
+    ("exp", AuthError::Expired, &["0", "1", "1799999970", "1799999969.9", "1.7e9", "0.0", "1e-400"]),
+    ("nbf", AuthError::NotYetValid, &["1800000031", "1800000030.5", "2e9", "253402300799"]),
+    ("nbf", AuthError::Claims, &[
+        "null", "\"0\"", "\"1800000031\"", "-1", "1e400", "[]", "{}", "false", "1800000031000",
+    ]),
+    ("iat", AuthError::NotYetValid, &["1800000031", "3e9"]),
+    ("iat", AuthError::Claims, &["null", "\"now\"", "-5", "1e400", "[1]", "1800000000000"]),
+    ("iss", AuthError::Issuer, &[
+        "", "\"\"", "\"https://evil.test\"", "\"https://issuer.test/\"", "\"HTTPS://ISSUER.TEST\"",
+        "\"https://issuer.test\\u0000\"",
+    ]),
+    ("iss", AuthError::Claims, &["null", "1", "true", "[\"https://issuer.test\"]", "{}"]),
+    ("aud", AuthError::Audience, &[
+        "", "\"\"", "\"other\"", "\"Gateway\"", "\"gateway \"", "[]", "[\"other\"]", "[\"other\",\"gatewa\"]",
+    ]),
+    ("aud", AuthError::Claims, &[
+        "null", "1", "{}", "{\"gateway\":1}", "[1]", "[\"gateway\",1]", "[[\"gateway\"]]", "[null]",
+    ]),
+    ("sub", AuthError::Claims, &[
+        "", "null", "\"\"", "1", "1.5", "true", "[]", "[\"ann\"]", "{\"id\":\"ann\"}", "\"a\\u0000b\"", "\"a\\nb\"",
+        "\"\\u007f\"", "\"\\u0085\"", "\"\\ud800\"",
+    ]),
+    ("jti", AuthError::Claims, &["null", "1", "\"\"", "[]", "\"\\u0000\""]),
+    ("channels", AuthError::Claims, &[
+        "null", "\"a\"", "{}", "[1]", "[\"\"]", "[null]", "[[\"a\"]]", "[\"a\\u0000\"]",
+    ]),
+    ("caps", AuthError::Claims, &[
+        "null", "\"sub\"", "{}", "[1]", "[{}]", "[\"sub\"]", r#"[{"channels":["*"],"allow":["root"]}]"#,
+        r#"[{"channels":["a*b"],"allow":["sub"]}]"#, r#"[{"channels":"*","allow":["sub"]}]"#,
+    ]),
+    ("info", AuthError::Claims, &["null", "1", "\"x\"", "[]", "true"]),
+    ("info", AuthError::Malformed, &[
+        r#"{"a":1,"a":2}"#, r#"{"b":[{"x":1,"\u0078":2}]}"#, r#"{"a":1e400}"#,
+    ]),
+    ("channel", AuthError::Channel, &["\"chat:room-7\"", "null"]),
+    ("other", AuthError::Malformed, &[
+        "NaN", "Infinity", "-Infinity", "01", "0x1", "'a'", "{\"a\":1,\"a\":1}",
+    ]),
+];
+
+/// Whole payloads that are no acceptable JSON object.
+const BAD_PAYLOADS: &[&str] = &[
+    "",
+    "null",
+    "[]",
+    "7",
+    "\"x\"",
+    "{",
+    "{}{}",
+    r#"{"sub":"ann","sub":"root","iss":"https://issuer.test","aud":"gateway","exp":1800000600}"#,
+    r#"{"sub":"ann","s\u0075b":"root","iss":"https://issuer.test","aud":"gateway","exp":1800000600}"#,
+    r#"{"exp":1,"sub":"ann","iss":"https://issuer.test","aud":"gateway","exp":1800000600}"#,
+    r#"{"sub":"ann","iss":"https://issuer.test","aud":"gateway","exp":NaN}"#,
+    r#"{"sub":"ann","iss":"https://issuer.test","aud":"gateway","exp":1800000600,}"#,
+];
+
+/// Bad claims in tokens with a good signature.
 fn bad_claims(list: &mut Hostile) {
-    let long = format!("\"{}\"", "u".repeat(256));
-    let many = format!("[{}]", (0..129).map(|n| format!("\"c{n}\"")).collect::<Vec<_>>().join(","));
-    let big = format!(r#"{{"x":"{}"}}"#, "i".repeat(4 * 1024));
-    let deep = format!("{}{}", "[".repeat(100), "]".repeat(100));
-    let table: &[(&str, AuthError, &[&str])] = &[
-        (
-            "exp",
-            AuthError::Claims,
-            &[
-                "",
-                "null",
-                "true",
-                "\"1800000600\"",
-                "\"\"",
-                "\"never\"",
-                "[]",
-                "[1800000600]",
-                "{}",
-                "-1",
-                "-0",
-                "1e400",
-                "-1e400",
-                "1800000600000",
-                "1e18",
-                "18446744073709551616",
-                "1e308",
-            ],
-        ),
-        (
-            "exp",
-            AuthError::Expired,
-            &["0", "1", "1799999970", "1799999969.9", "1.7e9", "0.0", "1e-400"],
-        ),
-        ("nbf", AuthError::NotYetValid, &["1800000031", "1800000030.5", "2e9", "253402300799"]),
-        (
-            "nbf",
-            AuthError::Claims,
-            &[
-                "null",
-                "\"0\"",
-                "\"1800000031\"",
-                "-1",
-                "1e400",
-                "[]",
-                "{}",
-                "false",
-                "1800000031000",
-            ],
-        ),
-        ("iat", AuthError::NotYetValid, &["1800000031", "3e9"]),
-        ("iat", AuthError::Claims, &["null", "\"now\"", "-5", "1e400", "[1]", "1800000000000"]),
-        (
-            "iss",
-            AuthError::Issuer,
-            &[
-                "",
-                "\"\"",
-                "\"https://evil.test\"",
-                "\"https://issuer.test/\"",
-                "\"HTTPS://ISSUER.TEST\"",
-                "\"https://issuer.test\\u0000\"",
-            ],
-        ),
-        ("iss", AuthError::Claims, &["null", "1", "true", "[\"https://issuer.test\"]", "{}"]),
-        (
-            "aud",
-            AuthError::Audience,
-            &[
-                "",
-                "\"\"",
-                "\"other\"",
-                "\"Gateway\"",
-                "\"gateway \"",
-                "[]",
-                "[\"other\"]",
-                "[\"other\",\"gatewa\"]",
-            ],
-        ),
-        (
-            "aud",
-            AuthError::Claims,
-            &[
-                "null",
-                "1",
-                "{}",
-                "{\"gateway\":1}",
-                "[1]",
-                "[\"gateway\",1]",
-                "[[\"gateway\"]]",
-                "[null]",
-            ],
-        ),
-        (
-            "sub",
-            AuthError::Claims,
-            &[
-                "",
-                "null",
-                "\"\"",
-                "1",
-                "1.5",
-                "true",
-                "[]",
-                "[\"ann\"]",
-                "{\"id\":\"ann\"}",
-                "\"a\\u0000b\"",
-                "\"a\\nb\"",
-                "\"\\u007f\"",
-                "\"\\u0085\"",
-                "\"\\ud800\"",
-                &long,
-            ],
-        ),
-        ("jti", AuthError::Claims, &["null", "1", "\"\"", "[]", "\"\\u0000\"", &long]),
-        (
-            "channels",
-            AuthError::Claims,
-            &[
-                "null",
-                "\"a\"",
-                "{}",
-                "[1]",
-                "[\"\"]",
-                "[null]",
-                "[[\"a\"]]",
-                "[\"a\\u0000\"]",
-                &many,
-            ],
-        ),
-        (
-            "caps",
-            AuthError::Claims,
-            &[
-                "null",
-                "\"sub\"",
-                "{}",
-                "[1]",
-                "[{}]",
-                "[\"sub\"]",
-                r#"[{"channels":["*"],"allow":["root"]}]"#,
-                r#"[{"channels":["a*b"],"allow":["sub"]}]"#,
-                r#"[{"channels":"*","allow":["sub"]}]"#,
-            ],
-        ),
-        ("info", AuthError::Claims, &["null", "1", "\"x\"", "[]", "true", &big]),
-        (
-            "info",
-            AuthError::Malformed,
-            &[r#"{"a":1,"a":2}"#, r#"{"b":[{"x":1,"\u0078":2}]}"#, r#"{"a":1e400}"#],
-        ),
-        ("channel", AuthError::Channel, &["\"chat:room-7\"", "null"]),
-        (
-            "other",
-            AuthError::Malformed,
-            &["NaN", "Infinity", "-Infinity", "01", "0x1", "'a'", "{\"a\":1,\"a\":1}", &deep],
-        ),
-    ];
-    for (name, error, values) in table {
+    let mut add = |name: &str, value: &str, error: AuthError| {
+        let token = issuer().hs256(&claims_with(name, value));
+        let short: String = value.chars().take(40).collect();
+        list.add(format!("{name}: {short:?}"), token, error);
+    };
+    for (name, error, values) in BAD_CLAIMS {
         for value in *values {
-            let token = issuer().hs256(&claims_with(name, value));
-            let short: String = value.chars().take(40).collect();
-            list.add(format!("{name}: {short:?}"), token, *error);
+            add(name, value, *error);
         }
     }
-    for claims in [
-        "",
-        "null",
-        "[]",
-        "7",
-        "\"x\"",
-        "{",
-        "{}{}",
-        r#"{"sub":"ann","sub":"root","iss":"https://issuer.test","aud":"gateway","exp":1800000600}"#,
-        r#"{"sub":"ann","s\u0075b":"root","iss":"https://issuer.test","aud":"gateway","exp":1800000600}"#,
-        r#"{"exp":1,"sub":"ann","iss":"https://issuer.test","aud":"gateway","exp":1800000600}"#,
-        r#"{"sub":"ann","iss":"https://issuer.test","aud":"gateway","exp":NaN}"#,
-        r#"{"sub":"ann","iss":"https://issuer.test","aud":"gateway","exp":1800000600,}"#,
-    ] {
-        list.add(format!("payload {claims:?}"), issuer().hs256(claims), AuthError::Malformed);
+    let long = format!("\"{}\"", "u".repeat(256));
+    let many: Vec<String> = (0..129).map(|n| format!("\"c{n}\"")).collect();
+    add("sub", &long, AuthError::Claims);
+    add("jti", &long, AuthError::Claims);
+    add("channels", &format!("[{}]", many.join(",")), AuthError::Claims);
+    add("info", &format!(r#"{{"x":"{}"}}"#, "i".repeat(4 * 1024)), AuthError::Claims);
+    add("other", &format!("{}{}", "[".repeat(100), "]".repeat(100)), AuthError::Malformed);
+    for payload in BAD_PAYLOADS {
+        list.add(format!("payload {payload:?}"), issuer().hs256(payload), AuthError::Malformed);
     }
     let padded = format!("{GOOD_CLAIMS}{}", " ".repeat(8 * 1024));
     list.add("payload above the limit", issuer().hs256(&padded), AuthError::TooLong);

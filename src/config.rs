@@ -86,11 +86,20 @@ pub struct Config {
     values: Values,
 }
 
-/// A configuration with the origin of each value.
+/// A configuration and what it was made from.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
+    /// Where it came from; files are read again by [`Loaded::reload`].
+    pub sources: Sources,
+}
+
+impl Loaded {
+    /// Reads the same sources again: files as they are now, variables and flags as they were at the start.
+    pub fn reload(&self) -> Result<Self, ConfigErrors> {
+        Config::load(&self.sources)
+    }
 }
 
 impl Config {
@@ -99,7 +108,7 @@ impl Config {
     /// # Errors
     /// All that is wrong, in order of the keys.
     pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
-        load::load(sources).map(|config| Loaded { config })
+        load::load(sources).map(|config| Loaded { config, sources: sources.clone() })
     }
 
     /// Whether this is a developer's machine.

@@ -2,6 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bootstrap;
+pub mod cli;
 pub mod config;
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    cli::run(cli::Cli::parse())
+}

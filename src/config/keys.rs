@@ -13,7 +13,8 @@ use crate::config::sections::{Algorithm, ApiKeySection, Environment};
 use crate::config::value::Value;
 
 /// Signs tokens in development when no key is configured. Known to everybody.
-pub const DEVELOPMENT_JWT_SECRET: &str = "archmesh-development-secret-known-to-everybody";
+pub const DEVELOPMENT_JWT_SECRET: &str =
+    "archmesh-development-secret-known-to-everybody-never-use-it-anywhere-else";
 
 /// API key in development when none is configured. Known to everybody.
 pub const DEVELOPMENT_API_KEY: &str = "archmesh-development-api-key-known-to-everybody";

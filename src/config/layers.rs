@@ -3,6 +3,7 @@
 //! An [`Entry`] is a full key with what was written and where. Nothing is checked against the table here, except that
 //! the shape is one a source can have; the caller parses, and the last entry of a key wins.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::config::toml_source;
 use crate::config::value::Raw;
 
 /// Everything a configuration is made from. Plain data, so that a reload and a test read the same way.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Sources {
     /// Files, the later ones on top.
     pub files: Vec<PathBuf>,
@@ -26,8 +27,19 @@ pub struct Sources {
     pub host: String,
 }
 
+/// Variables and flags may be secret, so only their number is shown.
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources")
+            .field("files", &self.files)
+            .field("variables", &self.variables.len())
+            .field("flags", &self.flags.len())
+            .finish_non_exhaustive()
+    }
+}
+
 /// A value given by flag.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct FlagValue {
     /// Full key.
     pub key: String,
@@ -54,7 +66,7 @@ impl Sources {
 }
 
 /// What a source says about a key.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Entry {
     /// Full key.
     pub key: String,
@@ -81,8 +93,8 @@ pub const FLAT_VARIABLES: &[(&str, &str)] = &[
     ("ALLOWED_ORIGINS", "websocket.origins"),
     ("JWT_SECRET", "auth.secret"),
     ("JWT_ALGORITHM", "auth.algorithm"),
-    ("JWT_ISSUER", "auth.issuer"),
-    ("JWT_AUDIENCE", "auth.audience"),
+    ("JWT_ISSUER", "auth.issuers"),
+    ("JWT_AUDIENCE", "auth.audiences"),
     ("JWT_PUBLIC_KEY_PATH", "auth.public_key_path"),
     ("JWT_JWKS_URL", "auth.jwks_url"),
     ("LOG_LEVEL", "log.level"),

@@ -44,10 +44,14 @@ section! {
         jwks_timeout: Duration = Kind::Duration(100, 60_000), Live;
         /// After a token with an unknown key id made the JWKS be read early: how long further unknown ids do not.
         jwks_retry_interval: Duration = Kind::Duration(1_000, 3_600_000), Live;
-        /// Required `iss`. Unset: not checked.
-        issuer: Option<String> = Kind::Text(256), Live;
-        /// Accepted `aud` values. Empty: not checked.
-        audience: Vec<String> = Kind::List(&Kind::Text(256), 0, 16), Live;
+        /// Accepted `iss` values. Empty: not checked.
+        issuers: Vec<String> = Kind::List(&Kind::Text(256), 0, 16), Live;
+        /// Accepted `aud` values, one of which must be in the token. Empty: not checked.
+        audiences: Vec<String> = Kind::List(&Kind::Text(256), 0, 16), Live;
+        /// Claim with the user id.
+        user_claim: String = Kind::Text(64), Live;
+        /// Length of a token.
+        token_bytes_max: usize = Kind::Size(256, 64 << 10), Live;
         /// Clock difference that `exp`, `nbf` and `iat` may have.
         leeway: Duration = Kind::Duration(0, 300_000), Live;
         /// Whether a token without `exp` is refused.

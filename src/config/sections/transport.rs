@@ -49,14 +49,14 @@ section! {
         /// is the upper bound of the whole node's intent; one mailbox never holds more than 65,536 messages, so that
         /// its memory stays within a few MiB.
         mailbox_messages_max: u32 = Kind::Count(64, 1_000_000), Restart;
+        /// Events the queue from the shards to the control plane holds.
+        control_messages_max: usize = Kind::Count(64, 1_000_000), Restart;
         /// Receive buffers of a shard, shared by all its connections.
         receive_buffers: u16 = Kind::PowerOfTwo(16, 32_768), Restart;
         /// Size of one receive buffer.
         receive_buffer_bytes: usize = Kind::Size(1 << 10, 64 << 10), Restart;
         /// Bytes one connection may bring in during one turn before its receive is paused until the next turn.
         receive_turn_bytes_max: usize = Kind::Size(4 << 10, 16 << 20), Restart;
-        /// Submission entries of a shard's ring.
-        ring_submissions: u32 = Kind::PowerOfTwo(64, 32_768), Restart;
         /// Completion entries of a shard's ring.
         ring_completions: u32 = Kind::PowerOfTwo(1_024, 65_536), Restart;
         /// From a close frame to closing the socket of a peer that does not answer it.

@@ -104,6 +104,9 @@ pub const FLAT_VARIABLES: &[(&str, &str)] = &[
 /// Prefix of the variables that name a key.
 pub const PREFIX: &str = "ARCHMESH__";
 
+/// Keys of the errors that stand for a file without usable content.
+pub const UNREADABLE: [&str; 2] = ["--config", "TOML"];
+
 /// All entries of files, variables and flags, lowest layer first, and what cannot be read.
 pub fn collect(sources: &Sources) -> (Vec<Entry>, Vec<ConfigError>) {
     let mut entries = Vec::new();

@@ -45,6 +45,8 @@ struct Reading {
 /// Reads and checks everything.
 pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
     let (entries, errors) = layers::collect(sources);
+    // Without the content of a broken file, rules between keys would speak of values that are not meant.
+    let complete = !errors.iter().any(|error| layers::UNREADABLE.contains(&error.key.as_str()));
     let mut reading = Reading { errors, ..Reading::default() };
     for error in &reading.errors {
         reading.wrong.insert(error.key.clone());
@@ -77,9 +79,11 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
     }));
     keys::add_development_keys(&mut values);
     let mut config = from_values(values);
-    config.token_keys = keys::token_keys(&config, &config.values, &mut errors);
-    config.api_keys = keys::api_keys(&config, &config.values, &mut errors);
-    checks::check(&config, &config.values, &reading.wrong, &mut errors);
+    if complete {
+        config.token_keys = keys::token_keys(&config, &config.values, &mut errors);
+        config.api_keys = keys::api_keys(&config, &config.values, &mut errors);
+        checks::check(&config, &config.values, &reading.wrong, &mut errors);
+    }
     if errors.is_empty() {
         return Ok(config);
     }

@@ -16,9 +16,7 @@ impl Config {
         Settings {
             node: self.node.name.as_str().into(),
             limits: self.core_limits(),
-            namespaces: Namespaces::new(
-                self.namespaces.iter().map(|(name, section)| section.to_core(name)).collect(),
-            ),
+            namespaces: self.core_namespaces(),
             websocket: WebSocketSettings {
                 path: self.websocket.path.as_str().into(),
                 origins: self.allowed_origins(),
@@ -42,6 +40,12 @@ impl Config {
                 fault_injection: self.diagnostics.fault_injection,
             },
         }
+    }
+
+    fn core_namespaces(&self) -> Namespaces {
+        Namespaces::new(
+            self.namespaces.iter().map(|(name, section)| section.to_core(name)).collect(),
+        )
     }
 
     /// Origins of pages that may connect; also those of CORS.
@@ -111,4 +115,74 @@ impl Config {
 
 fn rate(per_second: u32, burst: u32) -> Rate {
     if per_second == 0 { Rate::UNLIMITED } else { Rate { per_second, burst } }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use gateway_core::settings::{Access, Priority};
+
+    use super::*;
+    use crate::config::Sources;
+
+    fn config(variables: &[(&str, &str)]) -> Config {
+        let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Config::load(&Sources { variables, ..Sources::default() }).unwrap().config
+    }
+
+    #[test]
+    fn limits_carry_the_values() {
+        let config = config(&[
+            ("DEPLOYMENT_SIZE", "enterprise"),
+            ("ARCHMESH__RATE_LIMITS__USER_MESSAGES_PER_SECOND", "7"),
+            ("ARCHMESH__CHANNELS__LAST_SEEN_TTL", "2d"),
+        ]);
+        let limits = config.core_limits();
+        assert_eq!(limits.connections_max, 10_000);
+        assert_eq!(limits.messages_per_user, Rate { per_second: 7, burst: 400 });
+        assert_eq!(limits.messages_per_address, Rate::UNLIMITED);
+        assert_eq!(limits.message_bytes_max, 1 << 20);
+        assert_eq!(limits.last_seen_ttl, Duration::from_secs(2 * 86_400));
+        assert_eq!(limits.large_data.chunk_bytes_max, 64 << 10);
+    }
+
+    #[test]
+    fn namespaces_build_on_the_built_in_ones() {
+        let config = config(&[
+            ("ARCHMESH__NAMESPACES__CHAT__PUBLISH", "signed_in"),
+            ("ARCHMESH__NAMESPACES__USER__PRIORITY", "critical"),
+        ]);
+        let namespaces = config.core_namespaces();
+        let names: Vec<&str> = namespaces.iter().map(|namespace| &*namespace.name).collect();
+        assert_eq!(names, ["user", "workflow", "session", "system", "chat"]);
+        let (_, chat) = namespaces.find("chat:1").unwrap();
+        assert_eq!((chat.publish, chat.subscribe), (Access::SignedIn, Access::Token));
+        let (_, user) = namespaces.find("user:1").unwrap();
+        assert_eq!(
+            (user.priority, user.subscribe, user.history_size),
+            (Priority::Critical, Access::Owner, 100)
+        );
+    }
+
+    #[test]
+    fn built_in_namespaces_survive_the_way_through_the_configuration() {
+        let config = config(&[]);
+        for (built_in, configured) in
+            Namespaces::built_in().iter().zip(config.core_namespaces().iter())
+        {
+            assert_eq!(format!("{built_in:?}"), format!("{configured:?}"));
+        }
+    }
+
+    #[test]
+    fn origins() {
+        assert_eq!(config(&[]).allowed_origins(), AllowedOrigins::Any);
+        let listed =
+            config(&[("ALLOWED_ORIGINS", "https://App.example.com/, https://*.example.org")]);
+        let expected =
+            ["https://app.example.com", "https://*.example.org"].map(Into::into).to_vec();
+        assert_eq!(listed.allowed_origins(), AllowedOrigins::List(expected));
+    }
 }

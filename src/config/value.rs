@@ -357,3 +357,95 @@ pub fn format_duration(duration: Duration) -> String {
         .find(|(factor, _)| ms.is_multiple_of(*factor))
         .map_or_else(|| format!("{ms}ms"), |(factor, unit)| format!("{}{unit}", ms / factor))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(kind: &Kind, text: &str) -> Result<String, String> {
+        kind.parse(&Raw::Text(text.to_owned())).map(|value| value.to_string())
+    }
+
+    fn check(kind: Kind, given: &str, expected: &str) {
+        assert_eq!(text(&kind, given).as_deref(), Ok(expected), "{given}");
+    }
+
+    fn check_refused(kind: Kind, given: &str) {
+        assert!(text(&kind, given).is_err(), "{given} was accepted as {:?}", text(&kind, given));
+    }
+
+    #[test]
+    fn values_are_read_and_shown() {
+        check(Kind::Bool, "YES", "true");
+        check(Kind::Bool, "0", "false");
+        check(Kind::Count(1, 10_000), "10_000", "10000");
+        check(Kind::PowerOfTwo(1, 64), "64", "64");
+        check(Kind::Size(0, 1 << 40), "64KiB", "\"64KiB\"");
+        check(Kind::Size(0, 1 << 40), "1500", "\"1500B\"");
+        check(Kind::Size(0, 1 << 40), "2048 MiB", "\"2GiB\"");
+        check(Kind::Duration(0, 1 << 40), "90s", "\"90s\"");
+        check(Kind::Duration(0, 1 << 40), "3600s", "\"1h\"");
+        check(Kind::Duration(0, 1 << 40), "1500ms", "\"1500ms\"");
+        check(Kind::Duration(0, 1 << 40), "0ms", "\"0s\"");
+        check(Kind::Choice(&["a", "b"]), "b", "\"b\"");
+        check(Kind::Address, "localhost:80", "\"127.0.0.1:80\"");
+        check(Kind::List(&Kind::Address, 1, 4), "[::]:1, 1.2.3.4:5", "[\"[::]:1\", \"1.2.3.4:5\"]");
+        check(Kind::List(&Kind::Count(1, 9), 0, 4), "1,1", "[1, 1]");
+        check(Kind::Origin, "HTTPS://*.Example.com/", "\"https://*.example.com\"");
+        check(Kind::Origin, "capacitor://localhost", "\"capacitor://localhost\"");
+        check(Kind::LogFilter, "info,gateway_engine=debug", "\"info,gateway_engine=debug\"");
+    }
+
+    #[test]
+    fn both_bounds_are_included() {
+        check(Kind::Count(2, 3), "2", "2");
+        check(Kind::Count(2, 3), "3", "3");
+        check_refused(Kind::Count(2, 3), "1");
+        check_refused(Kind::Count(2, 3), "4");
+        check(Kind::Duration(1_000, 2_000), "2s", "\"2s\"");
+        check_refused(Kind::Duration(1_000, 2_000), "2001ms");
+        check_refused(Kind::Duration(1_000, 2_000), "999ms");
+        check_refused(Kind::Size(10, 20), "9");
+        check_refused(Kind::Size(10, 20), "1KiB");
+    }
+
+    #[test]
+    fn what_is_refused() {
+        check_refused(Kind::Bool, "maybe");
+        check_refused(Kind::Count(0, 9), "-1");
+        check_refused(Kind::Count(0, 9), "1.0");
+        check_refused(Kind::Count(0, u64::MAX), "340282366920938463463374607431768211456");
+        check_refused(Kind::PowerOfTwo(1, 64), "48");
+        check_refused(Kind::Size(0, u64::MAX), "18446744073709551615GiB");
+        check_refused(Kind::Size(0, 1 << 40), "1kb");
+        check_refused(Kind::Duration(0, u64::MAX), "30");
+        check_refused(Kind::Duration(0, u64::MAX), "18446744073709551615d");
+        check_refused(Kind::Duration(0, u64::MAX), "s");
+        check_refused(Kind::Address, "example.com:80");
+        check_refused(Kind::Address, "0.0.0.0");
+        check_refused(Kind::UrlPath, "ws");
+        check_refused(Kind::Url, "ftp://x");
+        check_refused(Kind::Text(3), "four");
+        check_refused(Kind::Text(9), "a\nb");
+        check_refused(Kind::LogFilter, "info,=,=");
+        check_refused(Kind::List(&Kind::Address, 1, 4), "");
+        check_refused(Kind::List(&Kind::Address, 1, 1), "1.1.1.1:1,2.2.2.2:2");
+        check_refused(Kind::List(&Kind::Text(9), 0, 4), "a,a");
+        for origin in
+            ["example.com", "https://", "https://*", "https://a/b", "https://a.*.b", "://a", "null"]
+        {
+            check_refused(Kind::Origin, origin);
+        }
+    }
+
+    #[test]
+    fn types_of_a_file_are_not_converted() {
+        assert!(Kind::Bool.parse(&Raw::String("true".to_owned())).is_err());
+        assert!(Kind::Count(0, 9).parse(&Raw::String("1".to_owned())).is_err());
+        assert!(Kind::Count(0, 9).parse(&Raw::Foreign("float")).is_err());
+        assert!(Kind::Text(9).parse(&Raw::Integer(1)).is_err());
+        assert!(Kind::Duration(0, 9_000).parse(&Raw::Integer(1)).is_err());
+        assert!(Kind::List(&Kind::Text(9), 0, 9).parse(&Raw::String("a".to_owned())).is_err());
+        assert_eq!(Kind::Size(0, 9).parse(&Raw::Integer(1)), Ok(Value::Size(1)));
+    }
+}

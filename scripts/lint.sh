@@ -14,7 +14,7 @@ step cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps --locked --quiet
 step cargo test --locked --quiet --test tidy
 if have shellcheck; then
-    step shellcheck --external-sources scripts/*.sh .ci/run
+    step shellcheck scripts/*.sh .ci/run
 else
     say "shellcheck is not installed: skipped (Debian package shellcheck)"
 fi

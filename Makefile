@@ -10,7 +10,7 @@ help: ## List the targets
 run: ## Build in release and start a development gateway (config/dev.toml)
 	@scripts/run.sh dev
 
-run-enterprise: ## Start the enterprise tier on this node, production-like; ENABLE_SSL=false unless SSL_CERT_PATH and SSL_KEY_PATH are given
+run-enterprise: ## Start the enterprise tier on this node, production-like (no TLS without SSL_CERT_PATH and SSL_KEY_PATH)
 	@scripts/run.sh enterprise
 
 test: ## Install what the tests need, then run all of them

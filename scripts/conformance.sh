@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the Autobahn suite against the gateway's diagnostic echo endpoint: all 517 cases on a release build, or with QUICK=1
-# the 337 cases of CI on a development build (the permessage-deflate groups are thinned out, no rule is left untested).
+# Runs the Autobahn suite against the gateway's diagnostic echo endpoint: all 517 cases on a release build, or with
+# QUICK=1 the 337 cases of CI on a development build (fewer sizes and parameters of permessage-deflate).
 # URL=ws://... runs it against an endpoint that is up already. CASES and EXCLUDE narrow the selection.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -16,20 +16,9 @@ scripts/deps-conformance.sh
 url=${URL:-}
 if [ -z "$url" ]; then
     need_toolchain
-    have curl || apt_install "waiting for the gateway" curl
     cargo build --locked --quiet --profile $profile --package archmesh-gateway --bin archmesh
-    port=$(free_port)
-    mkdir -p "$CACHE"
-    log=$CACHE/conformance-gateway.log
-    folder=target/${profile/dev/debug}
-    "$folder/archmesh" serve --config tests/conformance/gateway.toml --set "listen.public=127.0.0.1:$port" >"$log" 2>&1 &
-    gateway=$!
-    trap 'kill "$gateway" 2>/dev/null; wait "$gateway" 2>/dev/null || true' EXIT
-    if ! await_http "http://127.0.0.1:$port/ready" "$gateway" 30; then
-        tail -n 20 "$log" >&2
-        die "the gateway did not become ready"
-    fi
-    url=ws://127.0.0.1:$port/echo
+    start_gateway conformance-gateway.log "target/${profile/dev/debug}/archmesh" --config tests/conformance/gateway.toml
+    url=ws://$GATEWAY/echo
 fi
 
 python3 tests/conformance/autobahn.py "$url" --python "$CACHE/autobahn/python" --report reports/autobahn \

@@ -28,13 +28,15 @@ find_python27() {
 # The mirror that apt uses already, in one-line or deb822 form, without the security archive.
 debian_mirror() {
     grep -rhoE '^(deb|URIs:).*' /etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null |
-        grep -oE 'https?://[^ ]+/debian/?( |$)' | grep -v security | head -n 1 | tr -d ' '
+        grep -oE 'https?://[^ ]+/debian/?( |$)' | grep -v security | head -n 1 | tr -d ' ' || true
 }
 
 unpack_debian_python27() {
-    have apt-get && have dpkg-deb || return 1
     local mirror apt=$folder/apt keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-    mirror=$(debian_mirror) && [ -n "$mirror" ] && [ -f $keyring ] || return 1
+    mirror=$(debian_mirror)
+    if ! have apt-get || ! have dpkg-deb || [ -z "$mirror" ] || [ ! -f $keyring ]; then
+        die "the Autobahn suite needs Python 2.7; install one (for example: pyenv install 2.7.18) or name it in PYTHON27"
+    fi
     say "unpacking Python 2.7 from the packages of Debian 11 into .cache/autobahn (nothing is installed into the system)"
     mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
     echo "deb [signed-by=$keyring] $mirror bullseye main" >"$apt/sources.list"
@@ -53,8 +55,7 @@ mkdir -p "$folder"
 need_python
 libraries=
 if ! python27=$(find_python27); then
-    unpack_debian_python27 ||
-        die "the Autobahn suite needs Python 2.7; install one (for example: pyenv install 2.7.18) or name it in PYTHON27"
+    unpack_debian_python27
     python27=$folder/debian/usr/bin/python2.7
     libraries=$(find "$folder/debian" -name 'libssl.so*' -printf '%h\n' -quit)
     export LD_LIBRARY_PATH=$libraries C_INCLUDE_PATH=$folder/debian/usr/include/python2.7:$folder/debian/usr/include

@@ -54,7 +54,7 @@ mark() {
     cat "$@" | sha256sum >"$stamp"
 }
 
-# need_toolchain: the Rust toolchain must be there; the C compiler of the bundled C parts is installed when missing.
+# need_toolchain: the Rust toolchain must be there; a C compiler for the bundled C parts is installed when missing.
 need_toolchain() {
     have cargo || die "cargo is not installed; install the Rust toolchain (1.88 or newer) first"
     local missing=()
@@ -70,17 +70,24 @@ need_python() {
     fi
 }
 
-# free_port: prints a TCP port of the loopback that is free at this moment.
-free_port() {
-    python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
-}
-
-# await_http URL PID SECONDS: waits until URL answers 200 while process PID lives.
-await_http() {
-    local url=$1 pid=$2 end=$((SECONDS + $3))
-    until curl --silent --fail --max-time 2 --output /dev/null "$url"; do
-        kill -0 "$pid" 2>/dev/null || return 1
-        [ $SECONDS -lt $end ] || return 1
+# start_gateway LOG BINARY ARGUMENT...: starts `archmesh serve` on a free port of the loopback, waits until it is ready, and
+# stops it when the script ends. GATEWAY is then its address without scheme.
+start_gateway() {
+    local log=$CACHE/$1 binary=$2
+    shift 2
+    need_python
+    have curl || apt_install "waiting for the gateway" curl
+    mkdir -p "$CACHE"
+    GATEWAY=127.0.0.1:$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    "$binary" serve --set "listen.public=$GATEWAY" "$@" >"$log" 2>&1 &
+    GATEWAY_PID=$!
+    trap 'kill "$GATEWAY_PID" 2>/dev/null; wait "$GATEWAY_PID" 2>/dev/null || true' EXIT
+    local end=$((SECONDS + 30))
+    until curl --silent --fail --max-time 2 --output /dev/null "http://$GATEWAY/ready"; do
+        if ! kill -0 "$GATEWAY_PID" 2>/dev/null || [ $SECONDS -ge $end ]; then
+            tail -n 20 "$log" >&2
+            die "the gateway did not become ready (log: $log)"
+        fi
         sleep 0.1
     done
 }

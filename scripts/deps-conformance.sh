@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Autobahn suite into .cache/autobahn. It runs on Python 2.7 only, which is taken from, in this order: PYTHON27,
-# pyenv, PATH, the packages of Debian 11, unpacked below .cache/autobahn without installing them. At the end
+# Installs the Autobahn suite into .cache/autobahn. It runs on Python 2.7 only, which is taken from, in this order:
+# PYTHON27, pyenv, PATH, the packages of Debian 11, unpacked below .cache/autobahn without installing them. At the end
 # .cache/autobahn/python runs that interpreter with the suite.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -35,14 +35,14 @@ unpack_debian_python27() {
     local mirror apt=$folder/apt keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     mirror=$(debian_mirror)
     if ! have apt-get || ! have dpkg-deb || [ -z "$mirror" ] || [ ! -f $keyring ]; then
-        die "the Autobahn suite needs Python 2.7; install one (for example: pyenv install 2.7.18) or name it in PYTHON27"
+        die "the Autobahn suite needs Python 2.7; install one (pyenv install 2.7.18) or name it in PYTHON27"
     fi
-    say "unpacking Python 2.7 from the packages of Debian 11 into .cache/autobahn (nothing is installed into the system)"
+    say "unpacking Python 2.7 from packages of Debian 11 into .cache/autobahn (not into the system)"
     mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
     echo "deb [signed-by=$keyring] $mirror bullseye main" >"$apt/sources.list"
     : >"$apt/status"
-    local options=(-o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$apt/lists"
-        -o "Dir::Cache=$apt/cache" -o "Dir::State::status=$apt/status" -o APT::Sandbox::User=)
+    local options=(-o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=-
+        -o "Dir::State::lists=$apt/lists" -o "Dir::Cache=$apt/cache" -o "Dir::State::status=$apt/status" -o APT::Sandbox::User=)
     apt-get "${options[@]}" -qq update
     (cd "$apt" && apt-get "${options[@]}" -qq download "${debian_packages[@]}")
     local package
@@ -63,7 +63,7 @@ fi
 have cc || apt_install "compiling the suite's masking and JSON helpers" gcc libc6-dev
 
 say "installing the Autobahn suite from PyPI into .cache/autobahn, on $python27"
-# virtualenv 20.15.1 is the last one that makes environments for Python 2.7; it runs on Python 3 and brings a pip that fits.
+# virtualenv 20.15.1 is the last one that makes environments for Python 2.7; it runs on Python 3 and brings a fitting pip.
 python3 -m venv "$folder/virtualenv"
 "$folder/virtualenv/bin/pip" install --quiet --disable-pip-version-check 'virtualenv==20.15.1'
 "$folder/virtualenv/bin/virtualenv" --quiet --no-download --python "$python27" "$folder/venv"

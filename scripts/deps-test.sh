@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the foreign clients and tools of the end-to-end tests (tests/it): only what is missing, said before it is done.
+# Installs the foreign clients and tools of the end-to-end tests (tests/it): only what is missing, and says so first.
 #
 # The tests find them by environment variables, and without these at the places in brackets:
 #   ARCHMESH_TEST_PYTHON   Python with PyPI `websockets` [.cache/venv/bin/python]

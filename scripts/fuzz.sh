@@ -2,7 +2,7 @@
 # Runs every target of shards/core/fuzz for FUZZ_SECONDS (default 10) seconds each. FUZZ_TARGET=name runs one.
 #
 # With cargo-fuzz and a nightly toolchain the targets are built with sanitizer coverage, the real fuzzing. Without them
-# each target is built on the stable toolchain and fed by libFuzzer without coverage guidance: blind, but it runs anywhere.
+# each target is built on the stable toolchain and libFuzzer feeds it without coverage guidance: blind, but anywhere.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 

@@ -32,10 +32,11 @@ apt_install() {
     shift
     have apt-get || die "$reason: please install the equivalent of these Debian packages: $*"
     say "installing Debian packages for $reason: $*"
-    # Reading the lists again is needed only when they are missing or older than the packages they name.
-    if ! as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1; then
+    local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends)
+    # The lists are read again only when they are missing or older than the packages they name.
+    if ! as_root "${install[@]}" "$@" >/dev/null 2>&1; then
         as_root apt-get update -qq >/dev/null
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+        as_root "${install[@]}" "$@" >/dev/null
     fi
 }
 
@@ -70,16 +71,21 @@ need_python() {
     fi
 }
 
-# start_gateway LOG BINARY ARGUMENT...: starts `archmesh serve` on a free port of the loopback, waits until it is ready, and
-# stops it when the script ends. GATEWAY is then its address without scheme.
+# free_port: prints a TCP port of the loopback that is free at this moment.
+free_port() {
+    python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+
+# start_gateway LOG BINARY ARGUMENT...: starts `archmesh serve` on a free port of the loopback, waits until it is ready,
+# and stops it when the script ends. GATEWAY is then its address without scheme.
 start_gateway() {
     local log=$CACHE/$1 binary=$2
     shift 2
     need_python
     have curl || apt_install "waiting for the gateway" curl
     mkdir -p "$CACHE"
-    GATEWAY=127.0.0.1:$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-    "$binary" serve --set "listen.public=$GATEWAY" "$@" >"$log" 2>&1 &
+    GATEWAY=127.0.0.1:$(free_port)
+    "$binary" serve --listen "$GATEWAY" "$@" >"$log" 2>&1 &
     GATEWAY_PID=$!
     trap 'kill "$GATEWAY_PID" 2>/dev/null; wait "$GATEWAY_PID" 2>/dev/null || true' EXIT
     local end=$((SECONDS + 30))

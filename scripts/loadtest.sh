@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Loads a gateway with archmesh-loadtest. SIZE is small (default), medium, large or enterprise. With URL=ws://... it loads a
-# gateway that is up already; otherwise it starts one of that size on a free port of the loopback and stops it again.
+# Loads a gateway with archmesh-loadtest. SIZE is small (default), medium, large or enterprise. With URL=ws://... it loads
+# a gateway that is up already; otherwise it starts one of that size on a free port of the loopback and stops it again.
 # Arguments go to the load generator.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the gateway in release and runs it in the foreground. Everything after the tier goes to `archmesh serve`.
-#   run.sh dev          development environment: loopback, no TLS, a built-in key (config/dev.toml over the embedded defaults)
+#   run.sh dev          development environment: loopback, no TLS, a built-in key (config/dev.toml)
 #   run.sh enterprise   production environment, enterprise tier, on this one node
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -30,12 +30,12 @@ enterprise_environment() {
         fi
     fi
     if [ -z "${JWT_SECRET:-}${JWT_PUBLIC_KEY_PATH:-}${JWT_JWKS_URL:-}" ]; then
-        say "no JWT_SECRET, JWT_PUBLIC_KEY_PATH or JWT_JWKS_URL: using a secret of this machine, .cache/enterprise-jwt-secret"
+        say "no JWT_SECRET, JWT_PUBLIC_KEY_PATH or JWT_JWKS_URL: using .cache/enterprise-jwt-secret, made here"
         JWT_SECRET=$(secret enterprise-jwt-secret)
         export JWT_SECRET
     fi
     if [ -z "${API_KEY:-}" ]; then
-        say "no API_KEY: using a key of this machine, .cache/enterprise-api-key"
+        say "no API_KEY: using .cache/enterprise-api-key, made here"
         API_KEY=$(secret enterprise-api-key)
         export API_KEY
     fi

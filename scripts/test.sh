@@ -22,6 +22,6 @@ fi
 if [ "$status" = 0 ]; then
     echo "make test: every test passed ($runner, $((SECONDS - began)) s)"
 else
-    echo "make test: FAILED with status $status ($runner, $((SECONDS - began)) s); the failing tests are named above" >&2
+    echo "make test: FAILED ($runner, status $status, $((SECONDS - began)) s); the failing tests are named above" >&2
 fi
 exit "$status"

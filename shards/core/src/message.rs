@@ -7,7 +7,7 @@
 //! | `Request` from a client's command | refused: the client gets a temporary `UNAVAILABLE` |
 //! | `Request` that releases something (`Unsubscribe`) | kept in the sender's backlog and sent before anything newer |
 //! | `Reply` | kept in the sender's backlog and sent before anything newer |
-//! | `Deliver` | dropped and counted; the receiver is told the top position as soon as there is room and repairs the gap |
+//! | `Deliver` | dropped and counted; the receiver is told the top position when there is room and repairs the gap |
 //! | `Presence` | dropped and counted; presence can be read again by command |
 
 use std::net::IpAddr;

@@ -175,6 +175,7 @@ impl Pump {
     pub(crate) async fn run(mut self, wake: BufferedFile) -> io::Result<()> {
         self.ring.set_notifications(false);
         let mut armed = false;
+        let mut woke = false;
         loop {
             let turned = catch_unwind(AssertUnwindSafe(|| self.measured_turn(armed)));
             let turn = match turned {
@@ -183,7 +184,9 @@ impl Pump {
             };
             match turn {
                 Turn::Busy => {
-                    self.set_armed(&mut armed, false);
+                    // Woken for a single turn's work, a shard is likely to sleep again at once; under load it stays
+                    // awake and spares itself and others the notifications.
+                    self.set_armed(&mut armed, std::mem::take(&mut woke));
                     glommio::yield_if_needed().await;
                 }
                 // Only a turn that began with notifications on may be followed by sleep.
@@ -193,6 +196,7 @@ impl Pump {
                     self.last_busy = None;
                     wake.read_at(0, 8).await.map_err(io::Error::from)?;
                     self.set_armed(&mut armed, false);
+                    woke = true;
                 }
                 Turn::Finished => break,
             }
@@ -283,6 +287,7 @@ impl Pump {
         if mailbox.shutdown.load(Ordering::Acquire) && self.shutdown_until.is_none() {
             self.shutdown_until = Some(self.now.mono + SHUTDOWN_FLUSH_MAX);
             self.close_all();
+            self.stop_waiting();
             busy = true;
         }
         while let Some(correlation) = mailbox.snapshots.pop() {

@@ -157,8 +157,8 @@ impl Shard {
         let rest = received.split_off(head.len.min(received.len()));
         let anonymous = token.is_some_and(|token| token.is_empty()) && settings.auth.anonymous;
         let Some(session) = self.session_mut(id) else { return };
-        session.deflate = accepted.deflate.is_some();
-        session.decoder = Decoder::new(session.deflate);
+        session.deflate = accepted.deflate.as_ref().is_some_and(|deflate| deflate.compress);
+        session.decoder = Decoder::new(accepted.deflate.is_some());
         session.user_agent = head.header("user-agent").map(|text| {
             text.chars().take(USER_AGENT_BYTES_MAX).collect::<String>().into_boxed_str()
         });

@@ -1,4 +1,5 @@
-//! Starts the node. Only the entry point that the command line needs; the start itself is not part of this module yet.
+//! Starts the node. Only the entry point that the command line needs; the start itself is not part of this module
+//! yet.
 
 use std::process::ExitCode;
 

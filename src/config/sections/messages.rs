@@ -148,12 +148,12 @@ section! {
 }
 
 section! {
-    /// Options of every channel whose name begins with the namespace's name and `:`. Written as `[[namespaces]]` with a
-    /// `name`; the same name in a later file changes only the fields it gives. `user`, `workflow`, `session` and
+    /// Options of every channel whose name begins with the namespace's name and `:`. Written as `[[namespaces]]` with
+    /// a `name`; the same name in a later file changes only the fields it gives. `user`, `workflow`, `session` and
     /// `system` are built in and can be changed in the same way.
     "namespaces.*" => NamespaceSection {
-        /// Who may subscribe: `token` = with a capability in the token or a channel token; `owner` = the user whose id
-        /// follows `name:`; `members` = the users listed after `#`; `signed_in` = every connection with a user id;
+        /// Who may subscribe: `token` = with a capability in the token or a channel token; `owner` = the user whose
+        /// id follows `name:`; `members` = the users listed after `#`; `signed_in` = every connection with a user id;
         /// `anyone` = anonymous ones too.
         subscribe: Access = Kind::Choice(Access::NAMES), Live;
         /// Who may publish over a socket. The server API may always.
@@ -234,7 +234,7 @@ section! {
     /// Memory for what channels remember.
     "cache" => CacheSection {
         /// MiB for the histories of all channels of this node. Each shard gets an equal part for the channels it is
-        /// home of, and drops the oldest publications of its least used channels when the part is full.
+        /// home of.
         memory_max_mb: u64 = Kind::Count(16, 1 << 20), Live;
     }
 }

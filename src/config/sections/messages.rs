@@ -136,6 +136,10 @@ section! {
         history_page_max: u32 = Kind::Count(1, 100_000), Live;
         /// Recovered publications in one `subscribed` reply.
         recovery_bytes_max: usize = Kind::Size(4 << 10, 64 << 20), Live;
+        /// Members in one presence answer; counts always cover all.
+        presence_members_max: u32 = Kind::Count(1, 1_000_000), Live;
+        /// Between two `presence_stats` pushes of a channel whose joins and leaves are coalesced.
+        presence_interval: Duration = Kind::Duration(50, 60_000), Live;
         /// How long an idempotency key is remembered.
         idempotency_ttl: Duration = Kind::Duration(1_000, 7 * 86_400_000), Live;
         /// Idempotency keys remembered per channel.

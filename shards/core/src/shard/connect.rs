@@ -1,5 +1,6 @@
 //! From an accepted socket to a WebSocket: admission, request head, handshake.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Shard, Slot};
@@ -169,7 +170,7 @@ impl Shard {
             let limits = &settings.limits;
             self.touch_timer(id, now.mono + limits.handshake_timeout);
         } else if claims.is_some() || anonymous {
-            self.attach(now, id, claims, "", &std::collections::BTreeMap::new());
+            self.attach(now, id, claims, ("", &BTreeMap::new()));
         } else {
             self.touch_timer(id, now.mono + settings.limits.auth_timeout);
         }

@@ -1,2 +1,16 @@
-//! gw
-fn main() {}
+//! The `archmesh` binary: parses the command line and runs one command.
+
+#![forbid(unsafe_code)]
+
+pub mod bootstrap;
+pub mod cli;
+pub mod config;
+mod keys;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    cli::run(cli::Cli::parse())
+}

@@ -7,7 +7,7 @@
 //! | `Request` from a client's command | refused: the client gets a temporary `UNAVAILABLE` |
 //! | `Request` that releases something (`Unsubscribe`) | kept in the sender's backlog and sent before anything newer |
 //! | `Reply` | kept in the sender's backlog and sent before anything newer |
-//! | `Deliver` | dropped and counted; the receiver is told the top position as soon as there is room and repairs the gap |
+//! | `Deliver` | dropped and counted; the receiver is told the top position when there is room and repairs the gap |
 //! | `Presence` | dropped and counted; presence can be read again by command |
 
 use std::net::IpAddr;
@@ -29,6 +29,11 @@ pub type ChannelName = Arc<str>;
 pub struct Epoch(pub [u8; 8]);
 
 impl Epoch {
+    /// "Whatever the epoch is": what a client that has never seen one sends, with offset 0.
+    pub const ANY: Self = Self([0; 8]);
+    /// An epoch that never exists: what text that cannot be an epoch is read as.
+    pub const NONE: Self = Self(*b"--------");
+
     /// As on the wire.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or("")
@@ -158,7 +163,7 @@ pub enum ChannelOp {
     PresenceStats,
     /// Read publications.
     History(HistoryQuery),
-    /// Forget all publications; the epoch changes.
+    /// Forget all publications; the position stays, so a client that missed some is told so.
     HistoryRemove,
     /// Online state of a user; asked of `user:{id}`.
     UserStatus,
@@ -177,8 +182,10 @@ pub struct Publish {
     pub key: Option<Box<str>>,
     /// Publishing again with the same key within the idempotency window answers the first position.
     pub idempotency_key: Option<Box<str>>,
-    /// Deliver without keeping it in the history.
+    /// Deliver once and forget: no place in the stream, no history, no gap detection.
     pub skip_history: bool,
+    /// Takes a place in the stream but is not kept in the history (chunks of large transfers).
+    pub transient: bool,
     /// JSON text of the envelope's `sender` object, when known.
     pub sender: Option<Bytes>,
     /// Extra envelope fields as JSON members without braces (`"session_id":"..."`), when any.
@@ -241,7 +248,14 @@ pub enum ChannelOutcome {
     /// To `Subscribe`.
     Subscribed(Subscribed),
     /// To `Presence`.
-    Presence(Vec<(ConnectionId, Member)>),
+    Presence {
+        /// The first members, up to the configured limit.
+        members: Vec<(ConnectionId, Member)>,
+        /// All connections.
+        clients: u32,
+        /// Distinct user ids.
+        users: u32,
+    },
     /// To `PresenceStats`.
     PresenceStats {
         /// Connections.

@@ -196,6 +196,8 @@ pub struct ShardMetrics {
     pub errors: u64,
     /// Caught panics.
     pub panics: u64,
+    /// Revocations that were not kept, or pushed another out, because the table is full.
+    pub revocations_forgotten: u64,
     /// Channels with this shard as home.
     pub channels: u64,
     /// Local subscriptions.
@@ -248,6 +250,7 @@ impl ShardMetrics {
             gaps_repaired: 0,
             errors: 0,
             panics: 0,
+            revocations_forgotten: 0,
             channels: 0,
             subscriptions: 0,
             outbox_bytes: 0,

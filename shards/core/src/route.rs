@@ -14,6 +14,11 @@ pub fn home_shard(channel: &str, shards: u16, hash_seed: u64) -> ShardId {
     ShardId(((u128::from(hash) * u128::from(shards.max(1))) >> 64) as u16)
 }
 
+/// Hash of a publisher's key within one process; never 0, which stands for "no key".
+pub fn keyed_hash(key: &str, hash_seed: u64) -> u64 {
+    FixedState::with_seed(hash_seed).hash_one(key).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -69,6 +69,14 @@ pub struct Limits {
     pub recovery_bytes_max: usize,
     /// Publications in one recovery or history page.
     pub history_page_max: u32,
+    /// Publications kept in the histories of one shard, in bytes; over it the oldest go first.
+    pub history_bytes_max: usize,
+    /// Members in one presence answer; counts always cover all.
+    pub presence_members_max: u32,
+    /// Between two `presence_stats` pushes of a channel whose joins and leaves are coalesced.
+    pub presence_interval: Duration,
+    /// From our close frame to closing the socket when the client does not answer or read.
+    pub close_timeout: Duration,
     /// Client messages per second of one connection.
     pub messages_per_connection: Rate,
     /// Client messages per second of one user on this node.
@@ -344,16 +352,21 @@ impl Namespace {
 /// Index of a namespace in [`Namespaces`]; stable until the next reload.
 pub type NamespaceIndex = u16;
 
+/// Index of no namespace: that of a channel whose namespace a reload has removed.
+pub const NAMESPACE_REMOVED: NamespaceIndex = NamespaceIndex::MAX;
+
 /// All namespaces, found by channel name.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Namespaces {
     list: Vec<Namespace>,
+    removed: Namespace,
 }
 
 impl Namespaces {
     /// Takes the list as configured; names are unique.
     pub fn new(list: Vec<Namespace>) -> Self {
-        Self { list }
+        let removed = Namespace { subscribe: Access::Nobody, ..Namespace::closed("") };
+        Self { list, removed }
     }
 
     /// The namespaces `user`, `workflow`, `session` and `system` of the product's contract.
@@ -374,7 +387,12 @@ impl Namespaces {
                 auto_subscribe: AutoSubscribe::User,
                 ..kept("user")
             },
-            Namespace { subscribe: Access::SignedIn, presence: true, ..kept("workflow") },
+            Namespace {
+                subscribe: Access::SignedIn,
+                publish: Access::Token,
+                presence: true,
+                ..kept("workflow")
+            },
             Namespace {
                 subscribe: Access::SignedIn,
                 publish: Access::SignedIn,
@@ -397,6 +415,11 @@ impl Namespaces {
             .iter()
             .position(|namespace| &*namespace.name == name)
             .map(|index| (index as NamespaceIndex, &self.list[index]))
+    }
+
+    /// The namespace at `index`; one that allows nothing when a reload has removed it.
+    pub fn get(&self, index: NamespaceIndex) -> &Namespace {
+        self.list.get(usize::from(index)).unwrap_or(&self.removed)
     }
 
     /// All namespaces in configured order.

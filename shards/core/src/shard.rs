@@ -1,16 +1,55 @@
 //! One shard: its connections, its hub and the channels it is home of.
+//!
+//! The driver calls `handle_*` with what happened and takes wishes with [`Shard::poll_output`]; bytes to send are read
+//! with [`Shard::gather`]. A shard never waits: what must not be lost when another shard's mailbox is full is kept in a
+//! backlog (see [`crate::message`] for what that is).
 
+mod authenticate;
+mod close;
+mod commands;
+mod connect;
+mod control;
+mod deliver;
+mod input;
+mod mail;
+mod replies;
+mod subscribe;
+mod timers;
+
+use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::admission::Admission;
+use crate::auth::{Revocations, TokenCache};
+use crate::home::{HomeKey, Homes};
+use crate::hub::Hub;
 use crate::ids::{ConnectionId, ShardId};
-use crate::message::ShardMessage;
-use crate::metrics::{RefusalReason, ShardMetrics};
+use crate::metrics::{MessageKind, ShardMetrics};
+use crate::outbox::{Class, PushResult};
 use crate::output::Output;
-use crate::settings::{Peer, Settings};
+use crate::proto::reply::ReplyHead;
+use crate::random::Random;
+use crate::session::Session;
+use crate::settings::Settings;
 use crate::time::Now;
+use crate::timer::TimerWheel;
+use crate::ws::deflate::{Deflater, Inflater};
+
+use mail::Backlog;
+
+/// Resolution and reach of the timer wheel.
+const TIMER_TICK: Duration = Duration::from_millis(50);
+const TIMER_SLOTS: usize = 1024;
+
+/// Revoked users and token ids that a shard remembers.
+const REVOCATIONS_MAX: usize = 100_000;
+
+/// How long a user's revocation is remembered: longer than any sensible token lives.
+const USER_REVOCATION_RETENTION: Duration = Duration::from_secs(30 * 86_400);
 
 /// What a shard is made from.
 #[derive(Debug)]
@@ -29,105 +68,228 @@ pub struct ShardInit {
     pub admission: Arc<Admission>,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum TimerKey {
+    Connection(ConnectionId),
+    Home(HomeKey),
+}
+
+#[derive(Debug)]
+struct Slot {
+    generation: u32,
+    session: Option<Box<Session>>,
+}
+
 /// The whole data plane of one shard.
 #[derive(Debug)]
-pub struct Shard;
+pub struct Shard {
+    id: ShardId,
+    shards: u16,
+    hash_seed: u64,
+    settings: Arc<Settings>,
+    admission: Arc<Admission>,
+    /// The empty text, shared by sessions that have no user or id yet.
+    nobody: Arc<str>,
+    random: Random,
+    metrics: ShardMetrics,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    hub: Hub,
+    homes: Homes,
+    timers: TimerWheel<TimerKey>,
+    dirty: VecDeque<ConnectionId>,
+    outputs: VecDeque<Output>,
+    backlog: Vec<Backlog>,
+    inflater: Inflater,
+    deflater: Deflater,
+    revocations: Revocations,
+    token_cache: TokenCache,
+    outbox_bytes: usize,
+    large_data_bytes: usize,
+    /// Time of the newest input.
+    now: Now,
+    /// Upper bound of the reconnect delay that clients are told while the node drains.
+    reconnect_delay_max: Duration,
+}
 
 impl Shard {
     /// An empty shard.
-    pub fn new(_init: ShardInit) -> Self {
-        unimplemented!()
+    pub fn new(init: ShardInit) -> Self {
+        let settings = init.settings;
+        Self {
+            id: init.id,
+            shards: init.shards,
+            hash_seed: init.hash_seed,
+            admission: init.admission,
+            random: Random::new(init.seed),
+            metrics: ShardMetrics::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            hub: Hub::new(init.hash_seed),
+            homes: Homes::new(init.hash_seed),
+            timers: TimerWheel::new(TIMER_TICK, TIMER_SLOTS),
+            dirty: VecDeque::new(),
+            outputs: VecDeque::new(),
+            backlog: (0..init.shards).map(|_| Backlog::default()).collect(),
+            inflater: Inflater::new(),
+            deflater: Deflater::new(settings.websocket.compression_level),
+            revocations: Revocations::new(REVOCATIONS_MAX, USER_REVOCATION_RETENTION),
+            token_cache: TokenCache::new(
+                settings.limits.token_cache_entries_max as usize,
+                init.hash_seed,
+                settings.auth.authenticator.rules().leeway,
+            ),
+            outbox_bytes: 0,
+            large_data_bytes: 0,
+            now: Now { mono: Duration::ZERO, unix: Duration::ZERO },
+            reconnect_delay_max: Duration::ZERO,
+            nobody: "".into(),
+            settings,
+        }
     }
 
-    /// A socket was accepted. On refusal the caller closes the socket (after writing the plain HTTP answer
-    /// [`RefusalReason`] stands for, when the socket is not TLS).
-    pub fn open(&mut self, _now: Now, _peer: Peer) -> Result<ConnectionId, RefusalReason> {
-        unimplemented!()
+    fn session(&self, id: ConnectionId) -> Option<&Session> {
+        let slot = self.slots.get(id.slot() as usize)?;
+        if slot.generation != id.generation() {
+            return None;
+        }
+        slot.session.as_deref()
     }
 
-    /// Plain (decrypted) bytes arrived. They may be changed in place (unmasking).
-    pub fn handle_bytes(&mut self, _now: Now, _id: ConnectionId, _bytes: &mut [u8]) {
-        unimplemented!()
+    fn session_mut(&mut self, id: ConnectionId) -> Option<&mut Session> {
+        let slot = self.slots.get_mut(id.slot() as usize)?;
+        if slot.generation != id.generation() {
+            return None;
+        }
+        slot.session.as_deref_mut()
     }
 
-    /// The TLS handshake of the connection failed; the caller will close it.
-    pub fn handle_tls_failure(&mut self, _now: Now, _id: ConnectionId) {
-        unimplemented!()
-    }
-
-    /// The socket is gone (closed by us, by the peer, or handed over) and no completion for it is outstanding: the
-    /// slot may be used again. Called exactly once per connection; an id of an earlier generation is ignored.
-    pub fn handle_closed(&mut self, _now: Now, _id: ConnectionId) {
-        unimplemented!()
-    }
-
-    /// A panic was caught while this connection was handled: forget what can be forgotten of it. An `Abort` output follows.
-    pub fn handle_panic(&mut self, _now: Now, _id: ConnectionId) {
-        unimplemented!()
+    fn session_ids(&self) -> Vec<ConnectionId> {
+        self.slots.iter().filter_map(|slot| slot.session.as_ref()).map(|s| s.id).collect()
     }
 
     /// Takes the next connection whose outbox has something to send; each is given once until new bytes are added.
     pub fn next_dirty(&mut self) -> Option<ConnectionId> {
-        unimplemented!()
+        while let Some(id) = self.dirty.pop_front() {
+            let Some(session) = self.session_mut(id) else { continue };
+            session.dirty = false;
+            if session.outbox.has_losses() {
+                self.encode_losses(id);
+            }
+            return Some(id);
+        }
+        None
     }
 
     /// Fills `slices` with the head of the connection's outbox, in order; answers how many were filled.
-    pub fn gather<'a>(&'a self, _id: ConnectionId, _slices: &mut [IoSlice<'a>]) -> usize {
-        unimplemented!()
+    pub fn gather<'a>(&'a self, id: ConnectionId, slices: &mut [IoSlice<'a>]) -> usize {
+        self.session(id).map_or(0, |session| session.outbox.gather(slices))
     }
 
     /// Unsent bytes of the connection.
-    pub fn unsent_bytes(&self, _id: ConnectionId) -> usize {
-        unimplemented!()
+    pub fn unsent_bytes(&self, id: ConnectionId) -> usize {
+        self.session(id).map_or(0, |session| session.outbox.len_bytes())
     }
 
     /// The first `bytes` bytes of the outbox are with the socket (or the TLS layer).
-    pub fn handle_sent(&mut self, _now: Now, _id: ConnectionId, _bytes: usize) {
-        unimplemented!()
+    pub fn handle_sent(&mut self, now: Now, id: ConnectionId, bytes: usize) {
+        let Some(slot) = self.slots.get_mut(id.slot() as usize) else { return };
+        if slot.generation != id.generation() {
+            return;
+        }
+        let Some(session) = slot.session.as_deref_mut() else { return };
+        let before = session.outbox.len_bytes();
+        let metrics = &mut self.metrics;
+        session.outbox.advance(bytes, |class| {
+            if let Class::Publication { accepted_at, .. } = class {
+                metrics.delivered(now.mono.saturating_sub(*accepted_at));
+            }
+        });
+        let sent = before - session.outbox.len_bytes();
+        self.outbox_bytes -= sent;
     }
 
-    /// A message from the mailbox.
-    pub fn handle_message(&mut self, _now: Now, _message: ShardMessage) {
-        unimplemented!()
+    fn mark_dirty(&mut self, id: ConnectionId) {
+        if let Some(session) = self.session_mut(id)
+            && !session.dirty
+        {
+            session.dirty = true;
+            self.dirty.push_back(id);
+        }
     }
 
-    /// `message` did not fit into the mailbox of `target`.
-    pub fn handle_refused(&mut self, _now: Now, _target: ShardId, _message: ShardMessage) {
-        unimplemented!()
+    /// Queues a frame that is never dropped. A client that lets even those pile up is closed.
+    fn push_control(&mut self, id: ConnectionId, frame: Bytes, kind: MessageKind) {
+        let hard_max = self.settings.limits.outbox_bytes_max * 2;
+        let bytes = frame.len();
+        let Some(session) = self.session_mut(id) else { return };
+        if matches!(session.phase, crate::session::Phase::Gone) {
+            return;
+        }
+        let result = session.outbox.push_control(frame, hard_max);
+        if matches!(result, PushResult::Overflow) {
+            self.outputs.push_back(Output::Abort { id });
+            return;
+        }
+        session.messages_out += 1;
+        self.outbox_bytes += bytes;
+        self.metrics.messages_out.add(kind as usize, 1);
+        self.metrics.message_bytes_out += bytes as u64;
+        self.mark_dirty(id);
     }
 
-    /// Offers what was kept because of full mailboxes once more; call it once a turn before `poll_output`.
-    pub fn retry_backlog(&mut self, _now: Now) {
-        unimplemented!()
+    /// Queues a reply built from the head of the next id.
+    fn reply(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        reply_to: &str,
+        build: impl FnOnce(&ReplyHead<'_>, &Settings) -> Bytes,
+    ) {
+        let Some(session) = self.session_mut(id) else { return };
+        let serial = session.next_id();
+        let deflate = session.deflate;
+        let head = ReplyHead { reply_to, id: &serial, unix: now.unix };
+        let mut frame = build(&head, &self.settings);
+        if deflate && frame.len() >= self.settings.websocket.compression_bytes_min {
+            let header = crate::proto::encode::header_bytes(&frame);
+            if let Some(smaller) =
+                crate::proto::encode::deflated_text_frame(&mut self.deflater, &frame[header..])
+            {
+                frame = smaller;
+            }
+        }
+        self.push_control(id, frame, MessageKind::Reply);
     }
 
-    /// Whether anything waits for room in a mailbox: then the caller must not park for long (1 ms).
-    pub fn has_backlog(&self) -> bool {
-        unimplemented!()
-    }
-
-    /// When `handle_deadline` wants to be called.
-    pub fn next_deadline(&self) -> Option<Duration> {
-        unimplemented!()
-    }
-
-    /// Runs everything that is due.
-    pub fn handle_deadline(&mut self, _now: Now) {
-        unimplemented!()
-    }
-
-    /// Next wish of the shard.
+    /// Takes the next wish of the shard.
     pub fn poll_output(&mut self) -> Option<Output> {
-        unimplemented!()
+        loop {
+            match self.outputs.pop_front()? {
+                Output::Send { target, message } if self.is_backed_up(target) => {
+                    self.refuse(target, message);
+                }
+                output => return Some(output),
+            }
+        }
+    }
+
+    /// When [`Self::handle_deadline`] wants to be called.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.timers.next_deadline()
     }
 
     /// Counters; gauges in it are brought up to date by this call.
     pub fn metrics(&mut self) -> &ShardMetrics {
-        unimplemented!()
+        self.homes.measure(&mut self.metrics);
+        self.metrics.subscriptions = self.hub.live;
+        self.metrics.outbox_bytes = self.outbox_bytes as u64;
+        self.metrics.large_data_bytes = self.large_data_bytes as u64;
+        &self.metrics
     }
 
     /// Counters for the driver to add to (drops of messages it could not deliver, TLS failures).
     pub fn metrics_mut(&mut self) -> &mut ShardMetrics {
-        unimplemented!()
+        &mut self.metrics
     }
 }

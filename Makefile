@@ -1,0 +1,54 @@
+# Short verbs; the logic is in scripts/ and in Rust. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+.PHONY: help run run-enterprise test lint fmt bench loadtest conformance fuzz docker clean deps-test deps-conformance lint-tools audit
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: ## Build in release and start a development gateway (config/dev.toml)
+	@scripts/run.sh dev
+
+run-enterprise: ## Start the enterprise tier on this node, production-like (no TLS without SSL_CERT_PATH and SSL_KEY_PATH)
+	@scripts/run.sh enterprise
+
+test: ## Install what the tests need, then run all of them
+	@scripts/test.sh
+
+lint: ## Formatting, clippy, rustdoc, scripts, dependency policy and the tidy check
+	@scripts/lint.sh
+
+fmt: ## Format the Rust code
+	cargo fmt --all
+
+bench: ## Run the criterion benchmarks (BENCH=name for one)
+	cargo bench --workspace $(if $(BENCH),--bench $(BENCH))
+
+loadtest: ## Load a gateway (SIZE=small|medium|large|enterprise, URL=ws://... for one that runs already)
+	@scripts/loadtest.sh
+
+conformance: ## Autobahn suite, all 517 cases (QUICK=1: the 337 of CI)
+	@scripts/conformance.sh
+
+fuzz: ## Run every fuzz target for FUZZ_SECONDS (10) seconds
+	@scripts/fuzz.sh
+
+docker: ## Build the container image archmesh-gateway
+	docker build --tag archmesh-gateway .
+
+clean: ## Remove build output, reports and everything the helpers installed into this folder
+	cargo clean
+	rm -rf .cache reports tests/clients/node_modules shards/core/fuzz/target
+
+deps-test: ## Install the foreign clients and tools of the end-to-end tests
+	@scripts/deps-test.sh
+
+deps-conformance: ## Install the Autobahn suite
+	@scripts/deps-conformance.sh
+
+lint-tools: ## Install cargo-machete and cargo-deny (compiles both, some minutes)
+	@scripts/lint-tools.sh
+
+audit: ## Check the dependencies against the RustSec advisories (reads its database over the network)
+	cargo deny check advisories

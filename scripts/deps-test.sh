@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Installs the foreign clients and tools of the end-to-end tests (tests/it): only what is missing, and says so first.
+#
+# The tests find them by environment variables, and without these at the places in brackets:
+#   ARCHMESH_TEST_PYTHON   Python with PyPI `websockets` [.cache/venv/bin/python]
+#   ARCHMESH_TEST_NODE     Node.js; npm `ws` is in tests/clients/node_modules [node in PATH]
+#   CHROMIUM               a Chromium or Chrome binary [chromium, chromium-browser or google-chrome in PATH]
+#   PROMTOOL               promtool, from the Debian package `prometheus` [promtool in PATH, .cache/bin/promtool]
+#   CURL                   curl [curl in PATH]
+# `deps-test.sh --env` prints these as shell exports.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+find_chromium() {
+    local name
+    for name in "${CHROMIUM:-chromium}" chromium chromium-browser google-chrome google-chrome-stable; do
+        command -v "$name" 2>/dev/null && return
+    done
+    return 1
+}
+
+print_env() {
+    printf 'export ARCHMESH_TEST_PYTHON=%q\n' "$CACHE/venv/bin/python"
+    printf 'export ARCHMESH_TEST_NODE=%q\n' "$(command -v node)"
+    printf 'export CHROMIUM=%q\n' "$(find_chromium)"
+    printf 'export PROMTOOL=%q\n' "$(command -v promtool || echo "$CACHE/bin/promtool")"
+    printf 'export CURL=%q\n' "$(command -v curl)"
+}
+
+install_system_packages() {
+    local missing=()
+    have curl || missing+=(curl)
+    find_chromium >/dev/null || missing+=(chromium)
+    have node || missing+=(nodejs)
+    have npm || missing+=(npm)
+    [ ${#missing[@]} = 0 ] || apt_install "the end-to-end tests" "${missing[@]}"
+}
+
+# promtool alone: installing the package would start a Prometheus server on machines with systemd.
+install_promtool() {
+    if have promtool || [ -x "$CACHE/bin/promtool" ]; then return; fi
+    have dpkg-deb || die "the metrics test needs promtool; please install Prometheus"
+    say "unpacking promtool from the Debian package prometheus into .cache/bin"
+    local folder
+    folder=$(mktemp -d)
+    (
+        cd "$folder"
+        apt-get download -qq -o APT::Sandbox::User= prometheus 2>/dev/null ||
+            { as_root apt-get update -qq && apt-get download -qq -o APT::Sandbox::User= prometheus; }
+        dpkg-deb --extract prometheus_*.deb .
+    )
+    install -D "$folder/usr/bin/promtool" "$CACHE/bin/promtool"
+    rm -rf "$folder"
+}
+
+install_node_clients() {
+    local inputs=(tests/clients/package.json tests/clients/package-lock.json)
+    if [ -d tests/clients/node_modules/ws ] && fresh npm.stamp "${inputs[@]}"; then return; fi
+    say "installing the npm package ws into tests/clients/node_modules"
+    (cd tests/clients && npm ci --silent --no-audit --no-fund)
+    mark npm.stamp "${inputs[@]}"
+}
+
+install_python_clients() {
+    local inputs=(tests/clients/requirements.txt)
+    if [ -x "$CACHE/venv/bin/python" ] && fresh pip.stamp "${inputs[@]}"; then return; fi
+    say "installing the PyPI package websockets into .cache/venv"
+    python3 -m venv --clear "$CACHE/venv"
+    "$CACHE/venv/bin/pip" install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
+    mark pip.stamp "${inputs[@]}"
+}
+
+if [ "${1:-}" = --env ]; then
+    print_env
+    exit
+fi
+need_python
+install_system_packages
+install_promtool
+install_node_clients
+install_python_clients

@@ -1,0 +1,308 @@
+//! Channels that this shard is home of: the single writer of their streams.
+//!
+//! A home assigns offsets, keeps history and presence, encodes each publication once and says which shards get it.
+//! It knows neither sockets nor sessions: what must be sent is handed back as [`Effect`]s.
+
+mod apply;
+mod budget;
+mod channel;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::quality::FixedState;
+use hashbrown::HashMap;
+
+use crate::ids::ShardId;
+use crate::message::{ChannelInfo, ChannelName, ChannelReply, ShardMessage};
+use crate::metrics::ShardMetrics;
+use crate::random::Random;
+use crate::settings::Settings;
+use crate::time::Now;
+use crate::ws::deflate::Deflater;
+
+use budget::HistoryBudget;
+use channel::HomeChannel;
+
+/// Shards per node: the width of the interest sets.
+pub const SHARDS_MAX: u16 = 256;
+
+/// What a home wants done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Give a message to a shard, perhaps this one.
+    Send(ShardId, ShardMessage),
+    /// Answer the one who asked.
+    Reply(ChannelReply),
+    /// Call [`Homes::handle_timer`] with this key at that monotonic time.
+    Timer(Duration, HomeKey),
+}
+
+/// Index of a home channel with the generation of the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HomeKey {
+    index: u32,
+    generation: u32,
+}
+
+/// What a home needs from its shard while it handles something.
+#[derive(Debug)]
+pub struct HomeEnv<'a> {
+    /// Now.
+    pub now: Now,
+    /// Configuration.
+    pub settings: &'a Settings,
+    /// Random stream of the shard.
+    pub random: &'a mut Random,
+    /// Counters of the shard.
+    pub metrics: &'a mut ShardMetrics,
+    /// Compressor of the shard.
+    pub deflater: &'a mut Deflater,
+    /// Receives what must be done.
+    pub effects: &'a mut Vec<Effect>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    generation: u32,
+    channel: Option<HomeChannel>,
+}
+
+/// All channels with this shard as home.
+#[derive(Debug)]
+pub struct Homes {
+    seed: u64,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    by_name: HashMap<ChannelName, u32, FixedState>,
+    budget: HistoryBudget,
+    last_seen: LastSeen,
+}
+
+impl Homes {
+    /// None yet; `seed` keys the hashes.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_name: HashMap::with_hasher(FixedState::with_seed(seed)),
+            budget: HistoryBudget::default(),
+            last_seen: LastSeen::new(seed),
+        }
+    }
+
+    fn channel_mut(&mut self, index: u32) -> Option<&mut HomeChannel> {
+        self.slots.get_mut(index as usize)?.channel.as_mut()
+    }
+
+    fn key(&self, index: u32) -> HomeKey {
+        HomeKey { index, generation: self.slots[index as usize].generation }
+    }
+
+    fn find(&self, name: &str) -> Option<u32> {
+        self.by_name.get(name).copied()
+    }
+
+    /// Index of the channel, made when it is new; `None` when the shard holds all the channels it may.
+    fn find_or_create(&mut self, env: &mut HomeEnv<'_>, name: &ChannelName) -> Option<u32> {
+        if let Some(index) = self.find(name) {
+            return Some(index);
+        }
+        if self.by_name.len() >= env.settings.limits.channels_per_shard_max as usize {
+            return None;
+        }
+        let channel = HomeChannel::new(Arc::clone(name), env);
+        let index = if let Some(index) = self.free.pop() {
+            self.slots[index as usize].channel = Some(channel);
+            index
+        } else {
+            self.slots.push(Slot { generation: 0, channel: Some(channel) });
+            self.slots.len() as u32 - 1
+        };
+        self.by_name.insert(Arc::clone(name), index);
+        env.metrics.channels = self.by_name.len() as u64;
+        Some(index)
+    }
+
+    /// Something that was asked for with [`Effect::Timer`] is due.
+    pub fn handle_timer(&mut self, env: &mut HomeEnv<'_>, key: HomeKey) {
+        if self.slots.get(key.index as usize).is_none_or(|slot| slot.generation != key.generation) {
+            return;
+        }
+        let now = env.now;
+        let Some(channel) = self.channel_mut(key.index) else { return };
+        channel.timer_at = None;
+        let (_, freed) = channel.history.expire(now.mono);
+        self.budget.freed(freed);
+        let Some(channel) = self.channel_mut(key.index) else { return };
+        if channel.presence.as_ref().is_some_and(|p| p.flush_at.is_some_and(|at| at <= now.mono)) {
+            channel.push_presence_stats(env);
+        }
+        let idle_ttl = env.settings.limits.channel_idle_ttl;
+        if channel.is_idle() && channel.used_at + idle_ttl <= now.mono {
+            self.remove(env, key.index);
+            return;
+        }
+        self.schedule(env, key.index);
+    }
+
+    /// Asks for the next timer of the channel unless an earlier one is on its way.
+    fn schedule(&mut self, env: &mut HomeEnv<'_>, index: u32) {
+        let key = self.key(index);
+        let idle_ttl = env.settings.limits.channel_idle_ttl;
+        let Some(channel) = self.channel_mut(index) else { return };
+        let idle = channel.is_idle().then_some(channel.used_at + idle_ttl);
+        let flush = channel.presence.as_ref().and_then(|presence| presence.flush_at);
+        let wanted = [channel.history.next_expiry(), idle, flush].into_iter().flatten().min();
+        let Some(at) = wanted else { return };
+        if channel.timer_at.is_none_or(|scheduled| at < scheduled) {
+            channel.timer_at = Some(at);
+            env.effects.push(Effect::Timer(at, key));
+        }
+    }
+
+    fn remove(&mut self, env: &mut HomeEnv<'_>, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        if let Some(channel) = slot.channel.take() {
+            slot.generation = slot.generation.wrapping_add(1);
+            self.budget.freed(channel.history.bytes());
+            self.by_name.remove(&channel.name);
+            self.free.push(index);
+            env.metrics.channels = self.by_name.len() as u64;
+        }
+    }
+
+    /// `Deliver`s of `channel` to `shard` were dropped: remember to tell it the top.
+    pub fn note_lagging(&mut self, channel: &str, shard: ShardId) {
+        if let Some(index) = self.find(channel)
+            && let Some(channel) = self.channel_mut(index)
+        {
+            channel.lagging.insert(shard);
+        }
+    }
+
+    /// The `Behind` message for a channel with a lagging `shard`, if it still has subscribers there.
+    pub fn take_behind(&mut self, channel: &ChannelName, shard: ShardId) -> Option<ShardMessage> {
+        let index = self.find(channel)?;
+        let home = self.channel_mut(index)?;
+        home.lagging.remove(shard);
+        home.interest
+            .contains(shard)
+            .then(|| ShardMessage::Behind { channel: Arc::clone(channel), top: home.position })
+    }
+
+    /// Settings have changed: look every namespace up again.
+    pub fn reconfigure(&mut self, settings: &Settings) {
+        for channel in self.slots.iter_mut().filter_map(|slot| slot.channel.as_mut()) {
+            channel.namespace = channel::namespace_of(&channel.name, settings);
+        }
+    }
+
+    /// Channels whose name begins with `prefix`, at most `limit`.
+    pub fn list(&self, prefix: &str, limit: usize) -> Vec<ChannelInfo> {
+        self.slots
+            .iter()
+            .filter_map(|slot| slot.channel.as_ref())
+            .filter(|channel| channel.name.starts_with(prefix) && !channel.is_idle())
+            .take(limit)
+            .map(HomeChannel::info)
+            .collect()
+    }
+
+    /// Brings the gauges of `metrics` up to date.
+    pub fn measure(&self, metrics: &mut ShardMetrics) {
+        metrics.channels = self.by_name.len() as u64;
+        let channels = self.slots.iter().filter_map(|slot| slot.channel.as_ref());
+        metrics.history_publications = channels.map(|c| c.history.len() as u64).sum();
+        metrics.history_bytes = self.budget.bytes() as u64;
+    }
+}
+
+/// When users were last online, by the home of their user channel. Bounded: the one gone longest is forgotten first.
+#[derive(Debug)]
+struct LastSeen {
+    by_user: indexmap::IndexMap<ChannelName, Duration, FixedState>,
+}
+
+impl LastSeen {
+    fn new(seed: u64) -> Self {
+        Self { by_user: indexmap::IndexMap::with_hasher(FixedState::with_seed(seed)) }
+    }
+
+    /// `channel` is the user's own channel.
+    fn note(&mut self, channel: &ChannelName, now: Now, settings: &Settings) {
+        let max = settings.limits.last_seen_max as usize;
+        if max == 0 {
+            return;
+        }
+        self.by_user.swap_remove(channel);
+        if self.by_user.len() >= max {
+            // The front is old, though not always the oldest after earlier swaps: good enough for a bounded memory.
+            self.by_user.swap_remove_index(0);
+        }
+        self.by_user.insert(Arc::clone(channel), now.unix);
+    }
+
+    fn get(&self, channel: &str, now: Now, settings: &Settings) -> Option<Duration> {
+        let seen = *self.by_user.get(channel)?;
+        (now.unix.saturating_sub(seen) <= settings.limits.last_seen_ttl).then_some(seen)
+    }
+}
+
+/// A set of shards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardSet([u64; SHARDS_MAX as usize / 64]);
+
+impl ShardSet {
+    /// Adds a shard.
+    pub fn insert(&mut self, shard: ShardId) {
+        self.0[shard.index() / 64] |= 1 << (shard.index() % 64);
+    }
+
+    /// Removes a shard.
+    pub fn remove(&mut self, shard: ShardId) {
+        self.0[shard.index() / 64] &= !(1 << (shard.index() % 64));
+    }
+
+    /// Whether it is in the set.
+    pub fn contains(&self, shard: ShardId) -> bool {
+        self.0[shard.index() / 64] & (1 << (shard.index() % 64)) != 0
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+
+    /// How many are.
+    pub fn len(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// Members in ascending order.
+    pub fn iter(self) -> impl Iterator<Item = ShardId> {
+        self.0.into_iter().enumerate().flat_map(|(index, word)| {
+            std::iter::successors(Some(word), |rest| Some(rest & rest.wrapping_sub(1)))
+                .take_while(|rest| *rest != 0)
+                .map(move |rest| ShardId(index as u16 * 64 + rest.trailing_zeros() as u16))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shard_sets_list_their_members() {
+        let mut set = ShardSet::default();
+        for shard in [0u16, 63, 64, 255] {
+            set.insert(ShardId(shard));
+        }
+        set.remove(ShardId(63));
+        assert_eq!(set.iter().map(|s| s.0).collect::<Vec<_>>(), [0, 64, 255]);
+        assert_eq!(set.len(), 3);
+        assert!(!set.is_empty() && set.contains(ShardId(64)) && !set.contains(ShardId(63)));
+    }
+}

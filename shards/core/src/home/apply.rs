@@ -1,0 +1,298 @@
+//! Operations on a home channel: one function each, all answered through [`Effect::Reply`].
+
+use std::sync::Arc;
+
+use super::{Effect, HomeEnv, Homes};
+use crate::error::{ClientError, ErrorCode};
+use crate::history::History;
+use crate::ids::ConnectionId;
+use crate::message::{
+    ChannelName, ChannelOp, ChannelOutcome, ChannelReply, ChannelRequest, Delivery, Epoch,
+    HistoryQuery, Origin, Publication, Publish, ShardMessage, StreamPosition, Subscribe,
+    Subscribed,
+};
+use crate::presence::Presence;
+use crate::settings::AutoSubscribe;
+
+type Outcome = Result<ChannelOutcome, ClientError>;
+
+impl Homes {
+    /// Handles a request to a channel whose home this is.
+    pub fn apply(&mut self, env: &mut HomeEnv<'_>, request: ChannelRequest) {
+        let ChannelRequest { origin, channel, op } = request;
+        let outcome = match op {
+            ChannelOp::Unsubscribe { connection, last, compression } => {
+                self.unsubscribe(env, &channel, connection, (last, compression));
+                return;
+            }
+            ChannelOp::Publish(publish) => self.publish(env, &channel, &publish, origin),
+            ChannelOp::Subscribe(subscribe) => self.subscribe(env, &channel, &subscribe, origin),
+            ChannelOp::Presence => self.presence(env, &channel),
+            ChannelOp::PresenceStats => Ok(self.presence_stats(&channel)),
+            ChannelOp::History(query) => self.history(env, &channel, query),
+            ChannelOp::HistoryRemove => self.history_remove(env, &channel),
+            ChannelOp::UserStatus => Ok(self.user_status(env, &channel)),
+        };
+        env.effects.push(Effect::Reply(ChannelReply { origin, channel, outcome }));
+    }
+
+    fn open(&mut self, env: &mut HomeEnv<'_>, name: &ChannelName) -> Result<u32, ClientError> {
+        self.find_or_create(env, name).ok_or_else(|| {
+            ClientError::new(
+                ErrorCode::LimitExceeded,
+                "this node holds all the channels it may (limits.channels_per_shard_max)",
+            )
+        })
+    }
+
+    fn publish(
+        &mut self,
+        env: &mut HomeEnv<'_>,
+        name: &ChannelName,
+        publish: &Publish,
+        origin: Origin,
+    ) -> Outcome {
+        let index = self.open(env, name)?;
+        let (seed, key) = (self.seed, self.key(index));
+        let Some(channel) = self.channel_mut(index) else { return Err(ClientError::overloaded()) };
+        channel.used_at = env.now.mono;
+        if let Some(idempotency_key) = publish.idempotency_key.as_deref()
+            && let Some(position) = channel.published_before(env, idempotency_key)
+        {
+            return Ok(ChannelOutcome::Published(position));
+        }
+        let mut publication = channel.encode(env, publish, seed);
+        if let (true, Origin::Connection { id, .. }) = (publish.no_echo, origin) {
+            publication.sender = Some(id);
+        }
+        let position = publication.position;
+        let publication = Arc::new(publication);
+        if let Some(idempotency_key) = publish.idempotency_key.as_deref() {
+            channel.remember_key(env, (idempotency_key, position), seed);
+        }
+        let namespace = env.settings.namespaces.get(channel.namespace);
+        let keep = namespace.keeps_history() && !publish.skip_history && !publish.transient;
+        if keep {
+            let expires = env.now.mono + namespace.history_ttl;
+            let size_max = namespace.history_size;
+            let before = channel.history.bytes();
+            let (_, freed) = channel.history.append(Arc::clone(&publication), expires, size_max);
+            let added = channel.history.bytes() + freed - before;
+            self.budget.kept(key, position.offset, added);
+            self.budget.freed(freed);
+            self.shrink_histories(env);
+        } else if !publish.skip_history {
+            channel.history.skip(position.offset);
+        }
+        env.metrics.publications += 1;
+        if let Some(channel) = self.channel_mut(index) {
+            channel.broadcast(env, || {
+                ShardMessage::Deliver(Delivery {
+                    channel: Arc::clone(name),
+                    publication: Arc::clone(&publication),
+                })
+            });
+        }
+        self.schedule(env, index);
+        Ok(ChannelOutcome::Published(position))
+    }
+
+    /// Drops the oldest publications of the shard while histories hold more than they may.
+    fn shrink_histories(&mut self, env: &HomeEnv<'_>) {
+        let bytes_max = env.settings.limits.history_bytes_max;
+        while let Some((key, offset)) = self.budget.pop_over(bytes_max) {
+            let freed = self
+                .slots
+                .get_mut(key.index as usize)
+                .filter(|slot| slot.generation == key.generation)
+                .and_then(|slot| slot.channel.as_mut())
+                .map_or(0, |channel| channel.history.remove_through(offset).1);
+            self.budget.freed(freed);
+        }
+        let slots = &self.slots;
+        self.budget.compact(|key, offset| {
+            slots
+                .get(key.index as usize)
+                .filter(|slot| slot.generation == key.generation)
+                .and_then(|slot| slot.channel.as_ref())
+                .is_some_and(|channel| channel.history.first_offset().is_some_and(|o| o <= offset))
+        });
+    }
+
+    fn subscribe(
+        &mut self,
+        env: &mut HomeEnv<'_>,
+        name: &ChannelName,
+        subscribe: &Subscribe,
+        origin: Origin,
+    ) -> Outcome {
+        let Origin::Connection { id, .. } = origin else {
+            return Err(ClientError::new(ErrorCode::SystemError, "only connections subscribe"));
+        };
+        let index = self.open(env, name)?;
+        let seed = self.seed;
+        let freed = self.expire_history(env, index);
+        self.budget.freed(freed);
+        let Some(channel) = self.channel_mut(index) else { return Err(ClientError::overloaded()) };
+        channel.used_at = env.now.mono;
+        let newcomer = !channel.interest.contains(id.shard());
+        channel.interest.insert(id.shard());
+        if newcomer {
+            channel.lagging.remove(id.shard());
+        }
+        if subscribe.compression {
+            channel.compression.insert(id.shard());
+        }
+        let namespace = env.settings.namespaces.get(channel.namespace);
+        let (recovered, publications) = match subscribe.recover {
+            None => (None, Vec::new()),
+            Some(_) if !namespace.recovery => (Some(false), Vec::new()),
+            Some(from) => match missed(channel.position, &channel.history, from, env) {
+                Some(publications) => (Some(true), publications),
+                None => (Some(false), Vec::new()),
+            },
+        };
+        let top = channel.position;
+        let user_channel = namespace.auto_subscribe == AutoSubscribe::User;
+        if namespace.presence || namespace.join_leave || user_channel {
+            channel.join(env, (id, &subscribe.member), seed);
+        }
+        self.schedule(env, index);
+        Ok(ChannelOutcome::Subscribed(Subscribed { top, recovered, publications }))
+    }
+
+    fn unsubscribe(
+        &mut self,
+        env: &mut HomeEnv<'_>,
+        name: &ChannelName,
+        id: ConnectionId,
+        (last, compression): (bool, bool),
+    ) {
+        let Some(index) = self.find(name) else { return };
+        let Some(channel) = self.channel_mut(index) else { return };
+        channel.used_at = env.now.mono;
+        let nobody_left = channel.leave(env, id);
+        if last {
+            channel.interest.remove(id.shard());
+            channel.lagging.remove(id.shard());
+        }
+        if !compression {
+            channel.compression.remove(id.shard());
+        }
+        let namespace = env.settings.namespaces.get(channel.namespace);
+        if nobody_left && namespace.auto_subscribe == AutoSubscribe::User {
+            self.last_seen.note(name, env.now, env.settings);
+        }
+        self.schedule(env, index);
+    }
+
+    fn presence(&mut self, env: &HomeEnv<'_>, name: &str) -> Outcome {
+        let limit = env.settings.limits.presence_members_max as usize;
+        let presence = self.presence_of(name);
+        Ok(ChannelOutcome::Presence {
+            members: presence.map_or_else(Vec::new, |presence| presence.list(limit)),
+            clients: presence.map_or(0, Presence::clients),
+            users: presence.map_or(0, Presence::users),
+        })
+    }
+
+    fn presence_of(&self, name: &str) -> Option<&Presence> {
+        let index = self.find(name)?;
+        self.slots[index as usize].channel.as_ref()?.presence.as_deref()
+    }
+
+    fn presence_stats(&self, name: &str) -> ChannelOutcome {
+        let presence = self.presence_of(name);
+        ChannelOutcome::PresenceStats {
+            clients: presence.map_or(0, Presence::clients),
+            users: presence.map_or(0, Presence::users),
+        }
+    }
+
+    fn expire_history(&mut self, env: &HomeEnv<'_>, index: u32) -> usize {
+        self.channel_mut(index).map_or(0, |channel| channel.history.expire(env.now.mono).1)
+    }
+
+    fn history(
+        &mut self,
+        env: &mut HomeEnv<'_>,
+        name: &ChannelName,
+        query: HistoryQuery,
+    ) -> Outcome {
+        let index = self.open(env, name)?;
+        let freed = self.expire_history(env, index);
+        self.budget.freed(freed);
+        let Some(channel) = self.channel_mut(index) else { return Err(ClientError::overloaded()) };
+        // The epoch that is told must stay true for a while, also for a channel without publications.
+        channel.used_at = env.now.mono;
+        let (top, history) = (channel.position, &channel.history);
+        let foreign = |since: StreamPosition| since.epoch != Epoch::ANY && since.epoch != top.epoch;
+        if query.since.is_some_and(foreign) {
+            return Err(ClientError::new(
+                ErrorCode::UnrecoverablePosition,
+                "the position belongs to another epoch of the channel",
+            ));
+        }
+        let page = history.page(&query, env.settings.limits.history_page_max);
+        let publications = within_bytes(page, env.settings.limits.recovery_bytes_max);
+        self.schedule(env, index);
+        Ok(ChannelOutcome::History { top, publications })
+    }
+
+    fn history_remove(&mut self, env: &mut HomeEnv<'_>, name: &ChannelName) -> Outcome {
+        let index = self.open(env, name)?;
+        let Some(channel) = self.channel_mut(index) else { return Err(ClientError::overloaded()) };
+        channel.used_at = env.now.mono;
+        let position = channel.position;
+        let (_, freed) = channel.history.clear();
+        self.budget.freed(freed);
+        self.schedule(env, index);
+        Ok(ChannelOutcome::HistoryRemoved(position))
+    }
+
+    fn user_status(&mut self, env: &HomeEnv<'_>, name: &str) -> ChannelOutcome {
+        let connections = self.presence_of(name).map_or(0, Presence::clients);
+        let last_seen =
+            (connections == 0).then(|| self.last_seen.get(name, env.now, env.settings)).flatten();
+        ChannelOutcome::UserStatus { connections, last_seen }
+    }
+}
+
+/// Everything after `from`, if it is all there and not more than one reply may carry.
+fn missed(
+    top: StreamPosition,
+    history: &History,
+    from: StreamPosition,
+    env: &HomeEnv<'_>,
+) -> Option<Vec<Arc<Publication>>> {
+    let from_start = from.epoch == Epoch::ANY && from.offset == 0;
+    if (from.epoch != top.epoch && !from_start) || from.offset > top.offset {
+        return None;
+    }
+    let count = top.offset - from.offset;
+    let limits = &env.settings.limits;
+    if count > u64::from(limits.history_page_max) {
+        return None;
+    }
+    if count == 0 {
+        return Some(Vec::new());
+    }
+    let page = history.since(from.offset, count as usize)?;
+    let bytes: usize = page.iter().map(|publication| publication.json.len()).sum();
+    let whole = page.len() as u64 == count && bytes <= limits.recovery_bytes_max;
+    whole.then_some(page)
+}
+
+/// The head of `page` that fits into `bytes_max`, at least one publication.
+fn within_bytes(mut page: Vec<Arc<Publication>>, bytes_max: usize) -> Vec<Arc<Publication>> {
+    let mut bytes = 0;
+    let fits = page
+        .iter()
+        .take_while(|publication| {
+            bytes += publication.json.len();
+            bytes <= bytes_max
+        })
+        .count();
+    page.truncate(fits.max(1));
+    page
+}

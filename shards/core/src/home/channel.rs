@@ -1,0 +1,251 @@
+//! State of one channel at its home.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::quality::FixedState;
+use hashbrown::HashMap;
+
+use super::{Effect, HomeEnv, ShardSet};
+use crate::history::History;
+use crate::ids::ConnectionId;
+use crate::message::{
+    ChannelInfo, ChannelName, Member, Publication, Publish, ShardMessage, StreamPosition,
+};
+use crate::presence::{Change, Presence};
+use crate::proto::encode::deflated_text_frame;
+use crate::proto::push::{self, PresenceCounts};
+use crate::settings::{NAMESPACE_REMOVED, NamespaceIndex, Settings};
+
+/// Index of the namespace of `channel`.
+pub(super) fn namespace_of(channel: &str, settings: &Settings) -> NamespaceIndex {
+    settings.namespaces.find(channel).map_or(NAMESPACE_REMOVED, |(index, _)| index)
+}
+
+#[derive(Debug)]
+pub(super) struct HomeChannel {
+    pub(super) name: ChannelName,
+    pub(super) namespace: NamespaceIndex,
+    /// Of the newest publication.
+    pub(super) position: StreamPosition,
+    pub(super) history: History,
+    /// Shards with a subscriber.
+    pub(super) interest: ShardSet,
+    /// Those of them with a subscriber that negotiated compression.
+    pub(super) compression: ShardSet,
+    /// Those of them that a `Deliver` could not reach.
+    pub(super) lagging: ShardSet,
+    pub(super) presence: Option<Box<Presence>>,
+    idempotency: Option<Box<IdempotencyKeys>>,
+    /// Numbers pushes that have no offset.
+    serial: u64,
+    pub(super) used_at: Duration,
+    /// Earliest timer that is on its way.
+    pub(super) timer_at: Option<Duration>,
+}
+
+impl HomeChannel {
+    pub(super) fn new(name: ChannelName, env: &mut HomeEnv<'_>) -> Self {
+        let namespace = namespace_of(&name, env.settings);
+        Self {
+            name,
+            namespace,
+            position: StreamPosition { offset: 0, epoch: env.random.epoch() },
+            history: History::new(),
+            interest: ShardSet::default(),
+            compression: ShardSet::default(),
+            lagging: ShardSet::default(),
+            presence: None,
+            idempotency: None,
+            serial: 0,
+            used_at: env.now.mono,
+            timer_at: None,
+        }
+    }
+
+    /// Whether nothing but the position would be lost with it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.interest.is_empty()
+            && self.history.is_empty()
+            && self.presence.as_ref().is_none_or(|presence| presence.is_empty())
+    }
+
+    pub(super) fn info(&self) -> ChannelInfo {
+        ChannelInfo {
+            channel: Arc::clone(&self.name),
+            clients: self.presence.as_ref().map_or(0, |presence| presence.clients()),
+            interested_shards: self.interest.len(),
+            top: self.position,
+            history: self.history.len() as u32,
+        }
+    }
+
+    fn push_id(&mut self, mark: char) -> String {
+        self.serial += 1;
+        format!("{}{mark}{}", self.position.epoch.as_str(), self.serial)
+    }
+
+    /// Gives the publication its place and encodes it, once plain and, if anyone wants it, once compressed.
+    pub(super) fn encode(
+        &mut self,
+        env: &mut HomeEnv<'_>,
+        publish: &Publish,
+        seed: u64,
+    ) -> Publication {
+        let namespace = env.settings.namespaces.get(self.namespace);
+        let (position, id) = if publish.skip_history {
+            (StreamPosition { offset: 0, ..self.position }, self.push_id('~'))
+        } else {
+            self.position.offset += 1;
+            let id = format!("{}-{}", self.position.epoch.as_str(), self.position.offset);
+            (self.position, id)
+        };
+        let placed = (!publish.skip_history).then_some(position);
+        let encoded = push::publication(&self.name, publish, placed, &id, env.now.unix);
+        let websocket = &env.settings.websocket;
+        let deflated = (namespace.compression
+            && !self.compression.is_empty()
+            && encoded.json.len() >= websocket.compression_bytes_min)
+            .then(|| deflated_text_frame(env.deflater, &encoded.json))
+            .flatten();
+        Publication {
+            position,
+            priority: publish.priority.unwrap_or(namespace.priority),
+            key_hash: publish.key.as_deref().map_or(0, |key| crate::route::keyed_hash(key, seed)),
+            sender: None,
+            accepted_at: publish.accepted_at,
+            json: encoded.json,
+            frame: encoded.frame,
+            deflated,
+        }
+    }
+
+    /// Sends `message` to every interested shard.
+    pub(super) fn broadcast(&self, env: &mut HomeEnv<'_>, message: impl Fn() -> ShardMessage) {
+        for shard in self.interest.iter() {
+            env.effects.push(Effect::Send(shard, message()));
+        }
+    }
+
+    /// The connection is a member from now on.
+    pub(super) fn join(
+        &mut self,
+        env: &mut HomeEnv<'_>,
+        (id, member): (ConnectionId, &Member),
+        seed: u64,
+    ) {
+        let presence = self.presence.get_or_insert_with(|| Box::new(Presence::new(seed)));
+        if presence.join(id, member) == Change::Connection {
+            self.announce(env, true, id, member);
+        }
+    }
+
+    /// The connection is no member any more. Answers whether it was the last one.
+    pub(super) fn leave(&mut self, env: &mut HomeEnv<'_>, id: ConnectionId) -> bool {
+        let Some(presence) = &mut self.presence else { return false };
+        let Some(member) = presence.leave(id) else { return false };
+        let last = presence.is_empty();
+        self.announce(env, false, id, &member);
+        if last {
+            self.presence = None;
+        }
+        last
+    }
+
+    /// Tells subscribers of a join or leave: singly in a small channel, by counts in a large one.
+    fn announce(&mut self, env: &mut HomeEnv<'_>, join: bool, id: ConnectionId, member: &Member) {
+        let namespace = env.settings.namespaces.get(self.namespace);
+        if !namespace.join_leave {
+            return;
+        }
+        let members_max = namespace.join_leave_members_max;
+        let Some(presence) = &mut self.presence else { return };
+        if presence.clients() > members_max {
+            presence.flush_at.get_or_insert(env.now.mono + env.settings.limits.presence_interval);
+            return;
+        }
+        if presence.flush_at.is_none() {
+            presence.take_changes();
+        }
+        let push_id = self.push_id(if join { '+' } else { '!' });
+        let frame = push::join_leave(join, &self.name, member, &push_id, env.now.unix);
+        self.broadcast(env, || ShardMessage::Presence {
+            channel: Arc::clone(&self.name),
+            frame: frame.clone(),
+            about: Some(id),
+        });
+    }
+
+    /// The coalesced counts are due.
+    pub(super) fn push_presence_stats(&mut self, env: &mut HomeEnv<'_>) {
+        let Some(presence) = &mut self.presence else { return };
+        presence.flush_at = None;
+        let (joined, left) = presence.take_changes();
+        let counts =
+            PresenceCounts { clients: presence.clients(), users: presence.users(), joined, left };
+        let push_id = self.push_id('=');
+        let frame = push::presence_stats(&self.name, counts, &push_id, env.now.unix);
+        self.broadcast(env, || ShardMessage::Presence {
+            channel: Arc::clone(&self.name),
+            frame: frame.clone(),
+            about: None,
+        });
+    }
+
+    /// Position that was given to an earlier publish with this idempotency key.
+    pub(super) fn published_before(
+        &mut self,
+        env: &HomeEnv<'_>,
+        key: &str,
+    ) -> Option<StreamPosition> {
+        let keys = self.idempotency.as_mut()?;
+        keys.expire(env.now.mono);
+        keys.positions.get(key).copied()
+    }
+
+    /// Remembers the position that a publish with this key got.
+    pub(super) fn remember_key(
+        &mut self,
+        env: &HomeEnv<'_>,
+        (key, position): (&str, StreamPosition),
+        seed: u64,
+    ) {
+        let limits = &env.settings.limits;
+        let keys = self.idempotency.get_or_insert_with(|| Box::new(IdempotencyKeys::new(seed)));
+        while keys.order.len() >= limits.idempotency_keys_max.max(1) as usize {
+            keys.forget_oldest();
+        }
+        let key: Arc<str> = key.into();
+        keys.positions.insert(Arc::clone(&key), position);
+        keys.order.push_back((env.now.mono + limits.idempotency_ttl, key));
+    }
+}
+
+/// Recent idempotency keys of one channel, oldest first.
+#[derive(Debug)]
+struct IdempotencyKeys {
+    positions: HashMap<Arc<str>, StreamPosition, FixedState>,
+    order: VecDeque<(Duration, Arc<str>)>,
+}
+
+impl IdempotencyKeys {
+    fn new(seed: u64) -> Self {
+        Self {
+            positions: HashMap::with_hasher(FixedState::with_seed(seed)),
+            order: VecDeque::new(),
+        }
+    }
+
+    fn expire(&mut self, now: Duration) {
+        while self.order.front().is_some_and(|(expires, _)| *expires <= now) {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, key)) = self.order.pop_front() {
+            self.positions.remove(&key);
+        }
+    }
+}

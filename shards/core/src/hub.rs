@@ -1,0 +1,230 @@
+//! Which local connections are subscribed to which channel, and how far each channel has come on this shard.
+//!
+//! All live subscribers of a channel stand at one position, because the mailbox from the home is FIFO. A publication
+//! that does not follow the position shows a gap, which is repaired from the home's history while newer ones wait.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use foldhash::quality::FixedState;
+use hashbrown::HashMap;
+use indexmap::IndexSet;
+
+use crate::ids::ConnectionId;
+use crate::message::{ChannelName, Publication, StreamPosition};
+use crate::settings::{NamespaceIndex, Settings};
+
+/// Publications that wait for a repair; with more the gap is told to clients instead.
+const REPAIR_BUFFER_MAX: usize = 4096;
+
+/// Live subscribers of a channel: walked from end to end for every publication, left in any order.
+pub(crate) type Subscribers = IndexSet<ConnectionId, foldhash::fast::FixedState>;
+
+/// What to do with a publication that came from the home.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Give it to the subscribers.
+    Deliver,
+    /// Seen before, or nobody is subscribed.
+    Ignore,
+    /// Kept until the repair under way is answered.
+    Wait,
+    /// Something is missing: ask the home for what comes after this position.
+    Repair(StreamPosition),
+    /// The repair has taken too long and too much waits: tell the clients what they lost.
+    GiveUp,
+}
+
+/// A channel with at least one subscription here, live or pending.
+#[derive(Debug)]
+pub(crate) struct LocalChannel {
+    pub(crate) name: ChannelName,
+    pub(crate) namespace: NamespaceIndex,
+    /// Position of all live subscribers.
+    pub(crate) position: Option<StreamPosition>,
+    /// Live subscribers.
+    pub(crate) subscribers: Subscribers,
+    /// Live and pending subscriptions.
+    pub(crate) subscriptions: u32,
+    /// Those of them whose connection negotiated compression.
+    pub(crate) compressed: u32,
+    /// Publications that came while a repair is under way.
+    waiting: Option<VecDeque<Arc<Publication>>>,
+}
+
+impl LocalChannel {
+    /// Judges a publication and moves the position when it is to be delivered.
+    pub(crate) fn accept(&mut self, publication: &Arc<Publication>) -> Verdict {
+        let Some(position) = self.position else { return Verdict::Ignore };
+        let offset = publication.position.offset;
+        if offset == 0 {
+            return Verdict::Deliver;
+        }
+        if let Some(waiting) = &mut self.waiting {
+            if waiting.len() >= REPAIR_BUFFER_MAX {
+                return Verdict::GiveUp;
+            }
+            waiting.push_back(Arc::clone(publication));
+            return Verdict::Wait;
+        }
+        let same_epoch = publication.position.epoch == position.epoch;
+        if same_epoch && offset <= position.offset {
+            return Verdict::Ignore;
+        }
+        if same_epoch && offset == position.offset + 1 {
+            self.position = Some(publication.position);
+            return Verdict::Deliver;
+        }
+        self.waiting = Some(VecDeque::from([Arc::clone(publication)]));
+        Verdict::Repair(position)
+    }
+
+    /// The home stands at `top`; says where to repair from when that is not here.
+    pub(crate) fn compare(&mut self, top: StreamPosition) -> Option<StreamPosition> {
+        let position = self.position?;
+        if self.waiting.is_some() || top == position {
+            return None;
+        }
+        if top.epoch == position.epoch && top.offset <= position.offset {
+            return None;
+        }
+        self.waiting = Some(VecDeque::new());
+        Some(position)
+    }
+
+    /// Ends a repair: what waited, oldest first.
+    pub(crate) fn finish_repair(&mut self) -> VecDeque<Arc<Publication>> {
+        self.waiting.take().unwrap_or_default()
+    }
+
+    /// Whether a repair is under way.
+    pub(crate) fn is_repairing(&self) -> bool {
+        self.waiting.is_some()
+    }
+}
+
+/// All local channels of a shard.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    slots: Vec<Option<LocalChannel>>,
+    free: Vec<u32>,
+    by_name: HashMap<ChannelName, u32, FixedState>,
+    /// Live subscriptions.
+    pub(crate) live: u64,
+}
+
+impl Hub {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_name: HashMap::with_hasher(FixedState::with_seed(seed)),
+            live: 0,
+        }
+    }
+
+    pub(crate) fn find(&self, channel: &str) -> Option<u32> {
+        self.by_name.get(channel).copied()
+    }
+
+    pub(crate) fn get(&self, local: u32) -> Option<&LocalChannel> {
+        self.slots.get(local as usize)?.as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, local: u32) -> Option<&mut LocalChannel> {
+        self.slots.get_mut(local as usize)?.as_mut()
+    }
+
+    /// Counts a new pending subscription; answers the channel's index and its shared name.
+    pub(crate) fn reserve(
+        &mut self,
+        channel: &str,
+        namespace: NamespaceIndex,
+        compressed: bool,
+    ) -> (u32, ChannelName) {
+        let local =
+            if let Some(local) = self.find(channel) { local } else { self.add(channel, namespace) };
+        let Some(slot) = self.get_mut(local) else { unreachable!("the index was just found") };
+        slot.subscriptions += 1;
+        slot.compressed += u32::from(compressed);
+        (local, Arc::clone(&slot.name))
+    }
+
+    fn add(&mut self, channel: &str, namespace: NamespaceIndex) -> u32 {
+        let name: ChannelName = channel.into();
+        let entry = Some(LocalChannel {
+            name: Arc::clone(&name),
+            namespace,
+            position: None,
+            subscribers: Subscribers::default(),
+            subscriptions: 0,
+            compressed: 0,
+            waiting: None,
+        });
+        let local = if let Some(local) = self.free.pop() {
+            self.slots[local as usize] = entry;
+            local
+        } else {
+            self.slots.push(entry);
+            self.slots.len() as u32 - 1
+        };
+        self.by_name.insert(name, local);
+        local
+    }
+
+    /// A pending subscription is live from `top` on. Answers a position to repair from when the others of this
+    /// channel are behind it.
+    pub(crate) fn go_live(
+        &mut self,
+        local: u32,
+        id: ConnectionId,
+        top: StreamPosition,
+    ) -> Option<StreamPosition> {
+        let channel = self.get_mut(local)?;
+        let others = !channel.subscribers.is_empty();
+        channel.subscribers.insert(id);
+        let repair = if others {
+            channel.compare(top)
+        } else {
+            channel.position = Some(top);
+            channel.waiting = None;
+            None
+        };
+        self.live += 1;
+        repair
+    }
+
+    /// Ends a subscription; answers `(last, compression)` for the home.
+    pub(crate) fn release(
+        &mut self,
+        local: u32,
+        id: ConnectionId,
+        (live, compressed): (bool, bool),
+    ) -> (bool, bool) {
+        let Some(channel) = self.get_mut(local) else { return (true, false) };
+        if live {
+            channel.subscribers.swap_remove(&id);
+        }
+        channel.subscriptions -= 1;
+        channel.compressed -= u32::from(compressed);
+        let answer = (channel.subscriptions == 0, channel.compressed > 0);
+        if answer.0 {
+            let name = Arc::clone(&channel.name);
+            self.by_name.remove(&name);
+            self.slots[local as usize] = None;
+            self.free.push(local);
+        }
+        self.live -= u64::from(live);
+        answer
+    }
+
+    /// Settings have changed: look every namespace up again.
+    pub(crate) fn reconfigure(&mut self, settings: &Settings) {
+        for channel in self.slots.iter_mut().flatten() {
+            channel.namespace = settings
+                .namespaces
+                .find(&channel.name)
+                .map_or(crate::settings::NAMESPACE_REMOVED, |(index, _)| index);
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! State of one connection, from its first byte to its end.
+//!
+//! A session holds no buffer while nothing is half received or unsent. What happens to it is decided in the
+//! `shard` modules, which also see the hub and the homes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::admission::MessageKeys;
+use crate::auth::Claims;
+use crate::error::Disconnect;
+use crate::ids::ConnectionId;
+use crate::large_data::Reassembly;
+use crate::message::{ChannelName, Epoch, Publication, StreamPosition, Subscribed};
+use crate::outbox::Outbox;
+use crate::proto::command::RecoverFrom;
+use crate::rate::Gcra;
+use crate::settings::Peer;
+use crate::ws::message::Decoder;
+
+/// Where a connection stands.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// The request head is not complete.
+    Head(Vec<u8>),
+    /// A WebSocket without a token yet.
+    Unauthenticated,
+    /// Server-side subscriptions are on their way; input waits.
+    Attaching(Box<Attaching>),
+    /// Commands are taken.
+    Ready,
+    /// The echo endpoint of conformance runs.
+    Echo,
+    /// Our close frame is queued; the client's is awaited.
+    Closing {
+        /// When the socket is closed at the latest.
+        deadline: Duration,
+    },
+    /// The driver has been told to close or hand over; nothing more happens.
+    Gone,
+}
+
+/// What a session waits for before its `welcome`.
+#[derive(Debug)]
+pub(crate) struct Attaching {
+    /// `id` of the `auth` message; empty when the token came with the handshake.
+    pub(crate) reply_to: Box<str>,
+    /// Subscriptions still unanswered.
+    pub(crate) waiting: u32,
+    /// Answered ones, for the `welcome`.
+    pub(crate) done: Vec<(ChannelName, Subscribed)>,
+    /// Bytes received meanwhile, bounded by the message limit.
+    pub(crate) deferred: Vec<u8>,
+    /// Publications that came before the `welcome`, with the hub's index of their channel.
+    pub(crate) held: Vec<(u32, Arc<Publication>)>,
+}
+
+/// State of a subscription on its owner shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SubscriptionState {
+    /// The home has been asked.
+    Pending,
+    /// In the hub's list of subscribers.
+    Live,
+}
+
+/// One channel of a connection.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    pub(crate) channel: ChannelName,
+    /// Index in the hub.
+    pub(crate) local: u32,
+    pub(crate) state: SubscriptionState,
+    /// Number of the request that made it.
+    pub(crate) request: u32,
+    /// Made by the server, by claim, namespace or API.
+    pub(crate) by_server: bool,
+    /// Offset at which it became live: earlier publications came with the reply, or never.
+    pub(crate) live_from: u64,
+    /// Monotonic end of the channel token that allowed it.
+    pub(crate) expires_at: Option<Duration>,
+    /// A channel token allows publishing.
+    pub(crate) may_publish: bool,
+}
+
+/// A command that waits for a home's answer.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) request: u32,
+    /// `id` of the command.
+    pub(crate) reply_to: Box<str>,
+    pub(crate) kind: PendingKind,
+}
+
+/// What the waiting command was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PendingKind {
+    Subscribe,
+    /// Part of the attach; answered together by `welcome`.
+    Attach,
+    /// Asked by the API; the client is told by a push.
+    SubscribeByServer,
+    /// A position to recover for a subscription that is live already.
+    Recover,
+    Publish,
+    /// Chunks of a large transfer are published without answers.
+    Silent,
+    Presence,
+    PresenceStats,
+    History,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) id: ConnectionId,
+    pub(crate) peer: Peer,
+    pub(crate) phase: Phase,
+    pub(crate) decoder: Decoder,
+    pub(crate) outbox: Outbox,
+    /// Whether the connection is in the dirty list.
+    pub(crate) dirty: bool,
+    /// Whether permessage-deflate was negotiated.
+    pub(crate) deflate: bool,
+    /// Whether the user's connection count includes this one.
+    pub(crate) user_counted: bool,
+    /// Why the session ends, once that is known.
+    pub(crate) ending: Option<Disconnect>,
+    pub(crate) opened_at: Duration,
+    pub(crate) last_input: Duration,
+    /// Earliest wheel entry that is on its way.
+    pub(crate) timer_at: Option<Duration>,
+    pub(crate) next_ping_at: Duration,
+    pub(crate) ping_sent_at: Option<Duration>,
+    pub(crate) drain_at: Option<Duration>,
+    pub(crate) claims: Option<Arc<Claims>>,
+    pub(crate) user: Arc<str>,
+    /// Public session id, a UUID; empty before authentication.
+    pub(crate) public_id: Arc<str>,
+    pub(crate) subscriptions: Vec<Subscription>,
+    pub(crate) pending: Vec<Pending>,
+    pub(crate) next_request: u32,
+    pub(crate) serial: u64,
+    pub(crate) rate: Gcra,
+    pub(crate) rate_violations: u32,
+    pub(crate) bad_messages: u32,
+    pub(crate) message_keys: MessageKeys,
+    pub(crate) messages_in: u64,
+    pub(crate) messages_out: u64,
+    pub(crate) large_data: Option<Box<Reassembly>>,
+    pub(crate) user_agent: Option<Box<str>>,
+}
+
+impl Session {
+    /// Whether `welcome` has been sent and no end is decided.
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(self.phase, Phase::Ready)
+    }
+
+    /// Whether it has become a WebSocket session that counts as connected.
+    pub(crate) fn is_authenticated(&self) -> bool {
+        !self.public_id.is_empty()
+    }
+
+    pub(crate) fn subscription(&self, channel: &str) -> Option<&Subscription> {
+        self.subscriptions.iter().find(|subscription| &*subscription.channel == channel)
+    }
+
+    pub(crate) fn subscription_mut(&mut self, channel: &str) -> Option<&mut Subscription> {
+        self.subscriptions.iter_mut().find(|subscription| &*subscription.channel == channel)
+    }
+
+    /// Remembers a command and gives it a number.
+    pub(crate) fn expect_reply(&mut self, reply_to: &str, kind: PendingKind) -> u32 {
+        self.next_request = self.next_request.wrapping_add(1);
+        let request = self.next_request;
+        self.pending.push(Pending { request, reply_to: reply_to.into(), kind });
+        request
+    }
+
+    pub(crate) fn take_pending(&mut self, request: u32) -> Option<Pending> {
+        let index = self.pending.iter().position(|pending| pending.request == request)?;
+        let pending = self.pending.swap_remove(index);
+        if self.pending.is_empty() {
+            self.pending = Vec::new();
+        }
+        Some(pending)
+    }
+
+    /// Text `id` for the next reply or push to this session alone.
+    pub(crate) fn next_id(&mut self) -> String {
+        self.serial += 1;
+        crate::proto::reply::serial_id(self.serial)
+    }
+}
+
+/// Position told by a client, as text and number, in our form.
+pub(crate) fn recover_position(from: &RecoverFrom) -> StreamPosition {
+    let epoch = if from.epoch.is_empty() {
+        Epoch::ANY
+    } else {
+        Epoch::parse(&from.epoch).unwrap_or(Epoch::NONE)
+    };
+    StreamPosition { offset: from.offset, epoch }
+}

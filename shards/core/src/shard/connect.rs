@@ -1,0 +1,262 @@
+//! From an accepted socket to a WebSocket: admission, request head, handshake.
+
+use std::sync::Arc;
+
+use super::{Shard, Slot};
+use crate::event::Event;
+use crate::ids::ConnectionId;
+use crate::message::ChannelName;
+use crate::metrics::RefusalReason;
+use crate::outbox::Outbox;
+use crate::output::Output;
+use crate::proto::SUBPROTOCOL;
+use crate::rate::Gcra;
+use crate::session::{Phase, Session};
+use crate::settings::Peer;
+use crate::time::Now;
+use crate::ws::handshake::{self, Offer, Refusal, RequestHead};
+use crate::ws::message::Decoder;
+
+/// Prefix of a subprotocol entry that carries a token.
+const BEARER_SUBPROTOCOL: &str = "bearer.";
+
+const USER_AGENT_BYTES_MAX: usize = 128;
+
+impl Shard {
+    /// A socket was accepted. On refusal the caller closes the socket (after writing the plain HTTP answer
+    /// [`RefusalReason`] stands for, when the socket is not TLS).
+    pub fn open(&mut self, now: Now, peer: Peer) -> Result<ConnectionId, RefusalReason> {
+        if let Err(reason) =
+            self.admission.try_connect(now.mono, peer.address, &self.settings.limits)
+        {
+            return Err(self.count_refusal(reason));
+        }
+        let slot = if let Some(slot) = self.free.pop() {
+            slot
+        } else {
+            self.slots.push(Slot { generation: 0, session: None });
+            self.slots.len() as u32 - 1
+        };
+        let id = ConnectionId::new(self.id, slot, self.slots[slot as usize].generation);
+        self.now = now;
+        let nobody = Arc::clone(&self.nobody);
+        let session = Session {
+            id,
+            peer,
+            phase: Phase::Head(Vec::new()),
+            decoder: Decoder::new(false),
+            outbox: Outbox::new(),
+            dirty: false,
+            deflate: false,
+            user_counted: false,
+            ending: None,
+            opened_at: now.mono,
+            last_input: now.mono,
+            timer_at: None,
+            next_ping_at: now.mono,
+            ping_sent_at: None,
+            drain_at: None,
+            claims: None,
+            user: Arc::clone(&nobody),
+            public_id: nobody,
+            subscriptions: Vec::new(),
+            pending: Vec::new(),
+            next_request: 0,
+            serial: 0,
+            rate: Gcra::default(),
+            rate_violations: 0,
+            bad_messages: 0,
+            message_keys: self.admission.message_keys("", peer.address),
+            messages_in: 0,
+            messages_out: 0,
+            large_data: None,
+            user_agent: None,
+        };
+        self.slots[slot as usize].session = Some(Box::new(session));
+        self.metrics.connections += 1;
+        self.touch_timer(id, now.mono + self.settings.limits.handshake_timeout);
+        Ok(id)
+    }
+
+    fn count_refusal(&mut self, reason: RefusalReason) -> RefusalReason {
+        self.metrics.refused.add(reason as usize, 1);
+        reason
+    }
+
+    /// The TLS handshake of the connection failed; the caller will close it.
+    pub fn handle_tls_failure(&mut self, _now: Now, id: ConnectionId) {
+        if let Some(session) = self.session_mut(id) {
+            session.phase = Phase::Gone;
+            self.metrics.refused.add(RefusalReason::Tls as usize, 1);
+        }
+    }
+
+    /// More bytes of the request head.
+    pub(super) fn handle_head_bytes(&mut self, now: Now, id: ConnectionId, bytes: &mut [u8]) {
+        let settings = Arc::clone(&self.settings);
+        let limits = &settings.limits;
+        let Some(session) = self.session_mut(id) else { return };
+        let Phase::Head(buffer) = &mut session.phase else { return };
+        buffer.extend_from_slice(bytes);
+        let buffer = std::mem::take(buffer);
+        match RequestHead::parse(&buffer, limits.head_bytes_max, limits.headers_max) {
+            Ok(None) => session.phase = Phase::Head(buffer),
+            Ok(Some(head)) => self.handle_head(now, id, &head, buffer),
+            Err(refusal) => self.refuse_handshake(id, &refusal, RefusalReason::BadRequest),
+        }
+    }
+
+    fn handle_head(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        head: &RequestHead,
+        mut received: Vec<u8>,
+    ) {
+        let settings = Arc::clone(&self.settings);
+        let websocket = &settings.websocket;
+        let echo = settings.diagnostics.echo_path.as_deref() == Some(&*head.path);
+        let ours = *head.path == *websocket.path || echo;
+        if !ours || !head.is_upgrade() {
+            if let Some(session) = self.session_mut(id) {
+                session.phase = Phase::Gone;
+            }
+            self.outputs.push_back(Output::HandOver { id, received });
+            return;
+        }
+        if let Some(origin) = head.header("origin")
+            && !echo
+            && !websocket.origins.allows(origin, head.header("host"))
+        {
+            let message = "this origin is not in the allow-list (websocket.allowed_origins)";
+            let refusal = Refusal::new(403, "origin_not_allowed", message);
+            self.refuse_handshake(id, &refusal, RefusalReason::Origin);
+            return;
+        }
+        if let Some((refusal, reason)) = self.overloaded() {
+            return self.refuse_handshake(id, &refusal, reason);
+        }
+        let offer = Offer { subprotocols: &[SUBPROTOCOL], compression: websocket.compression };
+        let accepted = match handshake::accept(head, &offer) {
+            Ok(accepted) => accepted,
+            Err(refusal) => return self.refuse_handshake(id, &refusal, RefusalReason::BadRequest),
+        };
+        let token = if echo { None } else { handshake_token(head, settings.auth.query_token) };
+        let claims = match token.as_deref().filter(|token| !token.is_empty()) {
+            None => None,
+            Some(token) => match self.verify(now, id, token) {
+                Ok(claims) => Some(claims),
+                Err(error) => return self.refuse_token(id, error),
+            },
+        };
+        if let Some(claims) = &claims
+            && let Err(refusal) = self.count_user(id, &claims.user)
+        {
+            return self.refuse_handshake(id, &refusal, RefusalReason::UserLimit);
+        }
+        let rest = received.split_off(head.len.min(received.len()));
+        let anonymous = token.is_some_and(|token| token.is_empty()) && settings.auth.anonymous;
+        let Some(session) = self.session_mut(id) else { return };
+        session.deflate = accepted.deflate.is_some();
+        session.decoder = Decoder::new(session.deflate);
+        session.user_agent = head.header("user-agent").map(|text| {
+            text.chars().take(USER_AGENT_BYTES_MAX).collect::<String>().into_boxed_str()
+        });
+        session.phase = if echo { Phase::Echo } else { Phase::Unauthenticated };
+        self.metrics.connections_total += 1;
+        self.push_control(id, accepted.response.into(), crate::metrics::MessageKind::Control);
+        if echo {
+            let limits = &settings.limits;
+            self.touch_timer(id, now.mono + limits.handshake_timeout);
+        } else if claims.is_some() || anonymous {
+            self.attach(now, id, claims, "", &std::collections::BTreeMap::new());
+        } else {
+            self.touch_timer(id, now.mono + settings.limits.auth_timeout);
+        }
+        if !rest.is_empty() {
+            let mut rest = rest;
+            self.handle_bytes(now, id, &mut rest);
+        }
+    }
+
+    /// Why this node takes no further WebSocket now. Plain HTTP (health checks) is still answered.
+    fn overloaded(&self) -> Option<(Refusal, RefusalReason)> {
+        let retry_after = std::time::Duration::from_secs(1);
+        let refusal = |reason, message| Refusal {
+            retry_after: Some(retry_after),
+            ..Refusal::new(503, reason, message)
+        };
+        if self.admission.is_draining() {
+            let message = "this node is shutting down; connect again to reach another";
+            return Some((refusal("draining", message), RefusalReason::Draining));
+        }
+        if self.admission.connections() > self.settings.limits.connections_max {
+            let message = "this node holds all the connections it may (limits.connections_max)";
+            return Some((refusal("node_full", message), RefusalReason::NodeFull));
+        }
+        None
+    }
+
+    fn refuse_token(&mut self, id: ConnectionId, error: crate::auth::AuthError) {
+        let (reason, message) = super::authenticate::explain(error);
+        let refusal = Refusal::new(401, reason, message);
+        self.refuse_handshake(id, &refusal, RefusalReason::Unauthorized);
+    }
+
+    /// Answers with HTTP instead of an upgrade and closes.
+    pub(super) fn refuse_handshake(
+        &mut self,
+        id: ConnectionId,
+        refusal: &Refusal,
+        reason: RefusalReason,
+    ) {
+        self.metrics.refused.add(reason as usize, 1);
+        let Some(session) = self.session_mut(id) else { return };
+        let address = session.peer.address;
+        self.outputs.push_back(Output::Event(Event::HandshakeRefused {
+            address,
+            status: refusal.status,
+            reason: refusal.reason,
+        }));
+        self.push_control(id, refusal.to_http().into(), crate::metrics::MessageKind::Control);
+        self.finish(id);
+    }
+
+    /// Channels that the server subscribes this user to.
+    pub(super) fn server_channels(&self, user: &str, claimed: &[Box<str>]) -> Vec<ChannelName> {
+        use crate::settings::AutoSubscribe;
+        let mut channels: Vec<ChannelName> = Vec::new();
+        for namespace in self.settings.namespaces.iter() {
+            match namespace.auto_subscribe {
+                AutoSubscribe::Never => {}
+                AutoSubscribe::Everyone => channels.push((*namespace.name).into()),
+                AutoSubscribe::User if user.is_empty() => {}
+                AutoSubscribe::User => channels.push(format!("{}:{user}", namespace.name).into()),
+            }
+        }
+        for channel in claimed {
+            if !channels.iter().any(|known| **known == **channel) {
+                channels.push((**channel).into());
+            }
+        }
+        channels
+    }
+}
+
+/// The token that came with the handshake, wherever it was put: `Some("")` for an empty query token.
+fn handshake_token(head: &RequestHead, query_token: bool) -> Option<String> {
+    if let Some(value) = head.header("authorization")
+        && let Some((scheme, token)) = value.split_once(' ')
+        && scheme.eq_ignore_ascii_case("bearer")
+    {
+        return Some(token.trim().to_owned());
+    }
+    let offered = head
+        .header_all("sec-websocket-protocol")
+        .flat_map(|value| value.split(','))
+        .find_map(|entry| entry.trim().strip_prefix(BEARER_SUBPROTOCOL).map(str::to_owned));
+    if offered.is_some() {
+        return offered;
+    }
+    if query_token { head.query_param("token").map(std::borrow::Cow::into_owned) } else { None }
+}

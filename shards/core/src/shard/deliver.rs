@@ -1,0 +1,325 @@
+//! Publications to local subscribers, and the repair of gaps between shards.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Shard;
+use crate::error::{ClientError, Disconnect};
+use crate::event::Event;
+use crate::hub::Verdict;
+use crate::ids::ConnectionId;
+use crate::message::{
+    ChannelName, ChannelOp, ChannelOutcome, ChannelRequest, Delivery, HistoryQuery, Origin,
+    Publication, StreamPosition,
+};
+use crate::metrics::{MessageKind, SlowAction};
+use crate::outbox::{Class, Loss, PushResult};
+use crate::output::Output;
+use crate::proto::push;
+use crate::session::{Phase, Session};
+use crate::time::Now;
+
+/// Publications held back for a session whose `welcome` is not sent yet.
+const HELD_MAX: usize = 4096;
+
+/// What fan-out did to one session.
+struct Handed {
+    bytes: usize,
+    result: PushResult,
+}
+
+impl Shard {
+    /// A publication from the channel's home.
+    pub(super) fn deliver(&mut self, now: Now, delivery: &Delivery) {
+        let Some(local) = self.hub.find(&delivery.channel) else { return };
+        let Some(channel) = self.hub.get_mut(local) else { return };
+        match channel.accept(&delivery.publication) {
+            Verdict::Deliver => self.fan_out(now, local, &delivery.publication, false),
+            Verdict::Ignore | Verdict::Wait => {}
+            Verdict::Repair(from) => {
+                self.begin_repair(now, local, (from, delivery.publication.position.offset));
+            }
+            Verdict::GiveUp => self.finish_repair(now, local, Vec::new(), None),
+        }
+    }
+
+    /// Appends a publication to the outbox of every subscriber. `catching_up`: some of them may have it already.
+    fn fan_out(&mut self, now: Now, local: u32, publication: &Arc<Publication>, catching_up: bool) {
+        let Some(channel) = self.hub.get_mut(local) else { return };
+        let (namespace, name) = (channel.namespace, Arc::clone(&channel.name));
+        // Lent out so that sessions can be changed meanwhile; nothing below touches the set.
+        let subscribers = std::mem::take(&mut channel.subscribers);
+        let policy = self.settings.namespaces.get(namespace).slow;
+        let class = Class::Publication {
+            channel: local,
+            key_hash: publication.key_hash,
+            offset: publication.position.offset,
+            policy,
+            priority: publication.priority,
+            accepted_at: publication.accepted_at,
+        };
+        let mut slow = Vec::new();
+        for &id in &subscribers {
+            if publication.sender == Some(id) {
+                continue;
+            }
+            let over_budget = self.outbox_bytes > self.settings.limits.shard_outbox_bytes_max;
+            let bytes_max = self.settings.limits.outbox_bytes_max;
+            let Some(session) = self.session_mut(id) else { continue };
+            if catching_up
+                && session
+                    .subscription(&name)
+                    .is_none_or(|s| publication.position.offset <= s.live_from)
+            {
+                continue;
+            }
+            let bytes_max =
+                if over_budget { session.outbox.len_bytes().min(bytes_max) } else { bytes_max };
+            match hand_over(session, (local, publication), &class, bytes_max) {
+                None => {}
+                Some(handed) => self.account(id, handed, &mut slow),
+            }
+        }
+        if let Some(channel) = self.hub.get_mut(local) {
+            channel.subscribers = subscribers;
+        }
+        for id in slow {
+            self.disconnect(now, id, Disconnect::Slow);
+        }
+    }
+
+    fn account(&mut self, id: ConnectionId, handed: Handed, slow: &mut Vec<ConnectionId>) {
+        let Some(session) = self.session(id) else { return };
+        let after = session.outbox.len_bytes();
+        // What was in the outbox before is in `outbox_bytes` already; drops may have made it smaller.
+        let before = handed.bytes;
+        self.outbox_bytes = (self.outbox_bytes + after).saturating_sub(before);
+        match handed.result {
+            PushResult::Queued => {}
+            PushResult::Dropped { oldest, superseded, item_dropped } => {
+                let dropped = u64::from(oldest) + u64::from(item_dropped);
+                self.metrics.slow.add(SlowAction::DroppedOldest as usize, dropped);
+                self.metrics.slow.add(SlowAction::Superseded as usize, u64::from(superseded));
+                self.note_slow(id, after);
+            }
+            PushResult::Overflow => {
+                self.metrics.slow.add(SlowAction::Disconnected as usize, 1);
+                self.note_slow(id, after);
+                slow.push(id);
+                return;
+            }
+        }
+        self.metrics.messages_out.add(MessageKind::Message as usize, 1);
+        self.metrics.message_bytes_out += after.saturating_sub(before) as u64;
+        if let Some(session) = self.session_mut(id) {
+            session.messages_out += 1;
+        }
+        self.mark_dirty(id);
+    }
+
+    fn note_slow(&mut self, id: ConnectionId, outbox_bytes: usize) {
+        if let Some(session) = self.session(id) {
+            let user = Arc::clone(&session.user);
+            let event = Event::SlowConsumer { connection: id, user, outbox_bytes };
+            self.outputs.push_back(Output::Event(event));
+        }
+    }
+
+    /// Publications that waited for the `welcome` of `id`.
+    pub(super) fn release_held(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        held: Vec<(u32, Arc<Publication>)>,
+    ) {
+        let mut slow = Vec::new();
+        for (local, publication) in held {
+            let Some(channel) = self.hub.get(local) else { continue };
+            let policy = self.settings.namespaces.get(channel.namespace).slow;
+            let bytes_max = self.settings.limits.outbox_bytes_max;
+            let class = Class::Publication {
+                channel: local,
+                key_hash: publication.key_hash,
+                offset: publication.position.offset,
+                policy,
+                priority: publication.priority,
+                accepted_at: publication.accepted_at,
+            };
+            let Some(session) = self.session_mut(id) else { return };
+            if let Some(handed) = hand_over(session, (local, &publication), &class, bytes_max) {
+                self.account(id, handed, &mut slow);
+            }
+        }
+        if !slow.is_empty() {
+            self.disconnect(now, id, Disconnect::Slow);
+        }
+    }
+
+    /// A join, leave or presence_stats push from the channel's home. Skipped for a client whose outbox is full.
+    pub(super) fn deliver_presence(
+        &mut self,
+        channel: &str,
+        frame: &Bytes,
+        about: Option<ConnectionId>,
+    ) {
+        let Some(local) = self.hub.find(channel) else { return };
+        let Some(channel) = self.hub.get_mut(local) else { return };
+        let subscribers = std::mem::take(&mut channel.subscribers);
+        let bytes_max = self.settings.limits.outbox_bytes_max;
+        for &id in &subscribers {
+            let room = self.session(id).is_some_and(|session| {
+                session.is_ready() && session.outbox.len_bytes() + frame.len() <= bytes_max
+            });
+            if room && about != Some(id) {
+                self.push_control(id, frame.clone(), MessageKind::JoinLeave);
+            }
+        }
+        if let Some(channel) = self.hub.get_mut(local) {
+            channel.subscribers = subscribers;
+        }
+    }
+
+    /// The home says where the channel stands, after it could not deliver.
+    pub(super) fn compare_position(&mut self, now: Now, channel: &str, top: StreamPosition) {
+        let Some(local) = self.hub.find(channel) else { return };
+        let from = self.hub.get_mut(local).and_then(|channel| channel.compare(top));
+        if let Some(from) = from {
+            self.begin_repair(now, local, (from, top.offset));
+        }
+    }
+
+    /// Asks the home for what came after `from`.
+    pub(super) fn begin_repair(
+        &mut self,
+        now: Now,
+        local: u32,
+        (from, found): (StreamPosition, u64),
+    ) {
+        let Some(channel) = self.hub.get(local) else { return };
+        let channel = Arc::clone(&channel.name);
+        self.metrics.gaps_found += 1;
+        self.outputs.push_back(Output::Event(Event::GapFound {
+            channel: Arc::clone(&channel),
+            expected: from.offset + 1,
+            found,
+        }));
+        let query = HistoryQuery {
+            since: Some(from),
+            limit: self.settings.limits.history_page_max,
+            reverse: false,
+        };
+        let origin = Origin::Hub(self.id);
+        // Always accepted: a repair is kept in the backlog when the home's mailbox is full.
+        self.request(now, ChannelRequest { origin, channel, op: ChannelOp::History(query) });
+    }
+
+    pub(super) fn handle_repair(
+        &mut self,
+        now: Now,
+        channel: &ChannelName,
+        outcome: Result<ChannelOutcome, ClientError>,
+    ) {
+        let Some(local) = self.hub.find(channel) else { return };
+        if !self.hub.get(local).is_some_and(crate::hub::LocalChannel::is_repairing) {
+            return;
+        }
+        match outcome {
+            Ok(ChannelOutcome::History { top, publications }) => {
+                self.finish_repair(now, local, publications, Some(top));
+            }
+            _ => self.finish_repair(now, local, Vec::new(), None),
+        }
+    }
+
+    /// Delivers what the repair brought and what waited for it, and tells every hole that is left.
+    fn finish_repair(
+        &mut self,
+        now: Now,
+        local: u32,
+        fetched: Vec<Arc<Publication>>,
+        top: Option<StreamPosition>,
+    ) {
+        let Some(channel) = self.hub.get_mut(local) else { return };
+        let mut queue: VecDeque<_> = fetched.into();
+        queue.append(&mut channel.finish_repair());
+        let mut whole = true;
+        for publication in queue {
+            let Some(position) = self.hub.get(local).and_then(|channel| channel.position) else {
+                return;
+            };
+            let same_epoch = publication.position.epoch == position.epoch;
+            let offset = publication.position.offset;
+            if same_epoch && offset <= position.offset {
+                continue;
+            }
+            let expected = if same_epoch { position.offset + 1 } else { 1 };
+            if offset > expected || !same_epoch {
+                whole = false;
+                self.tell_gap(now, local, (expected, offset.saturating_sub(1)));
+            }
+            if let Some(channel) = self.hub.get_mut(local) {
+                channel.position = Some(publication.position);
+            }
+            self.fan_out(now, local, &publication, true);
+        }
+        if let (Some(top), Some(channel)) = (top, self.hub.get_mut(local))
+            && let Some(position) = channel.position
+            && position.epoch == top.epoch
+            && position.offset < top.offset
+        {
+            channel.position = Some(top);
+            whole = false;
+            self.tell_gap(now, local, (position.offset + 1, top.offset));
+        }
+        self.metrics.gaps_repaired += u64::from(whole);
+    }
+
+    /// Tells every subscriber that publications `from..=to` will not come.
+    fn tell_gap(&mut self, now: Now, local: u32, (from, to): (u64, u64)) {
+        let Some(channel) = self.hub.get(local) else { return };
+        let (name, subscribers) = (Arc::clone(&channel.name), channel.subscribers.clone());
+        for id in subscribers {
+            let Some(session) = self.session_mut(id) else { continue };
+            let live_from = session.subscription(&name).map_or(0, |s| s.live_from);
+            let from = from.max(live_from + 1);
+            if from > to {
+                continue;
+            }
+            let serial = session.next_id();
+            let count = (to + 1 - from) as u32;
+            let loss = Loss { channel: local, from_offset: from, to_offset: to, count };
+            let frame = push::lost(&name, &loss, "gap", &serial, now.unix);
+            self.push_control(id, frame, MessageKind::Control);
+        }
+    }
+}
+
+/// Puts a publication into the outbox of a session, or holds it back until the `welcome` is sent. Answers the bytes that
+/// were in the outbox before and what happened; `None` when nothing was queued.
+fn hand_over(
+    session: &mut Session,
+    (local, publication): (u32, &Arc<Publication>),
+    class: &Class,
+    bytes_max: usize,
+) -> Option<Handed> {
+    match &mut session.phase {
+        Phase::Ready => {
+            let frame = match &publication.deflated {
+                Some(deflated) if session.deflate => deflated,
+                _ => &publication.frame,
+            };
+            let bytes = session.outbox.len_bytes();
+            let result = session.outbox.push(frame.clone(), class.clone(), bytes_max);
+            Some(Handed { bytes, result })
+        }
+        Phase::Attaching(attaching) => {
+            attaching.held.push((local, Arc::clone(publication)));
+            let bytes = session.outbox.len_bytes();
+            (attaching.held.len() > HELD_MAX)
+                .then_some(Handed { bytes, result: PushResult::Overflow })
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,151 @@
+//! Answers of homes on their way to the client.
+
+use std::sync::Arc;
+
+use super::Shard;
+use crate::error::{ClientError, Disconnect, ErrorCode};
+use crate::ids::ConnectionId;
+use crate::message::{ChannelName, ChannelOutcome, ChannelReply, Origin, Subscribed};
+use crate::metrics::MessageKind;
+use crate::proto::{push, reply};
+use crate::session::{Pending, PendingKind, SubscriptionState};
+use crate::time::Now;
+
+impl Shard {
+    /// A home has answered.
+    pub(super) fn handle_reply(&mut self, now: Now, answer: ChannelReply) {
+        let ChannelReply { origin, channel, outcome } = answer;
+        match origin {
+            Origin::Hub(_) => self.handle_repair(now, &channel, outcome),
+            // Answers to the control plane never come this way: homes send them to the bridge.
+            Origin::Control(_) => {}
+            Origin::Connection { id, request } => {
+                let Some(session) = self.session_mut(id) else { return };
+                let Some(pending) = session.take_pending(request) else { return };
+                match outcome {
+                    Ok(outcome) => self.handle_outcome(now, id, &channel, (pending, outcome)),
+                    Err(error) => self.handle_failure(now, id, &channel, (&pending, &error)),
+                }
+            }
+        }
+    }
+
+    fn handle_failure(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        channel: &ChannelName,
+        (pending, error): (&Pending, &ClientError),
+    ) {
+        match pending.kind {
+            PendingKind::Subscribe | PendingKind::SubscribeByServer | PendingKind::Attach => {
+                // The home may have refused before it took the connection in; telling it again is harmless.
+                self.end_subscription(now, id, channel);
+            }
+            _ => {}
+        }
+        match pending.kind {
+            PendingKind::Silent | PendingKind::SubscribeByServer => {}
+            PendingKind::Attach if error.code == ErrorCode::Unavailable => {
+                self.disconnect(now, id, Disconnect::Unavailable);
+            }
+            PendingKind::Attach => self.attached(now, id, None),
+            _ => self.reply_error(now, id, &pending.reply_to, error),
+        }
+    }
+
+    fn handle_outcome(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        channel: &ChannelName,
+        (pending, outcome): (Pending, ChannelOutcome),
+    ) {
+        let reply_to = &*pending.reply_to;
+        match outcome {
+            ChannelOutcome::Published(_) if pending.kind == PendingKind::Silent => {}
+            ChannelOutcome::Published(position) => {
+                self.reply(now, id, reply_to, |head, _| reply::published(head, channel, position));
+            }
+            ChannelOutcome::Subscribed(subscribed) => {
+                self.handle_subscribed(now, id, channel, (&pending, subscribed));
+            }
+            ChannelOutcome::Presence { members, clients, users } => {
+                self.reply(now, id, reply_to, |head, _| {
+                    reply::presence(head, channel, &members, (clients, users))
+                });
+            }
+            ChannelOutcome::PresenceStats { clients, users } => {
+                self.reply(now, id, reply_to, |head, _| {
+                    reply::presence_stats(head, channel, clients, users)
+                });
+            }
+            ChannelOutcome::History { top, publications } => {
+                self.reply(now, id, reply_to, |head, _| {
+                    reply::history(head, channel, top, &publications)
+                });
+            }
+            // No command of a client asks for these.
+            ChannelOutcome::HistoryRemoved(_) | ChannelOutcome::UserStatus { .. } => {}
+        }
+    }
+
+    fn count_recovery(&mut self, subscribed: &Subscribed) {
+        match subscribed.recovered {
+            Some(true) => self.metrics.recoveries_ok += 1,
+            Some(false) => self.metrics.recoveries_failed += 1,
+            None => {}
+        }
+    }
+
+    fn handle_subscribed(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        channel: &ChannelName,
+        (pending, subscribed): (&Pending, Subscribed),
+    ) {
+        self.count_recovery(&subscribed);
+        if pending.kind == PendingKind::Recover {
+            let Some(session) = self.session(id) else { return };
+            let live_from = session.subscription(channel).map(|s| s.live_from);
+            self.reply(now, id, &pending.reply_to, |head, _| {
+                reply::subscribed(head, channel, &subscribed, live_from)
+            });
+            return;
+        }
+        let top = subscribed.top;
+        let Some(session) = self.session_mut(id) else { return };
+        let subscription =
+            session.subscription_mut(channel).filter(|s| s.request == pending.request);
+        let Some(subscription) = subscription else {
+            // Unsubscribed meanwhile; the home has been told.
+            if pending.kind == PendingKind::Subscribe {
+                let message = "unsubscribed before the subscription was complete";
+                let error = ClientError::new(ErrorCode::Unavailable, message);
+                self.reply_error(now, id, &pending.reply_to, &error);
+            }
+            return;
+        };
+        subscription.state = SubscriptionState::Live;
+        subscription.live_from = top.offset;
+        let local = subscription.local;
+        let repair = self.hub.go_live(local, id, top);
+        match pending.kind {
+            PendingKind::Attach => self.attached(now, id, Some((Arc::clone(channel), subscribed))),
+            PendingKind::SubscribeByServer => {
+                if let Some(session) = self.session_mut(id) {
+                    let serial = session.next_id();
+                    let frame = push::subscribed_by_server(channel, top, &serial, now.unix);
+                    self.push_control(id, frame, MessageKind::Control);
+                }
+            }
+            _ => self.reply(now, id, &pending.reply_to, |head, _| {
+                reply::subscribed(head, channel, &subscribed, None)
+            }),
+        }
+        if let Some(from) = repair {
+            self.begin_repair(now, local, (from, top.offset));
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! Subscriptions: who may have one, how it begins and ends.
+
+use std::sync::Arc;
+
+use super::Shard;
+use crate::auth::{AuthError, ChannelClaims, Permission};
+use crate::error::{ClientError, ErrorCode};
+use crate::ids::ConnectionId;
+use crate::message::{
+    ChannelName, ChannelOp, ChannelRequest, Member, Origin, StreamPosition, Subscribe,
+};
+use crate::metrics::MessageKind;
+use crate::proto::command::SubscribeData;
+use crate::proto::{self, push, reply};
+use crate::session::{PendingKind, Session, Subscription, SubscriptionState, recover_position};
+use crate::settings::{Access, Namespace, NamespaceIndex};
+use crate::time::Now;
+
+/// The connection, the command's `id`, and the envelope's `channel`.
+pub(super) type At<'a> = (ConnectionId, &'a str, Option<&'a str>);
+
+/// `(reply_to, what the answer is for, position to recover from, channel token)` of a new subscription.
+pub(super) type Wish<'a> = (&'a str, PendingKind, Option<StreamPosition>, Option<ChannelClaims>);
+
+/// Whether `session` may do what `access` guards in `channel`.
+pub(super) fn may(
+    session: &Session,
+    channel: &str,
+    access: Access,
+    permission: Permission,
+) -> bool {
+    let user = &*session.user;
+    let rest = channel.split_once(':').map_or("", |(_, rest)| rest);
+    let by_rule = match access {
+        Access::Nobody => return false,
+        Access::Token => false,
+        Access::Owner => !user.is_empty() && rest == user,
+        Access::Members => {
+            let members = rest.split_once('#').map_or("", |(_, members)| members);
+            !user.is_empty() && members.split(',').any(|member| member == user)
+        }
+        Access::SignedIn => !user.is_empty(),
+        Access::Anyone => true,
+    };
+    by_rule
+        || session
+            .claims
+            .as_ref()
+            .is_some_and(|claims| claims.capabilities.allows(channel, permission))
+}
+
+impl Shard {
+    /// The channel that a command names, in its data or envelope, and its namespace.
+    pub(super) fn resolve(
+        &self,
+        given: Option<String>,
+        envelope: Option<&str>,
+    ) -> Result<(ChannelName, NamespaceIndex, Namespace), ClientError> {
+        let name: ChannelName = match (given, envelope) {
+            (Some(name), _) => name.into(),
+            (None, Some(name)) => name.into(),
+            (None, None) => {
+                return Err(ClientError::new(
+                    ErrorCode::InvalidMessageFormat,
+                    "`channel` is missing",
+                ));
+            }
+        };
+        if !proto::is_channel_name(&name, self.settings.limits.channel_name_bytes_max) {
+            return Err(ClientError::new(
+                ErrorCode::InvalidMessageFormat,
+                "the channel name is empty, too long, or holds a space, control character, `*` or `?`",
+            ));
+        }
+        let (index, namespace) = self.settings.namespaces.find(&name).ok_or_else(|| {
+            ClientError::new(ErrorCode::NotFound, "the channel's namespace is not configured")
+        })?;
+        Ok((name, index, namespace.clone()))
+    }
+
+    /// Whether the session has room for one more command that a home answers.
+    pub(super) fn check_in_flight(&self, id: ConnectionId) -> Result<(), ClientError> {
+        let limit = self.settings.limits.requests_in_flight_max as usize;
+        if self.session(id).is_some_and(|session| session.pending.len() >= limit) {
+            let message = "too many commands of this connection wait for an answer";
+            return Err(ClientError::new(ErrorCode::LimitExceeded, message));
+        }
+        Ok(())
+    }
+
+    pub(super) fn handle_subscribe(&mut self, now: Now, at: At<'_>, data: SubscribeData) {
+        let (id, reply_to, envelope) = at;
+        if let Err(error) = self.try_subscribe(now, (id, reply_to, envelope), data) {
+            self.reply_error(now, id, reply_to, &error);
+        }
+    }
+
+    fn try_subscribe(
+        &mut self,
+        now: Now,
+        at: At<'_>,
+        data: SubscribeData,
+    ) -> Result<(), ClientError> {
+        let (id, reply_to, envelope) = at;
+        let (channel, _, namespace) = self.resolve(data.channel, envelope)?;
+        self.check_in_flight(id)?;
+        let recover = data.recover.as_ref().map(recover_position);
+        let Some(session) = self.session(id) else { return Ok(()) };
+        if let Some(existing) = session.subscription(&channel) {
+            let live = existing.state == SubscriptionState::Live;
+            if existing.by_server && live && recover.is_some() {
+                return self.recover_live(now, id, reply_to, (&channel, recover));
+            }
+            let message = "this connection is subscribed to the channel already";
+            return Err(ClientError::new(ErrorCode::AlreadySubscribed, message));
+        }
+        let token = match data.token {
+            None => None,
+            Some(token) => Some(self.channel_claims(now, id, &channel, &token)?),
+        };
+        let allowed = may(session, &channel, namespace.subscribe, Permission::Subscribe);
+        if !allowed && (token.is_none() || namespace.subscribe == Access::Nobody) {
+            let message = "neither the namespace nor the token allows this subscription";
+            return Err(ClientError::new(ErrorCode::PermissionDenied, message));
+        }
+        self.begin_subscription(
+            now,
+            id,
+            &channel,
+            (reply_to, PendingKind::Subscribe, recover, token),
+        )
+    }
+
+    fn channel_claims(
+        &self,
+        now: Now,
+        id: ConnectionId,
+        channel: &str,
+        token: &str,
+    ) -> Result<ChannelClaims, ClientError> {
+        let verified = self.settings.auth.authenticator.verify_channel(token, now.unix);
+        let user = self.session(id).map(|session| Arc::clone(&session.user));
+        let checked = verified.and_then(|claims| {
+            if *claims.channel != *channel {
+                Err(AuthError::Channel)
+            } else if claims.user.is_some() && claims.user != user {
+                Err(AuthError::Subject)
+            } else {
+                Ok(claims)
+            }
+        });
+        checked.map_err(|error| match error {
+            AuthError::Expired => {
+                ClientError::new(ErrorCode::TokenExpired, "the channel token has expired")
+            }
+            _ => {
+                ClientError::new(ErrorCode::PermissionDenied, "the channel token is not acceptable")
+            }
+        })
+    }
+
+    /// A position was given for a server-side subscription that is live: fetch what came before it went live.
+    fn recover_live(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        reply_to: &str,
+        (channel, recover): (&ChannelName, Option<StreamPosition>),
+    ) -> Result<(), ClientError> {
+        let Some(session) = self.session_mut(id) else { return Ok(()) };
+        let request = session.expect_reply(reply_to, PendingKind::Recover);
+        let subscribe = subscribe_of(session, recover);
+        self.ask(now, (id, request), channel, ChannelOp::Subscribe(subscribe))
+    }
+
+    /// Sends an operation to the channel's home; on refusal forgets the pending command.
+    pub(super) fn ask(
+        &mut self,
+        now: Now,
+        (id, request): (ConnectionId, u32),
+        channel: &ChannelName,
+        op: ChannelOp,
+    ) -> Result<(), ClientError> {
+        let origin = Origin::Connection { id, request };
+        if self.request(now, ChannelRequest { origin, channel: Arc::clone(channel), op }) {
+            return Ok(());
+        }
+        if let Some(session) = self.session_mut(id) {
+            session.take_pending(request);
+        }
+        Err(ClientError::overloaded())
+    }
+
+    /// Reserves the channel on the connection and asks its home. The permission has been checked.
+    pub(super) fn begin_subscription(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        channel: &ChannelName,
+        (reply_to, kind, recover, token): Wish<'_>,
+    ) -> Result<(), ClientError> {
+        let (_, namespace, _) = self.resolve(Some(channel.to_string()), None)?;
+        let subscriptions_max = self.settings.limits.subscriptions_max as usize;
+        let Some(session) = self.session(id) else { return Ok(()) };
+        if session.subscriptions.len() >= subscriptions_max {
+            let message = format!("a connection holds at most {subscriptions_max} subscriptions");
+            return Err(ClientError::new(ErrorCode::LimitExceeded, message));
+        }
+        let (local, channel) = self.hub.reserve(channel, namespace, session.deflate);
+        let Some(session) = self.session_mut(id) else { return Ok(()) };
+        let request = session.expect_reply(reply_to, kind);
+        session.subscriptions.push(Subscription {
+            channel: Arc::clone(&channel),
+            local,
+            state: SubscriptionState::Pending,
+            request,
+            by_server: kind != PendingKind::Subscribe,
+            live_from: 0,
+            expires_at: token.as_ref().and_then(|t| t.expires_at).map(|unix| now.mono_at(unix)),
+            may_publish: token.as_ref().is_some_and(|t| t.publish),
+        });
+        let mut subscribe = subscribe_of(session, recover);
+        if let Some(info) = token.and_then(|token| token.info) {
+            subscribe.member.info = Some(info);
+        }
+        let asked = self.ask(now, (id, request), &channel, ChannelOp::Subscribe(subscribe));
+        if asked.is_err() {
+            self.forget_subscription(id, &channel);
+        }
+        self.schedule_session(now, id);
+        asked
+    }
+
+    /// Takes a subscription out of the session and the hub; answers what the home must be told.
+    pub(super) fn forget_subscription(
+        &mut self,
+        id: ConnectionId,
+        channel: &str,
+    ) -> Option<ChannelRequest> {
+        let session = self.session_mut(id)?;
+        let index = session.subscriptions.iter().position(|s| &*s.channel == channel)?;
+        let subscription = session.subscriptions.swap_remove(index);
+        let deflate = session.deflate;
+        let live = subscription.state == SubscriptionState::Live;
+        let (last, compression) = self.hub.release(subscription.local, id, (live, deflate));
+        Some(ChannelRequest {
+            origin: Origin::Connection { id, request: 0 },
+            channel: subscription.channel,
+            op: ChannelOp::Unsubscribe { connection: id, last, compression },
+        })
+    }
+
+    /// Ends a subscription here and at the home. Answers whether there was one.
+    pub(super) fn end_subscription(&mut self, now: Now, id: ConnectionId, channel: &str) -> bool {
+        let Some(request) = self.forget_subscription(id, channel) else { return false };
+        self.request(now, request);
+        true
+    }
+
+    pub(super) fn handle_unsubscribe(&mut self, now: Now, at: At<'_>, channel: Option<String>) {
+        let (id, reply_to, envelope) = at;
+        match self.resolve(channel, envelope) {
+            Err(error) => self.reply_error(now, id, reply_to, &error),
+            Ok((channel, ..)) => {
+                self.end_subscription(now, id, &channel);
+                self.reply(now, id, reply_to, |head, _| reply::unsubscribed(head, &channel));
+            }
+        }
+    }
+
+    /// Ends a subscription for the server's reasons and tells the client. Answers whether there was one.
+    pub(super) fn unsubscribe_by_server(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        (channel, reason): (&str, &str),
+    ) -> bool {
+        if !self.end_subscription(now, id, channel) {
+            return false;
+        }
+        if let Some(session) = self.session_mut(id) {
+            let serial = session.next_id();
+            let frame = push::unsubscribed_by_server(channel, reason, &serial, now.unix);
+            self.push_control(id, frame, MessageKind::Control);
+        }
+        true
+    }
+}
+
+fn subscribe_of(session: &Session, recover: Option<StreamPosition>) -> Subscribe {
+    Subscribe {
+        recover,
+        member: Member {
+            user: Arc::clone(&session.user),
+            session: Arc::clone(&session.public_id),
+            info: session.claims.as_ref().and_then(|claims| claims.info.clone()),
+        },
+        compression: session.deflate,
+    }
+}

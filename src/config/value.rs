@@ -148,7 +148,7 @@ impl Kind {
             }
             (Self::Duration(min, max), Raw::Text(text) | Raw::String(text)) => {
                 let value = parse_duration(text)?;
-                bounded(value.as_millis() as i128, *min, *max)?;
+                bounded(i128::from(value.as_millis() as u64), *min, *max)?;
                 Ok(Value::Duration(value))
             }
             (Self::Duration(..), Raw::Integer(_)) => Err("has no unit".to_owned()),

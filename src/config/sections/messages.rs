@@ -234,7 +234,7 @@ section! {
     /// Memory for what channels remember.
     "cache" => CacheSection {
         /// MiB for the histories of all channels of this node. Each shard gets an equal part for the channels it is
-        /// home of, and drops the oldest publications of its least used channels when the part is full.
+        /// home of.
         memory_max_mb: u64 = Kind::Count(16, 1 << 20), Live;
     }
 }

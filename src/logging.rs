@@ -4,6 +4,8 @@
 //! never time of a shard; lost lines are counted. Records carry a `category` (connection, message, performance, error,
 //! security, system) and mostly an `event`. No record carries a payload, token or key.
 
+mod json;
+
 use std::fmt;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
@@ -121,7 +123,7 @@ where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    tracing_subscriber::fmt::layer().json().flatten_event(true).with_current_span(false).with_writer(writer)
+    tracing_subscriber::fmt::layer().event_format(json::JsonLines).with_ansi(false).with_writer(writer)
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use gateway_core::auth::AuthError;
 use gateway_core::metrics::ShardMetrics;
+use tokio::sync::watch;
 
 use crate::bridge::Snapshots;
 use crate::plane::SharedPlane;
@@ -130,8 +132,9 @@ impl Sampler {
     }
 }
 
-/// Samples until the future is dropped.
-pub(crate) async fn run(plane: SharedPlane, interval: Duration) {
+/// Samples until the future is dropped. `unknown_kid` is changed when tokens with unknown key ids came since the last
+/// sample: perhaps keys were rotated.
+pub(crate) async fn run(plane: SharedPlane, interval: Duration, unknown_kid: watch::Sender<u64>) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // The first tick is at once, when there is nothing to compare with yet.
@@ -140,7 +143,14 @@ pub(crate) async fn run(plane: SharedPlane, interval: Duration) {
         ticks.tick().await;
         let snapshots = plane.bridge.snapshots().await;
         plane.sampler.record(Totals::of(&snapshots, plane.uptime()));
+        let unknown = unknown_kids(&snapshots);
+        unknown_kid.send_if_modified(|known| std::mem::replace(known, unknown) < unknown);
     }
+}
+
+fn unknown_kids(snapshots: &Snapshots) -> u64 {
+    let index = AuthError::ALL.iter().position(|error| *error == AuthError::UnknownKey).unwrap_or(0);
+    snapshots.known().map(|(_, snapshot)| snapshot.core.auth_failures.0[index]).sum()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What the control plane counts itself.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::{Method, StatusCode};
 use prometheus::proto::MetricFamily;
@@ -20,12 +20,9 @@ pub(crate) struct ControlMetrics {
     request_seconds: HistogramVec,
     /// Calls without a valid API key.
     pub api_unauthorized: IntCounter,
-    /// Reloads refused because of a bad configuration.
-    pub reload_failures: IntCounter,
-    /// 1 when the last reload (or the start) succeeded.
-    pub reload_success: IntGauge,
-    /// When the configuration in use was loaded.
-    pub reload_timestamp: IntGauge,
+    reload_failures: IntCounter,
+    reload_success: IntGauge,
+    reload_timestamp: IntGauge,
 }
 
 impl ControlMetrics {
@@ -84,6 +81,19 @@ impl ControlMetrics {
         };
         self.requests.with_label_values(&[route, method, status.as_str()]).inc();
         self.request_seconds.with_label_values(&[route]).observe(took.as_secs_f64());
+    }
+
+    /// A new configuration, or the first one, is in force.
+    pub(crate) fn reload_succeeded(&self) {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.reload_success.set(1);
+        self.reload_timestamp.set(unix.as_secs() as i64);
+    }
+
+    /// A new configuration was refused.
+    pub(crate) fn reload_failed(&self) {
+        self.reload_failures.inc();
+        self.reload_success.set(0);
     }
 
     /// Families that have at least one series.

@@ -1,7 +1,7 @@
 //! Kinds of values: how each is written, its bounds, and how it is shown.
 //!
-//! [`Kind::parse`] is the only way from text or TOML to a [`Value`]; a `Value` of a key is therefore always inside the
-//! bounds of its kind.
+//! [`Kind::parse`] is the only way from text or TOML to a [`Value`]; a `Value` of a key is therefore always inside
+//! the bounds of its kind.
 
 use std::fmt;
 use std::net::SocketAddr;

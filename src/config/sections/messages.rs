@@ -136,6 +136,10 @@ section! {
         history_page_max: u32 = Kind::Count(1, 100_000), Live;
         /// Recovered publications in one `subscribed` reply.
         recovery_bytes_max: usize = Kind::Size(4 << 10, 64 << 20), Live;
+        /// Members in one presence answer; counts always cover all.
+        presence_members_max: u32 = Kind::Count(1, 1_000_000), Live;
+        /// Between two `presence_stats` pushes of a channel whose joins and leaves are coalesced.
+        presence_interval: Duration = Kind::Duration(50, 60_000), Live;
         /// How long an idempotency key is remembered.
         idempotency_ttl: Duration = Kind::Duration(1_000, 7 * 86_400_000), Live;
         /// Idempotency keys remembered per channel.
@@ -148,12 +152,12 @@ section! {
 }
 
 section! {
-    /// Options of every channel whose name begins with the namespace's name and `:`. Written as `[[namespaces]]` with a
-    /// `name`; the same name in a later file changes only the fields it gives. `user`, `workflow`, `session` and
+    /// Options of every channel whose name begins with the namespace's name and `:`. Written as `[[namespaces]]` with
+    /// a `name`; the same name in a later file changes only the fields it gives. `user`, `workflow`, `session` and
     /// `system` are built in and can be changed in the same way.
     "namespaces.*" => NamespaceSection {
-        /// Who may subscribe: `token` = with a capability in the token or a channel token; `owner` = the user whose id
-        /// follows `name:`; `members` = the users listed after `#`; `signed_in` = every connection with a user id;
+        /// Who may subscribe: `token` = with a capability in the token or a channel token; `owner` = the user whose
+        /// id follows `name:`; `members` = the users listed after `#`; `signed_in` = every connection with a user id;
         /// `anyone` = anonymous ones too.
         subscribe: Access = Kind::Choice(Access::NAMES), Live;
         /// Who may publish over a socket. The server API may always.

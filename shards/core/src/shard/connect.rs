@@ -1,5 +1,6 @@
 //! From an accepted socket to a WebSocket: admission, request head, handshake.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Shard, Slot};
@@ -157,8 +158,8 @@ impl Shard {
         let rest = received.split_off(head.len.min(received.len()));
         let anonymous = token.is_some_and(|token| token.is_empty()) && settings.auth.anonymous;
         let Some(session) = self.session_mut(id) else { return };
-        session.deflate = accepted.deflate.is_some();
-        session.decoder = Decoder::new(session.deflate);
+        session.deflate = accepted.deflate.as_ref().is_some_and(|deflate| deflate.compress);
+        session.decoder = Decoder::new(accepted.deflate.is_some());
         session.user_agent = head.header("user-agent").map(|text| {
             text.chars().take(USER_AGENT_BYTES_MAX).collect::<String>().into_boxed_str()
         });
@@ -169,7 +170,7 @@ impl Shard {
             let limits = &settings.limits;
             self.touch_timer(id, now.mono + limits.handshake_timeout);
         } else if claims.is_some() || anonymous {
-            self.attach(now, id, claims, "", &std::collections::BTreeMap::new());
+            self.attach(now, id, claims, ("", &BTreeMap::new()));
         } else {
             self.touch_timer(id, now.mono + settings.limits.auth_timeout);
         }

@@ -79,7 +79,7 @@ impl Shard {
                 if over_budget { session.outbox.len_bytes().min(bytes_max) } else { bytes_max };
             match hand_over(session, (local, publication), &class, bytes_max) {
                 None => {}
-                Some(handed) => self.account(id, handed, &mut slow),
+                Some(handed) => self.account(id, &handed, &mut slow),
             }
         }
         if let Some(channel) = self.hub.get_mut(local) {
@@ -90,7 +90,7 @@ impl Shard {
         }
     }
 
-    fn account(&mut self, id: ConnectionId, handed: Handed, slow: &mut Vec<ConnectionId>) {
+    fn account(&mut self, id: ConnectionId, handed: &Handed, slow: &mut Vec<ConnectionId>) {
         let Some(session) = self.session(id) else { return };
         let after = session.outbox.len_bytes();
         // What was in the outbox before is in `outbox_bytes` already; drops may have made it smaller.
@@ -149,7 +149,7 @@ impl Shard {
             };
             let Some(session) = self.session_mut(id) else { return };
             if let Some(handed) = hand_over(session, (local, &publication), &class, bytes_max) {
-                self.account(id, handed, &mut slow);
+                self.account(id, &handed, &mut slow);
             }
         }
         if !slow.is_empty() {

@@ -33,7 +33,6 @@ use crate::plane::SharedPlane;
 use error::{ErrorBody, ErrorEnvelope, TransportStatus};
 pub(crate) use error::ApiError;
 pub(crate) use key::ApiKey;
-pub(crate) use openapi::document;
 
 /// Header that carries the API key.
 pub(crate) const KEY_HEADER: &str = "x-api-key";

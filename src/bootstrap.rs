@@ -138,7 +138,7 @@ impl Node {
         let config = &loaded.config;
         let tls = reload::load_tls(config)?;
         let store = tokens::load(config, None).await?;
-        let settings = Arc::new(reload::settings(config, &store)?);
+        let settings = Arc::new(reload::settings(config, &store, placements.len() as u16)?);
         let seeds = seeds()?;
         let admission = Arc::new(Admission::new(seeds.hash));
         // Bound before the engine starts, so that a taken port leaves nothing to stop.

@@ -131,7 +131,7 @@ impl Controller {
             let store = tokens::load(&self.loaded.config, Some(&self.keys.store)).await?;
             self.keys = Keys::new(store, &self.loaded.config);
         }
-        let settings = settings(&self.loaded.config, &self.keys.store)?;
+        let settings = settings(&self.loaded.config, &self.keys.store, self.engine.shards())?;
         self.reconfigure(settings).await;
         tracing::info!(category = "security", event = "keys_rotated", keys = self.keys.store.current().len());
         Ok(())
@@ -167,7 +167,7 @@ impl Controller {
         logging::parse(&new.config.log.level)?;
         let tls = if self.loaded.config.tls.enabled { load_tls(&new.config)? } else { None };
         let store = tokens::load(&new.config, Some(&self.keys.store)).await?;
-        let mut settings = settings(&new.config, &store)?;
+        let mut settings = settings(&new.config, &store, self.engine.shards())?;
         // The name changes only at a restart, and so does what clients see of it.
         settings.node = Arc::clone(&self.plane.settings.load().node);
         // From here on nothing fails.
@@ -206,8 +206,8 @@ impl Controller {
 }
 
 /// Settings of the shards with the keys in force.
-pub(crate) fn settings(config: &Config, keys: &KeyStore) -> Result<Settings, tokens::TokenKeysError> {
-    Ok(config.core_settings(Arc::new(tokens::authenticator(config, keys.current())?)))
+pub(crate) fn settings(config: &Config, keys: &KeyStore, shards: u16) -> Result<Settings, tokens::TokenKeysError> {
+    Ok(config.core_settings(Arc::new(tokens::authenticator(config, keys.current())?), shards))
 }
 
 /// Certificate and key, when TLS is on.

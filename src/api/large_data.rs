@@ -60,6 +60,8 @@ pub(super) async fn large_data(plane: &SharedPlane, request: LargeDataRequest) -
             priority,
             // Chunks must never supersede each other under `keep_latest`.
             key: Some(format!("{data_id}/{index}").into()),
+            // Takes its place in the stream, but would push everything else out of the history.
+            transient: true,
             accepted_at: plane.uptime(),
             ..Publish::default()
         };

@@ -107,6 +107,7 @@ fn prepare(plane: &SharedPlane, settings: &Settings, request: PublishRequest) ->
         key: request.key.map(Into::into),
         idempotency_key: request.idempotency_key.map(Into::into),
         skip_history: request.skip_history,
+        transient: false,
         sender: None,
         extra: request.tags.as_ref().map(|tags| tags_member(tags)),
         no_echo: false,

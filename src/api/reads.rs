@@ -23,7 +23,8 @@ const CHANNELS_MAX: u32 = 1_000;
 /// Lists the members.
 pub(super) async fn presence(plane: &SharedPlane, request: ChannelRequest) -> Result<PresenceResult, ApiError> {
     need(plane, &request.channel, "presence", |namespace| namespace.presence)?;
-    let ChannelOutcome::Presence(members) = plane.bridge.request(&request.channel, ChannelOp::Presence).await? else {
+    let outcome = plane.bridge.request(&request.channel, ChannelOp::Presence).await?;
+    let ChannelOutcome::Presence { members, clients, users } = outcome else {
         return Err(ApiError::unexpected_answer());
     };
     let mut presence = BTreeMap::new();
@@ -32,7 +33,7 @@ pub(super) async fn presence(plane: &SharedPlane, request: ChannelRequest) -> Re
         let client = member.session.to_string();
         presence.insert(client.clone(), PresenceMember { client, user: member.user.to_string(), conn_info });
     }
-    Ok(PresenceResult { presence })
+    Ok(PresenceResult { presence, num_clients: clients, num_users: users })
 }
 
 /// Counts the members.
@@ -67,7 +68,7 @@ pub(super) async fn history(plane: &SharedPlane, request: HistoryRequest) -> Res
     Ok(HistoryResult { publications, offset: top.offset, epoch: top.epoch })
 }
 
-/// Forgets the history; the epoch changes.
+/// Forgets the history; the position stays.
 pub(super) async fn history_remove(plane: &SharedPlane, request: ChannelRequest) -> Result<PositionResult, ApiError> {
     need(plane, &request.channel, "history", Namespace::keeps_history)?;
     match plane.bridge.request(&request.channel, ChannelOp::HistoryRemove).await? {

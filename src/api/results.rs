@@ -96,8 +96,12 @@ pub(crate) struct PresenceMember {
 /// Members of a channel by session id.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct PresenceResult {
-    /// Members.
+    /// Members, up to `channels.presence_members_max` of them.
     pub presence: BTreeMap<String, PresenceMember>,
+    /// All connections.
+    pub num_clients: u32,
+    /// Distinct user ids.
+    pub num_users: u32,
 }
 
 /// Size of a channel.

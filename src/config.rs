@@ -1,7 +1,8 @@
-//! Configuration: from sources (defaults, size tier, environment, files, variables, flags) to checked, typed sections.
+//! Configuration: from sources (defaults, size tier, environment, files, variables, flags) to checked, typed
+//! sections.
 //!
-//! [`Config::load`] either gives a whole, consistent configuration or every error at once. Nothing behind it parses text,
-//! and nothing here starts, opens or connects anything; it only reads files. A reload is another `load`.
+//! [`Config::load`] either gives a whole, consistent configuration or every error at once. Nothing behind it parses
+//! text, and nothing here starts, opens or connects anything; it only reads files. A reload is another `load`.
 
 pub mod checks;
 pub mod docs;

@@ -1,4 +1,5 @@
-//! What a command says to its user: results on standard output, errors on standard error. A running node logs instead.
+//! What a command says to its user: results on standard output, errors on standard error. A running node logs
+//! instead.
 
 use std::io::{self, ErrorKind, Write as _};
 use std::process::ExitCode;

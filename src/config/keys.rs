@@ -100,10 +100,10 @@ pub fn token_keys(
             keys.push(TokenKey::PublicKey { algorithm, pem: pem.into_bytes(), path: path.clone() });
         }
     }
-    if let Some(path) = &auth.jwks_file {
-        if read(values, "auth.jwks_file", path, errors).is_some() {
-            keys.push(TokenKey::JwksFile(path.clone()));
-        }
+    if let Some(path) = &auth.jwks_file
+        && read(values, "auth.jwks_file", path, errors).is_some()
+    {
+        keys.push(TokenKey::JwksFile(path.clone()));
     }
     keys.extend(auth.jwks_url.clone().map(TokenKey::JwksUrl));
     keys

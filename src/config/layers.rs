@@ -161,8 +161,8 @@ fn flat_variables(variables: &[(String, String)], entries: &mut Vec<Entry>) {
     }
 }
 
-/// `HOST` and `PORT` together are one public address. What is not given is taken from the layers below, which only the
-/// caller knows, so a placeholder stands for it.
+/// `HOST` and `PORT` together are one public address. What is not given is taken from the layers below, which only
+/// the caller knows, so a placeholder stands for it.
 fn address_variables(
     variables: &[(String, String)],
     entries: &mut Vec<Entry>,

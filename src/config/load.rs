@@ -1,7 +1,7 @@
 //! From sources to a [`Config`]: collect, parse, merge, resolve, check.
 //!
-//! Every given value is parsed, also one that a higher layer hides, so that a mistake never waits in a file. A value that
-//! does not parse is replaced by that of the layer below, only to go on and find the other errors.
+//! Every given value is parsed, also one that a higher layer hides, so that a mistake never waits in a file. A value
+//! that does not parse is replaced by that of the layer below, only to go on and find the other errors.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

@@ -11,11 +11,11 @@ use gateway_core::settings::{
 use crate::config::Config;
 
 impl Config {
-    /// Settings of every shard, with `authenticator` made from [`Config::token_keys`].
-    pub fn core_settings(&self, authenticator: Arc<Authenticator>) -> Settings {
+    /// Settings of each of `shards` shards, with `authenticator` made from [`Config::token_keys`].
+    pub fn core_settings(&self, authenticator: Arc<Authenticator>, shards: u16) -> Settings {
         Settings {
             node: self.node.name.as_str().into(),
-            limits: self.core_limits(),
+            limits: self.core_limits(shards),
             namespaces: self.core_namespaces(),
             websocket: WebSocketSettings {
                 path: self.websocket.path.as_str().into(),
@@ -57,7 +57,7 @@ impl Config {
         AllowedOrigins::List(origins.iter().map(|origin| origin.as_str().into()).collect())
     }
 
-    fn core_limits(&self) -> Limits {
+    fn core_limits(&self, shards: u16) -> Limits {
         let (limits, rates, channels) = (&self.limits, &self.rate_limits, &self.channels);
         Limits {
             connections_max: limits.connections_max,
@@ -79,6 +79,10 @@ impl Config {
             shard_outbox_bytes_max: self.outbox.shard_bytes_max,
             recovery_bytes_max: channels.recovery_bytes_max,
             history_page_max: channels.history_page_max,
+            history_bytes_max: self.cache.history_bytes_per_shard(shards),
+            presence_members_max: channels.presence_members_max,
+            presence_interval: channels.presence_interval,
+            close_timeout: self.engine.close_timeout,
             messages_per_connection: rate(
                 rates.connection_messages_per_second,
                 rates.connection_messages_burst,
@@ -139,7 +143,7 @@ mod tests {
             ("ARCHMESH__RATE_LIMITS__USER_MESSAGES_PER_SECOND", "7"),
             ("ARCHMESH__CHANNELS__LAST_SEEN_TTL", "2d"),
         ]);
-        let limits = config.core_limits();
+        let limits = config.core_limits(2);
         assert_eq!(limits.connections_max, 10_000);
         assert_eq!(limits.messages_per_user, Rate { per_second: 7, burst: 400 });
         assert_eq!(limits.messages_per_address, Rate::UNLIMITED);

@@ -1,7 +1,7 @@
 //! Kinds of values: how each is written, its bounds, and how it is shown.
 //!
-//! [`Kind::parse`] is the only way from text or TOML to a [`Value`]; a `Value` of a key is therefore always inside the
-//! bounds of its kind.
+//! [`Kind::parse`] is the only way from text or TOML to a [`Value`]; a `Value` of a key is therefore always inside
+//! the bounds of its kind.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -148,7 +148,7 @@ impl Kind {
             }
             (Self::Duration(min, max), Raw::Text(text) | Raw::String(text)) => {
                 let value = parse_duration(text)?;
-                bounded(value.as_millis() as i128, *min, *max)?;
+                bounded(i128::from(value.as_millis() as u64), *min, *max)?;
                 Ok(Value::Duration(value))
             }
             (Self::Duration(..), Raw::Integer(_)) => Err("has no unit".to_owned()),

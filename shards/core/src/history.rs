@@ -304,13 +304,13 @@ mod tests {
         assert_eq!(page(None, 100, false), [4, 5, 6, 7]);
         assert_eq!(page(Some(5), 3, false), [6, 7, 8]);
         assert_eq!(page(Some(0), 2, false), [4, 5]);
-        assert_eq!(page(Some(9), 2, false), []);
-        assert_eq!(page(Some(u64::MAX), 2, false), []);
+        assert!(page(Some(9), 2, false).is_empty());
+        assert!(page(Some(u64::MAX), 2, false).is_empty());
         assert_eq!(page(None, 2, true), [9, 8]);
         assert_eq!(page(Some(6), 9, true), [5, 4]);
-        assert_eq!(page(Some(0), 9, true), []);
+        assert!(page(Some(0), 9, true).is_empty());
         assert_eq!(page(Some(u64::MAX), 2, true), [9, 8]);
-        assert_eq!(page(None, 0, false), []);
+        assert!(page(None, 0, false).is_empty());
     }
 
     #[test]

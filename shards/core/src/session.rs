@@ -120,7 +120,7 @@ pub(crate) struct Session {
     pub(crate) outbox: Outbox,
     /// Whether the connection is in the dirty list.
     pub(crate) dirty: bool,
-    /// Whether permessage-deflate was negotiated.
+    /// Whether compressed frames may be sent.
     pub(crate) deflate: bool,
     /// Whether the user's connection count includes this one.
     pub(crate) user_counted: bool,

@@ -248,9 +248,9 @@ mod tests {
         assert_eq!(drain(&mut wheel, ms(50)), [2]);
         for revolution in 1..3 {
             assert_eq!(wheel.next_deadline(), Some(ms(640 * revolution + 50)));
-            assert_eq!(drain(&mut wheel, ms(640 * revolution + 50)), []);
+            assert!(drain(&mut wheel, ms(640 * revolution + 50)).is_empty());
         }
-        assert_eq!(drain(&mut wheel, ms(640 * 3 + 49)), []);
+        assert!(drain(&mut wheel, ms(640 * 3 + 49)).is_empty());
         assert_eq!(drain(&mut wheel, ms(640 * 3 + 50)), [1]);
     }
 

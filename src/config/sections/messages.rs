@@ -57,7 +57,7 @@ section! {
         /// A reassembled and inflated message.
         message_bytes_max: usize = Kind::Size(1 << 10, 16 << 20), Live;
         /// Fragments of one message.
-        fragments_max: u32 = Kind::Count(1, 65_536), Live;
+        fragments_max: u32 = Kind::Count(1, 1 << 20), Live;
         /// Nesting of objects and arrays in a message.
         json_depth_max: u32 = Kind::Count(4, 256), Live;
         /// Subscriptions of one connection, server-side ones included.
@@ -136,6 +136,10 @@ section! {
         history_page_max: u32 = Kind::Count(1, 100_000), Live;
         /// Recovered publications in one `subscribed` reply.
         recovery_bytes_max: usize = Kind::Size(4 << 10, 64 << 20), Live;
+        /// Members in one presence answer; counts always cover all.
+        presence_members_max: u32 = Kind::Count(1, 1_000_000), Live;
+        /// Between two `presence_stats` pushes of a channel whose joins and leaves are coalesced.
+        presence_interval: Duration = Kind::Duration(50, 60_000), Live;
         /// How long an idempotency key is remembered.
         idempotency_ttl: Duration = Kind::Duration(1_000, 7 * 86_400_000), Live;
         /// Idempotency keys remembered per channel.
@@ -148,12 +152,12 @@ section! {
 }
 
 section! {
-    /// Options of every channel whose name begins with the namespace's name and `:`. Written as `[[namespaces]]` with a
-    /// `name`; the same name in a later file changes only the fields it gives. `user`, `workflow`, `session` and
+    /// Options of every channel whose name begins with the namespace's name and `:`. Written as `[[namespaces]]` with
+    /// a `name`; the same name in a later file changes only the fields it gives. `user`, `workflow`, `session` and
     /// `system` are built in and can be changed in the same way.
     "namespaces.*" => NamespaceSection {
-        /// Who may subscribe: `token` = with a capability in the token or a channel token; `owner` = the user whose id
-        /// follows `name:`; `members` = the users listed after `#`; `signed_in` = every connection with a user id;
+        /// Who may subscribe: `token` = with a capability in the token or a channel token; `owner` = the user whose
+        /// id follows `name:`; `members` = the users listed after `#`; `signed_in` = every connection with a user id;
         /// `anyone` = anonymous ones too.
         subscribe: Access = Kind::Choice(Access::NAMES), Live;
         /// Who may publish over a socket. The server API may always.
@@ -234,7 +238,7 @@ section! {
     /// Memory for what channels remember.
     "cache" => CacheSection {
         /// MiB for the histories of all channels of this node. Each shard gets an equal part for the channels it is
-        /// home of, and drops the oldest publications of its least used channels when the part is full.
+        /// home of.
         memory_max_mb: u64 = Kind::Count(16, 1 << 20), Live;
     }
 }

@@ -45,9 +45,8 @@ section! {
         hash_by: HashBy = HashBy::KIND, Restart;
         /// Share of each shard under `balance = "weighted_round_robin"`, one number per shard.
         weights: Vec<u32> = Kind::List(&Kind::Count(1, 1_000), 0, 256), Restart;
-        /// Messages a shard's mailbox holds. A full mailbox refuses and counts, nothing waits. The queue of the tier
-        /// is the upper bound of the whole node's intent; one mailbox never holds more than 65,536 messages, so that
-        /// its memory stays within a few MiB.
+        /// Messages a shard's mailbox holds. A full mailbox refuses and counts, nothing waits. Above 65,536 the value
+        /// has no further effect: a mailbox is allocated whole, and one that is longer only adds delay.
         mailbox_messages_max: u32 = Kind::Count(64, 1_000_000), Restart;
         /// Events the queue from the shards to the control plane holds.
         control_messages_max: usize = Kind::Count(64, 1_000_000), Restart;

@@ -216,7 +216,7 @@ impl Shard {
             Command::PresenceStats(data) => self.handle_presence(now, at, data.channel, true),
             Command::History(data) => self.handle_history(now, at, data),
             Command::LargeData(chunk) => {
-                self.handle_large_data(now, at, *chunk, envelope.session_id.as_deref());
+                self.handle_large_data(now, at, &chunk, envelope.session_id.as_deref());
             }
             Command::Fault(data) => self.handle_fault(now, id, reply_to, &data),
         }

@@ -28,6 +28,9 @@ const GROWTH_BYTES_MIN: usize = 512;
 pub struct Negotiated {
     /// Value of `Sec-WebSocket-Extensions` in the response.
     pub response: String,
+    /// Whether we may compress what we send. A client that demands a smaller window than the one that shared frames are
+    /// compressed with gets everything uncompressed, which the extension allows for any message.
+    pub compress: bool,
 }
 
 /// Picks the first acceptable offer from the values of the request's `Sec-WebSocket-Extensions` headers. Offers that
@@ -43,7 +46,7 @@ fn accept_offer(offer: &str) -> Option<Negotiated> {
         return None;
     }
     let mut seen = [false; 4];
-    let mut echo_server_bits = false;
+    let mut server_bits = None;
     for part in parts {
         let (name, value) = match part.split_once('=') {
             Some((name, value)) => (name.trim(), Some(unquote(value.trim())?)),
@@ -53,8 +56,8 @@ fn accept_offer(offer: &str) -> Option<Negotiated> {
             ("server_no_context_takeover", None) => (0, true),
             ("client_no_context_takeover", None) => (1, true),
             ("server_max_window_bits", Some(value)) => {
-                echo_server_bits = true;
-                (2, window_bits(value)? == SERVER_WINDOW_BITS)
+                server_bits = Some(window_bits(value)?);
+                (2, true)
             }
             // The inflater reads any window, so a narrower one of the client needs no answer.
             ("client_max_window_bits", None) => (3, true),
@@ -67,10 +70,12 @@ fn accept_offer(offer: &str) -> Option<Negotiated> {
     }
     let mut response =
         String::from("permessage-deflate; server_no_context_takeover; client_no_context_takeover");
-    if echo_server_bits {
-        response.push_str("; server_max_window_bits=15");
+    if let Some(bits) = server_bits {
+        response.push_str("; server_max_window_bits=");
+        response.push_str(&bits.to_string());
     }
-    Some(Negotiated { response })
+    let compress = server_bits.is_none_or(|bits| bits == SERVER_WINDOW_BITS);
+    Some(Negotiated { response, compress })
 }
 
 /// 8 to 15, without leading zeros or sign.
@@ -285,6 +290,7 @@ mod tests {
     #[test]
     fn offers() {
         let with_bits = format!("{PLAIN}; server_max_window_bits=15");
+        let narrow = format!("{PLAIN}; server_max_window_bits=9");
         let table: &[(&[&str], Option<&str>)] = &[
             (&["permessage-deflate"], Some(PLAIN)),
             (&["Permessage-Deflate ; client_max_window_bits"], Some(PLAIN)),
@@ -296,12 +302,13 @@ mod tests {
                 &["permessage-deflate; server_no_context_takeover; client_no_context_takeover"],
                 Some(PLAIN),
             ),
+            (&["permessage-deflate; server_max_window_bits=9"], Some(&narrow)),
             // The next offer of the same or of another header gets its chance.
-            (&["permessage-deflate; server_max_window_bits=8, permessage-deflate"], Some(PLAIN)),
+            (&["permessage-deflate; server_max_window_bits=7, permessage-deflate"], Some(PLAIN)),
             (&["x-webkit-deflate-frame", "permessage-deflate"], Some(PLAIN)),
             (&["foo; a=\"x, permessage-deflate\\\"\", permessage-deflate"], Some(PLAIN)),
             (&["foo; a=\"x, permessage-deflate\""], None),
-            (&["permessage-deflate; server_max_window_bits=14"], None),
+            (&["permessage-deflate; server_max_window_bits=16"], None),
             (&["permessage-deflate; server_max_window_bits"], None),
             (&["permessage-deflate; client_max_window_bits=7"], None),
             (&["permessage-deflate; client_max_window_bits=16"], None),
@@ -320,6 +327,14 @@ mod tests {
             let answer = negotiate(headers.iter().copied()).map(|accepted| accepted.response);
             assert_eq!(answer.as_deref(), *expected, "{headers:?}");
         }
+    }
+
+    #[test]
+    fn a_narrow_window_means_sending_uncompressed() {
+        let compress = |offer: &str| negotiate([offer].into_iter()).unwrap().compress;
+        assert!(compress("permessage-deflate"));
+        assert!(compress("permessage-deflate; server_max_window_bits=15"));
+        assert!(!compress("permessage-deflate; server_max_window_bits=8"));
     }
 
     fn inflate(compressed: &[u8], bytes_max: usize) -> Result<Vec<u8>, Disconnect> {

@@ -1,5 +1,5 @@
-//! Clients that vanish at any moment, by reset too, leave nothing behind: no slot, no descriptor, no memory that grows
-//! with them. Alone in its process, because it counts the process's descriptors.
+//! Clients that vanish at any moment, by reset too, leave nothing behind: no slot, no descriptor, no memory that
+//! grows with them. Alone in its process, because it counts the process's descriptors.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 

@@ -1,5 +1,5 @@
-//! A panic outside the handling of a connection ends the process, so that its supervisor starts it again: a node with a
-//! dead shard would answer nobody for that shard's channels. The process that dies is a second run of this binary.
+//! A panic outside the handling of a connection ends the process, so that its supervisor starts it again: a node with
+//! a dead shard would answer nobody for that shard's channels. The process that dies is a second run of this binary.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 

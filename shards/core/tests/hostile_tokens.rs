@@ -455,6 +455,10 @@ fn shapes(list: &mut Hostile) {
             AuthError::Malformed,
         );
     }
+    header_shapes(list);
+}
+
+fn header_shapes(list: &mut Hostile) {
     for header in [
         "",
         "{",

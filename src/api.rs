@@ -29,6 +29,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::IntoResponse;
 use axum::routing::get;
 
+use crate::http::ClientAddress;
 use crate::plane::SharedPlane;
 use error::{ErrorBody, ErrorEnvelope, TransportStatus};
 pub(crate) use error::ApiError;
@@ -69,7 +70,8 @@ async fn authorize(State(plane): State<SharedPlane>, mut request: Request, next:
     let policy = plane.api.load();
     let Some(name) = key::find(&policy.keys, request.headers()) else {
         plane.metrics.api_unauthorized.inc();
-        tracing::warn!(category = "security", event = "api_key_refused", path = request.uri().path());
+        let address = request.extensions().get::<ClientAddress>().map(|address| address.0);
+        tracing::warn!(category = "security", event = "api_key_refused", path = request.uri().path(), ?address);
         return unauthorized();
     };
     request.extensions_mut().insert(name);

@@ -211,7 +211,8 @@ fn plane(
     let bridge = Bridge::new(
         Arc::new(handle.clone()),
         BridgeLimits {
-            request_timeout: config.api.timeout,
+            // Shorter than a call's own limit, so that the answer can say what was waited for.
+            request_timeout: config.api.timeout / 2,
             snapshot_timeout: SNAPSHOT_TIMEOUT,
             // No more answers can be under way than the queue that brings them holds.
             requests_max: config.engine.control_messages_max,

@@ -8,6 +8,7 @@ mod json;
 
 use std::fmt;
 use std::fs::OpenOptions;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
 use tracing::level_filters::LevelFilter;
@@ -85,7 +86,8 @@ impl Logging {
         let lines = if json {
             json_layer(output).boxed()
         } else {
-            tracing_subscriber::fmt::layer().compact().with_writer(output).boxed()
+            let colours = std::io::stderr().is_terminal();
+            tracing_subscriber::fmt::layer().compact().with_ansi(colours).with_writer(output).boxed()
         };
         tracing_subscriber::registry().with(filter).with(lines).with(error_layer).try_init()?;
         Ok(Self { filter: handle, lost, _writers: writers })

@@ -249,6 +249,10 @@ impl Pump {
     }
 
     /// Takes what clients have put into the kernel's queue, then closes.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "non-blocking, after the ring's accept has ended"
+    )]
     fn close_listener(&mut self, key: usize) {
         let Some(Listener { socket, .. }) = self.listeners[key].take() else { return };
         while let Ok((accepted, _)) = socket.accept() {

@@ -108,7 +108,10 @@ pub(crate) mod testing {
         let plane = Plane {
             bridge: Bridge::new(Arc::clone(&shards) as _, limits),
             settings: ArcSwap::from_pointee(config.core_settings(Arc::new(authenticator), 2)),
-            api: ArcSwap::from_pointee(reload::api_policy(&config, Arc::new(tokio::sync::Semaphore::new(8)))),
+            api: ArcSwap::from_pointee(reload::api_policy(
+                &config,
+                Arc::new(tokio::sync::Semaphore::new(8)),
+            )),
             health: Health::new(Duration::from_secs(2)),
             metrics: ControlMetrics::new().unwrap(),
             sampler: Sampler::default(),
@@ -121,8 +124,12 @@ pub(crate) mod testing {
 
     /// Routers with everything switched on and an internal listener.
     pub(crate) fn routers(plane: &SharedPlane) -> Routers {
-        let options =
-            RouteOptions { internal: true, api: true, metrics: true, cors: Some(Duration::from_secs(60)) };
+        let options = RouteOptions {
+            internal: true,
+            api: true,
+            metrics: true,
+            cors: Some(Duration::from_secs(60)),
+        };
         routes::build(plane, options)
     }
 }

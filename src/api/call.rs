@@ -30,8 +30,12 @@ impl<T: DeserializeOwned> FromRequest<SharedPlane> for Call<T> {
 
     async fn from_request(request: Request, plane: &SharedPlane) -> Result<Self, ApiError> {
         let max = plane.api.load().body_bytes_max;
-        let too_large =
-            || ApiError::new(ErrorCode::MessageTooLarge, format!("the body is larger than `api.body_bytes_max`, {max}"));
+        let too_large = || {
+            ApiError::new(
+                ErrorCode::MessageTooLarge,
+                format!("the body is larger than `api.body_bytes_max`, {max}"),
+            )
+        };
         let body = request.into_body();
         // A length that is announced need not be read first.
         if body.size_hint().lower() > max as u64 {
@@ -48,7 +52,8 @@ impl<T: DeserializeOwned> FromRequest<SharedPlane> for Call<T> {
 /// Reads a body; an empty one stands for `{}`.
 pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
-    serde_json::from_slice(body).map_err(|error| ApiError::bad_request(format!("malformed request: {error}")))
+    serde_json::from_slice(body)
+        .map_err(|error| ApiError::bad_request(format!("malformed request: {error}")))
 }
 
 fn answer<T: Serialize>(outcome: Result<T, ApiError>) -> Response<Body> {

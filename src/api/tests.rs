@@ -3,7 +3,8 @@
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use gateway_core::message::{
-    ChannelOp, ChannelOutcome, ControlMessage, Epoch, Origin, ShardMessage, ShardOp, ShardOutcome, StreamPosition,
+    ChannelOp, ChannelOutcome, ControlMessage, Epoch, Origin, ShardMessage, ShardOp, ShardOutcome,
+    StreamPosition,
 };
 use gateway_core::settings::Priority;
 use http_body_util::BodyExt as _;
@@ -45,21 +46,30 @@ async fn answer_all(shards: Arc<TestShards>, bridge: crate::bridge::Bridge) {
             let Some(message) = shards.take(shard) else { continue };
             match message {
                 ShardMessage::Request(request) => {
-                    let Origin::Control(correlation) = request.origin else { panic!("not from the control plane") };
+                    let Origin::Control(correlation) = request.origin else {
+                        panic!("not from the control plane")
+                    };
                     let outcome = match request.op {
                         ChannelOp::Publish(publish) => {
                             check_publish(&publish);
                             ChannelOutcome::Published(position)
                         }
-                        ChannelOp::PresenceStats => ChannelOutcome::PresenceStats { clients: 3, users: 2 },
-                        ChannelOp::UserStatus => ChannelOutcome::UserStatus { connections: 1, last_seen: None },
+                        ChannelOp::PresenceStats => {
+                            ChannelOutcome::PresenceStats { clients: 3, users: 2 }
+                        }
+                        ChannelOp::UserStatus => {
+                            ChannelOutcome::UserStatus { connections: 1, last_seen: None }
+                        }
                         ChannelOp::History(query) => {
                             assert_eq!((query.limit, query.reverse), (5, true));
                             ChannelOutcome::History { top: position, publications: Vec::new() }
                         }
                         other => panic!("unexpected {other:?}"),
                     };
-                    bridge.handle_message(ControlMessage::Channel { correlation, outcome: Ok(outcome) });
+                    bridge.handle_message(ControlMessage::Channel {
+                        correlation,
+                        outcome: Ok(outcome),
+                    });
                 }
                 ShardMessage::Control(request) => {
                     let outcome = match request.op {
@@ -67,7 +77,11 @@ async fn answer_all(shards: Arc<TestShards>, bridge: crate::bridge::Bridge) {
                         _ => ShardOutcome::Affected(u32::from(shard) + 1),
                     };
                     let shard = gateway_core::ids::ShardId(shard);
-                    bridge.handle_message(ControlMessage::Shard { correlation: request.correlation, shard, outcome });
+                    bridge.handle_message(ControlMessage::Shard {
+                        correlation: request.correlation,
+                        shard,
+                        outcome,
+                    });
                 }
                 other => panic!("unexpected {other:?}"),
             }
@@ -106,7 +120,10 @@ async fn calls_need_a_key() {
 async fn publish_passes_the_payload_on_as_it_is() {
     let body = r#"{"channel":"system","type":"notification","priority":"high","tags":{"a":"b"},
         "data":{"keep":  "this spacing", "n": 1.50}}"#;
-    assert_eq!(authorized("publish", body).await, json!({"result": {"offset": 7, "epoch": "abcdefgh"}}));
+    assert_eq!(
+        authorized("publish", body).await,
+        json!({"result": {"offset": 7, "epoch": "abcdefgh"}})
+    );
 }
 
 async fn check_error(method: &str, body: &str, code: u16, text: &str) {
@@ -117,15 +134,30 @@ async fn check_error(method: &str, body: &str, code: u16, text: &str) {
 
 #[tokio::test]
 async fn wrong_requests_are_told_what_is_wrong() {
-    check_error("publish", r#"{"channel":"nope:1","data":1}"#, 102, "unknown namespace `nope`").await;
-    check_error("publish", r#"{"channel":"system","data":1,"chanel":2}"#, 107, "unknown field `chanel`").await;
+    check_error("publish", r#"{"channel":"nope:1","data":1}"#, 102, "unknown namespace `nope`")
+        .await;
+    check_error(
+        "publish",
+        r#"{"channel":"system","data":1,"chanel":2}"#,
+        107,
+        "unknown field `chanel`",
+    )
+    .await;
     check_error("publish", r#"{"channel":"system"}"#, 107, "missing field `data`").await;
     check_error("publish", r#"{"channel":"","data":1}"#, 107, "`channel` is empty").await;
     check_error("publish", r#"{"channel":"system x","data":1}"#, 107, "white space").await;
     check_error("publish", r#"{"channel":7,"data":1}"#, 107, "invalid type").await;
-    check_error("publish", r#"{"channel":"system","data":1,"type":"welcome"}"#, 107, "belongs to the protocol").await;
-    check_error("publish", r#"{"channel":"system","b64data":"e30=","data":1}"#, 107, "not both").await;
-    check_error("publish", r#"{"channel":"system","b64data":"/w=="}"#, 107, "does not hold JSON").await;
+    check_error(
+        "publish",
+        r#"{"channel":"system","data":1,"type":"welcome"}"#,
+        107,
+        "belongs to the protocol",
+    )
+    .await;
+    check_error("publish", r#"{"channel":"system","b64data":"e30=","data":1}"#, 107, "not both")
+        .await;
+    check_error("publish", r#"{"channel":"system","b64data":"/w=="}"#, 107, "does not hold JSON")
+        .await;
     check_error("publish", "[", 107, "malformed request").await;
     check_error("presence", r#"{"channel":"system"}"#, 102, "presence is switched off").await;
     check_error("disconnect", "{}", 107, "missing field `user`").await;
@@ -150,7 +182,8 @@ async fn transport_mode_gives_a_status() {
 
 #[tokio::test]
 async fn broadcast_and_batch_answer_in_order() {
-    let answer = authorized("broadcast", r#"{"channels":["user:1","nope:1","user:22"],"data":{}}"#).await;
+    let answer =
+        authorized("broadcast", r#"{"channels":["user:1","nope:1","user:22"],"data":{}}"#).await;
     let responses = &answer["result"]["responses"];
     assert_eq!(responses[0]["result"]["offset"], 7);
     assert_eq!(responses[1]["error"]["code"], 102);
@@ -205,8 +238,22 @@ fn the_document_describes_every_method() {
     let document = serde_json::to_value(openapi::document()).unwrap();
     let paths = document["paths"].as_object().unwrap();
     for method in [
-        "publish", "broadcast", "batch", "subscribe", "unsubscribe", "disconnect", "presence", "presence_stats",
-        "history", "history_remove", "channels", "connections", "connection", "info", "revoke", "user_status",
+        "publish",
+        "broadcast",
+        "batch",
+        "subscribe",
+        "unsubscribe",
+        "disconnect",
+        "presence",
+        "presence_stats",
+        "history",
+        "history_remove",
+        "channels",
+        "connections",
+        "connection",
+        "info",
+        "revoke",
+        "user_status",
         "large_data",
     ] {
         assert!(paths.contains_key(&format!("/api/{method}")), "{method}");

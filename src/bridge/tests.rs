@@ -42,7 +42,9 @@ async fn an_answer_finds_its_question_at_the_home_shard() {
     bridge.handle_message(published(correlation(shards.take(0))));
     bridge.handle_message(published(correlation(shards.take(1))));
     for pending in [odd, even] {
-        assert!(matches!(pending.wait().await.unwrap(), ChannelOutcome::Published(p) if p.offset == 7));
+        assert!(
+            matches!(pending.wait().await.unwrap(), ChannelOutcome::Published(p) if p.offset == 7)
+        );
     }
     assert_eq!((bridge.requests_in_flight(), bridge.late_answers()), (0, 0));
 }

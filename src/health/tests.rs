@@ -48,16 +48,25 @@ async fn a_stalled_shard_is_unhealthy_and_named() {
 #[tokio::test]
 async fn dashboards_get_exactly_their_fields() {
     let (_, plane) = plane();
-    let fields = |value: &Value| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
+    let fields =
+        |value: &Value| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
     let (_, body) = get(&plane, "/api/v1/websocket/health").await;
     assert_eq!(fields(&body), ["connections", "performance", "status", "uptime"]);
     assert_eq!(fields(&body["connections"]), ["active", "idle", "total"]);
-    assert_eq!(fields(&body["performance"]), ["average_response_time", "error_rate", "messages_per_second"]);
+    assert_eq!(
+        fields(&body["performance"]),
+        ["average_response_time", "error_rate", "messages_per_second"]
+    );
     let (_, body) = get(&plane, "/api/v1/websocket/metrics").await;
     assert_eq!(fields(&body), ["connections", "errors", "messages"]);
     assert_eq!(
         fields(&body["connections"]),
-        ["active_connections", "connection_duration_avg", "connection_duration_max", "total_connections"]
+        [
+            "active_connections",
+            "connection_duration_avg",
+            "connection_duration_max",
+            "total_connections"
+        ]
     );
     assert_eq!(
         fields(&body["messages"]),

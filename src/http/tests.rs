@@ -20,13 +20,20 @@ fn pair() -> (StdStream, StdStream) {
     (client, listener.accept().unwrap().0)
 }
 
-fn handed_over(socket: StdStream, received: &[u8], tls: Option<Box<ServerConnection>>) -> HttpConnection {
+fn handed_over(
+    socket: StdStream,
+    received: &[u8],
+    tls: Option<Box<ServerConnection>>,
+) -> HttpConnection {
     let peer = Peer { address: [127, 0, 0, 1].into(), port: 1, tls: tls.is_some() };
     HttpConnection { socket: OwnedFd::from(socket), peer, received: received.to_vec(), tls }
 }
 
 /// Serves what a shard would have handed over and runs `client` against it.
-async fn serve(received: &'static [u8], client: impl FnOnce(StdStream) -> String + Send + 'static) -> String {
+async fn serve(
+    received: &'static [u8],
+    client: impl FnOnce(StdStream) -> String + Send + 'static,
+) -> String {
     let (_, plane) = plane();
     let (near, far) = pair();
     let server = HttpServer::new(HTTP_LIMITS);
@@ -59,7 +66,8 @@ async fn pipelined_requests_are_answered_in_order() {
         read_to_end(client)
     });
     let answer = answer.await;
-    let statuses: Vec<&str> = answer.match_indices("HTTP/1.1 ").map(|(at, _)| &answer[at + 9..at + 12]).collect();
+    let statuses: Vec<&str> =
+        answer.match_indices("HTTP/1.1 ").map(|(at, _)| &answer[at + 9..at + 12]).collect();
     assert_eq!(statuses, ["200", "404", "200"], "{answer}");
 }
 
@@ -67,7 +75,11 @@ async fn pipelined_requests_are_answered_in_order() {
 async fn an_upgrade_on_a_kept_connection_is_sent_away() {
     let requests = b"GET /live HTTP/1.1\r\nHost: a\r\n\r\n";
     let answer = serve(requests, |mut client| {
-        client.write_all(b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\r\n").unwrap();
+        client
+            .write_all(
+                b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\r\n",
+            )
+            .unwrap();
         read_to_end(client)
     });
     let answer = answer.await;
@@ -96,7 +108,10 @@ async fn stopping_closes_idle_connections() {
     let (_, plane) = plane();
     let server = HttpServer::new(HTTP_LIMITS);
     let (near, far) = pair();
-    server.serve_handed_over(routers(&plane).public, handed_over(far, b"GET /live HTTP/1.1\r\nHost: a\r\n\r\n", None));
+    server.serve_handed_over(
+        routers(&plane).public,
+        handed_over(far, b"GET /live HTTP/1.1\r\nHost: a\r\n\r\n", None),
+    );
     let mut near = tokio::task::spawn_blocking(move || {
         let mut near = near;
         let mut answer = [0; 4096];
@@ -113,9 +128,13 @@ async fn stopping_closes_idle_connections() {
 }
 
 /// A client and a server session that have shaken hands, as on a shard.
-fn tls_pair(client_socket: &mut StdStream, server_socket: &mut StdStream) -> (ClientConnection, ServerConnection) {
+fn tls_pair(
+    client_socket: &mut StdStream,
+    server_socket: &mut StdStream,
+) -> (ClientConnection, ServerConnection) {
     let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let certificate =
+        CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let private_key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -165,7 +184,10 @@ async fn a_tls_session_goes_on_where_the_shard_left_it() {
     session.process_new_packets().unwrap();
     let server = HttpServer::new(HTTP_LIMITS);
     let router = routers(&plane).internal;
-    server.serve_handed_over(router, handed_over(far, b"GET /ready HTTP/1.1\r\nHost: a\r\n\r\n", Some(Box::new(session))));
+    server.serve_handed_over(
+        router,
+        handed_over(far, b"GET /ready HTTP/1.1\r\nHost: a\r\n\r\n", Some(Box::new(session))),
+    );
     let answer = tokio::task::spawn_blocking(move || {
         let mut stream = rustls::Stream::new(&mut client, &mut near);
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
@@ -176,6 +198,9 @@ async fn a_tls_session_goes_on_where_the_shard_left_it() {
     .await
     .unwrap();
     assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 3, "{answer}");
-    assert!(answer.contains(r#"{"status":"ready"}"#) && answer.contains(r#"{"status":"live"}"#), "{answer}");
+    assert!(
+        answer.contains(r#"{"status":"ready"}"#) && answer.contains(r#"{"status":"live"}"#),
+        "{answer}"
+    );
     assert!(answer.contains("archmesh_build_info"), "{answer}");
 }

@@ -29,9 +29,10 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::IntoResponse;
 use axum::routing::get;
 
+use crate::http::ClientAddress;
 use crate::plane::SharedPlane;
-use error::{ErrorBody, ErrorEnvelope, TransportStatus};
 pub(crate) use error::ApiError;
+use error::{ErrorBody, ErrorEnvelope, TransportStatus};
 pub(crate) use key::ApiKey;
 
 /// Header that carries the API key.
@@ -65,16 +66,29 @@ pub(crate) fn router(plane: &SharedPlane) -> Router<SharedPlane> {
 }
 
 /// Refuses calls without a valid key, and applies the error mode that the caller asked for.
-async fn authorize(State(plane): State<SharedPlane>, mut request: Request, next: Next) -> Response<Body> {
+async fn authorize(
+    State(plane): State<SharedPlane>,
+    mut request: Request,
+    next: Next,
+) -> Response<Body> {
     let policy = plane.api.load();
     let Some(name) = key::find(&policy.keys, request.headers()) else {
         plane.metrics.api_unauthorized.inc();
-        tracing::warn!(category = "security", event = "api_key_refused", path = request.uri().path());
+        let address = request.extensions().get::<ClientAddress>().map(|address| address.0);
+        tracing::warn!(
+            category = "security",
+            event = "api_key_refused",
+            path = request.uri().path(),
+            ?address
+        );
         return unauthorized();
     };
     request.extensions_mut().insert(name);
     let transport = [ERROR_MODE_HEADER, ERROR_MODE_HEADER_COMPATIBLE].iter().any(|header| {
-        request.headers().get(*header).is_some_and(|mode| mode.as_bytes().eq_ignore_ascii_case(b"transport"))
+        request
+            .headers()
+            .get(*header)
+            .is_some_and(|mode| mode.as_bytes().eq_ignore_ascii_case(b"transport"))
     });
     let mut response = next.run(request).await;
     if transport && let Some(TransportStatus(status)) = response.extensions().get() {
@@ -101,9 +115,11 @@ async fn bound(State(plane): State<SharedPlane>, request: Request, next: Next) -
 }
 
 fn unauthorized() -> Response<Body> {
-    let message = "a valid API key is needed: send it as `X-API-Key`, or as `Authorization: apikey <key>`";
+    let message =
+        "a valid API key is needed: send it as `X-API-Key`, or as `Authorization: apikey <key>`";
     let error = ErrorBody { code: 101, message: message.to_owned(), temporary: false };
-    let mut response = (StatusCode::UNAUTHORIZED, axum::Json(ErrorEnvelope { error })).into_response();
+    let mut response =
+        (StatusCode::UNAUTHORIZED, axum::Json(ErrorEnvelope { error })).into_response();
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("apikey"));
     response
 }

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use gateway_core::admission::Admission;
-use gateway_engine::{ControlReceiver, Engine, EngineError, EngineHandle, ProbeError, ShardPlacement};
+use gateway_engine::{
+    ControlReceiver, Engine, EngineError, EngineHandle, ProbeError, ShardPlacement,
+};
 use rustls::crypto::aws_lc_rs;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
@@ -65,7 +67,9 @@ enum NodeError {
     Metrics(#[from] prometheus::Error),
     #[error("the system gives no random numbers")]
     Random,
-    #[error("listen.internal {address} cannot be listened on: {source}; is another process using it?")]
+    #[error(
+        "listen.internal {address} cannot be listened on: {source}; is another process using it?"
+    )]
     Internal { address: SocketAddr, source: std::io::Error },
     #[error("the control plane cannot {what}: {source}")]
     Control { what: &'static str, source: std::io::Error },
@@ -109,7 +113,8 @@ fn run(loaded: &Loaded, logging: &Arc<Logging>, started: Instant) -> Result<Exit
         .map_err(|source| NodeError::Control { what: "start its threads", source })?;
     let result = runtime.block_on(async {
         // Handlers first: a signal during the start must not be lost to the default action.
-        let signals = Signals::listen().map_err(|source| NodeError::Control { what: "handle signals", source })?;
+        let signals = Signals::listen()
+            .map_err(|source| NodeError::Control { what: "handle signals", source })?;
         let node = Node::start(loaded.clone(), placements, Arc::clone(logging), started).await?;
         node.run(signals).await
     });
@@ -144,8 +149,10 @@ impl Node {
         // Bound before the engine starts, so that a taken port leaves nothing to stop.
         let internal = bind_internal(config).await?;
         let tls_config = tls.as_ref().map(|tls| Arc::clone(&tls.config));
-        let engine_config = engine_config::engine_config(config, placements, tls_config, started, seeds);
-        let (engine, receiver) = Engine::start(engine_config, Arc::clone(&settings), Arc::clone(&admission))?;
+        let engine_config =
+            engine_config::engine_config(config, placements, tls_config, started, seeds);
+        let (engine, receiver) =
+            Engine::start(engine_config, Arc::clone(&settings), Arc::clone(&admission))?;
         let handle = engine.handle();
         let plane = plane(config, &handle, settings, tls.as_ref())?;
         let routers = routes::build(&plane, route_options(config));
@@ -162,7 +169,8 @@ impl Node {
         plane.metrics.reload_succeeded();
         plane.health.enter(LifePhase::Ready);
         supervise::notify(NotifyState::Ready);
-        let controller = Controller::new(loaded, Arc::clone(&plane), handle.clone(), logging, store);
+        let controller =
+            Controller::new(loaded, Arc::clone(&plane), handle.clone(), logging, store);
         Ok(Self { plane, engine: handle, engine_end, admission, controller, tasks, unknown_kids })
     }
 
@@ -195,7 +203,9 @@ impl Node {
         self.engine.shutdown();
         match tokio::time::timeout(SHUTDOWN_TIMEOUT, &mut self.engine_end).await {
             Ok(Ok(Ok(()))) => tracing::info!(category = "system", event = "engine_stopped"),
-            Ok(end) => tracing::error!(category = "error", event = "engine_failed", error = %engine_error(end)),
+            Ok(end) => {
+                tracing::error!(category = "error", event = "engine_failed", error = %engine_error(end))
+            }
             Err(_) => tracing::warn!(category = "system", event = "engine_cut"),
         }
     }
@@ -211,7 +221,8 @@ fn plane(
     let bridge = Bridge::new(
         Arc::new(handle.clone()),
         BridgeLimits {
-            request_timeout: config.api.timeout,
+            // Shorter than a call's own limit, so that the answer can say what was waited for.
+            request_timeout: config.api.timeout / 2,
             snapshot_timeout: SNAPSHOT_TIMEOUT,
             // No more answers can be under way than the queue that brings them holds.
             requests_max: config.engine.control_messages_max,
@@ -247,13 +258,20 @@ fn route_options(config: &Config) -> RouteOptions {
 
 async fn bind_internal(config: &Config) -> Result<Option<TcpListener>, NodeError> {
     let Some(address) = config.listen.internal else { return Ok(None) };
-    let listener = TcpListener::bind(address).await.map_err(|source| NodeError::Internal { address, source })?;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| NodeError::Internal { address, source })?;
     let address = listener.local_addr().unwrap_or(address);
     tracing::info!(category = "system", event = "listening", listener = "internal", %address);
     Ok(Some(listener))
 }
 
-fn spawn_receiver(tasks: &mut JoinSet<()>, receiver: ControlReceiver, plane: &SharedPlane, router: axum::Router) {
+fn spawn_receiver(
+    tasks: &mut JoinSet<()>,
+    receiver: ControlReceiver,
+    plane: &SharedPlane,
+    router: axum::Router,
+) {
     let (bridge, http) = (plane.bridge.clone(), plane.http.clone());
     tasks.spawn(async move {
         let serve = |connection| http.serve_handed_over(router.clone(), connection);
@@ -309,6 +327,9 @@ fn announce(config: &Config, engine: &EngineHandle, now_unix: Duration) {
 fn seeds() -> Result<Seeds, NodeError> {
     let random = aws_lc_rs::default_provider().secure_random;
     let (mut stream, mut hash) = ([0; 32], [0; 8]);
-    random.fill(&mut stream).and_then(|()| random.fill(&mut hash)).map_err(|_| NodeError::Random)?;
+    random
+        .fill(&mut stream)
+        .and_then(|()| random.fill(&mut hash))
+        .map_err(|_| NodeError::Random)?;
     Ok(Seeds { stream, hash: u64::from_le_bytes(hash) })
 }

@@ -19,8 +19,8 @@ use std::time::Duration;
 use gateway_core::error::{ClientError, ErrorCode};
 use gateway_core::ids::ShardId;
 use gateway_core::message::{
-    ChannelName, ChannelOp, ChannelOutcome, ChannelRequest, ControlMessage, Origin, ShardMessage, ShardOp,
-    ShardOutcome, ShardRequest,
+    ChannelName, ChannelOp, ChannelOutcome, ChannelRequest, ControlMessage, Origin, ShardMessage,
+    ShardOp, ShardOutcome, ShardRequest,
 };
 use gateway_core::time::Now;
 use gateway_engine::{EngineHandle, ShardSnapshot};
@@ -201,28 +201,44 @@ impl Bridge {
     }
 
     /// Asks the home shard of `channel` and waits for its answer.
-    pub(crate) async fn request(&self, channel: &str, op: ChannelOp) -> Result<ChannelOutcome, ClientError> {
+    pub(crate) async fn request(
+        &self,
+        channel: &str,
+        op: ChannelOp,
+    ) -> Result<ChannelOutcome, ClientError> {
         self.begin(channel, op)?.wait().await
     }
 
     /// Asks one shard.
-    pub(crate) async fn ask(&self, shard: ShardId, op: ShardOp) -> Result<ShardOutcome, ClientError> {
+    pub(crate) async fn ask(
+        &self,
+        shard: ShardId,
+        op: ShardOp,
+    ) -> Result<ShardOutcome, ClientError> {
         let (sender, receiver) = mpsc::channel(1);
         let ticket = self.enter(Waiter::Shards(sender))?;
         self.control(shard, ticket.correlation, op).map_err(|_| ClientError::overloaded())?;
         let mut answers = self.collect(receiver, 1, self.inner.limits.request_timeout).await;
         drop(ticket);
         answers.pop().map(|(_, outcome)| outcome).ok_or_else(|| {
-            ClientError::new(ErrorCode::ConnectionTimeout, format!("shard {shard} did not answer in time"))
+            ClientError::new(
+                ErrorCode::ConnectionTimeout,
+                format!("shard {shard} did not answer in time"),
+            )
         })
     }
 
     /// Asks every shard the same and gathers what comes before the deadline.
-    pub(crate) async fn ask_all(&self, make: impl Fn() -> ShardOp) -> Result<Gathered, ClientError> {
+    pub(crate) async fn ask_all(
+        &self,
+        make: impl Fn() -> ShardOp,
+    ) -> Result<Gathered, ClientError> {
         let count = usize::from(self.inner.shards.count());
         let (sender, receiver) = mpsc::channel(count.max(1));
         let ticket = self.enter(Waiter::Shards(sender))?;
-        let asked = self.shard_ids().filter(|shard| self.control(*shard, ticket.correlation, make()).is_ok());
+        let asked = self
+            .shard_ids()
+            .filter(|shard| self.control(*shard, ticket.correlation, make()).is_ok());
         let asked = asked.count();
         let answers = self.collect(receiver, asked, self.inner.limits.request_timeout).await;
         drop(ticket);
@@ -238,20 +254,29 @@ impl Bridge {
     /// An answer arrived from a shard.
     pub(crate) fn handle_message(&self, message: ControlMessage) {
         let in_time = match message {
-            ControlMessage::Channel { correlation, outcome } => match self.waiting().remove(&correlation) {
-                Some(Waiter::Channel(sender)) => sender.send(outcome).is_ok(),
-                _ => false,
-            },
-            ControlMessage::Shard { correlation, shard, outcome } => match self.waiting().get(&correlation) {
-                Some(Waiter::Shards(sender)) => sender.try_send((shard, outcome)).is_ok(),
-                _ => false,
-            },
+            ControlMessage::Channel { correlation, outcome } => {
+                match self.waiting().remove(&correlation) {
+                    Some(Waiter::Channel(sender)) => sender.send(outcome).is_ok(),
+                    _ => false,
+                }
+            }
+            ControlMessage::Shard { correlation, shard, outcome } => {
+                match self.waiting().get(&correlation) {
+                    Some(Waiter::Shards(sender)) => sender.try_send((shard, outcome)).is_ok(),
+                    _ => false,
+                }
+            }
         };
         self.count_late(in_time);
     }
 
     /// Counters arrived from a shard.
-    pub(crate) fn handle_snapshot(&self, correlation: u64, shard: ShardId, snapshot: Box<ShardSnapshot>) {
+    pub(crate) fn handle_snapshot(
+        &self,
+        correlation: u64,
+        shard: ShardId,
+        snapshot: Box<ShardSnapshot>,
+    ) {
         let in_time = match self.waiting().get(&correlation) {
             Some(Waiter::Snapshots(sender)) => sender.try_send((shard, snapshot)).is_ok(),
             _ => false,
@@ -287,7 +312,12 @@ impl Bridge {
         Ok(Ticket { bridge: self.clone(), correlation })
     }
 
-    async fn collect<T>(&self, mut receiver: mpsc::Receiver<T>, expected: usize, timeout: Duration) -> Vec<T> {
+    async fn collect<T>(
+        &self,
+        mut receiver: mpsc::Receiver<T>,
+        expected: usize,
+        timeout: Duration,
+    ) -> Vec<T> {
         let deadline = Instant::now() + timeout;
         let mut answers = Vec::with_capacity(expected);
         while answers.len() < expected {

@@ -39,7 +39,12 @@ impl Pace {
 }
 
 /// Drains; returns when no connection is left or the limit is reached.
-pub(crate) async fn run(plane: &SharedPlane, engine: &EngineHandle, admission: &Admission, section: &DrainSection) {
+pub(crate) async fn run(
+    plane: &SharedPlane,
+    engine: &EngineHandle,
+    admission: &Admission,
+    section: &DrainSection,
+) {
     plane.health.enter(LifePhase::Draining);
     supervise::notify(NotifyState::Stopping);
     let connections = admission.connections();
@@ -55,8 +60,10 @@ pub(crate) async fn run(plane: &SharedPlane, engine: &EngineHandle, admission: &
     admission.set_draining(true);
     engine.stop_accepting();
     for shard in plane.bridge.shard_ids() {
-        let drain =
-            ShardOp::Drain { duration: pace.spread, reconnect_delay_max: section.reconnect_delay_max };
+        let drain = ShardOp::Drain {
+            duration: pace.spread,
+            reconnect_delay_max: section.reconnect_delay_max,
+        };
         let mut refused = plane.bridge.tell(shard, drain).err();
         while let Some(op) = refused.take() {
             if Instant::now() >= deadline {
@@ -73,7 +80,11 @@ pub(crate) async fn run(plane: &SharedPlane, engine: &EngineHandle, admission: &
         sleep(LOOK_INTERVAL).await;
     }
     if timeout_at(deadline, plane.http.stopped()).await.is_err() {
-        tracing::warn!(category = "system", event = "http_cut", connections = plane.http.connections());
+        tracing::warn!(
+            category = "system",
+            event = "http_cut",
+            connections = plane.http.connections()
+        );
     }
     let left = admission.connections();
     if left > 0 {

@@ -113,7 +113,10 @@ pub(crate) async fn live(State(plane): State<SharedPlane>) -> Response<Body> {
 /// `GET /ready`.
 pub(crate) async fn ready(State(plane): State<SharedPlane>) -> Response<Body> {
     let status = plane.status();
-    answer(status == "healthy", json!({"status": if status == "healthy" { "ready" } else { status }}))
+    answer(
+        status == "healthy",
+        json!({"status": if status == "healthy" { "ready" } else { status }}),
+    )
 }
 
 /// `GET /health/detailed`.
@@ -143,7 +146,8 @@ pub(crate) async fn detailed(State(plane): State<SharedPlane>) -> Response<Body>
             report
         })
         .collect();
-    let history_bytes: u64 = snapshots.known().map(|(_, snapshot)| snapshot.core.history_bytes).sum();
+    let history_bytes: u64 =
+        snapshots.known().map(|(_, snapshot)| snapshot.core.history_bytes).sum();
     let settings = plane.settings.load();
     let limits = &settings.limits;
     let body = json!({

@@ -113,7 +113,11 @@ impl HttpServer {
         };
         match tls {
             None => self.spawn(router, Prefixed::new(stream, received), peer.address),
-            Some(tls) => self.spawn(router, Prefixed::new(TlsStream::new(stream, *tls), received), peer.address),
+            Some(tls) => self.spawn(
+                router,
+                Prefixed::new(TlsStream::new(stream, *tls), received),
+                peer.address,
+            ),
         }
     }
 
@@ -150,7 +154,12 @@ impl HttpServer {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let phase = Phase::default();
-        let stream = Timed::new(stream, phase.clone(), self.limits.header_timeout, self.limits.keep_alive_timeout);
+        let stream = Timed::new(
+            stream,
+            phase.clone(),
+            self.limits.header_timeout,
+            self.limits.keep_alive_timeout,
+        );
         let service = service_fn(move |request: Request<Incoming>| {
             let busy = phase.enter_request();
             let router = router.clone();
@@ -194,19 +203,23 @@ async fn answer(router: Router, request: Request<Incoming>, address: IpAddr) -> 
 
 fn is_websocket_upgrade<B>(request: &Request<B>) -> bool {
     let upgrade = request.headers().get_all(header::UPGRADE);
-    upgrade.iter().any(|value| value.to_str().is_ok_and(|text| text.to_ascii_lowercase().contains("websocket")))
+    upgrade.iter().any(|value| {
+        value.to_str().is_ok_and(|text| text.to_ascii_lowercase().contains("websocket"))
+    })
 }
 
 fn misdirected() -> Response<Body> {
     let message = "a WebSocket needs a connection of its own: open a new one for the upgrade";
-    let mut response = routes::error_response(StatusCode::MISDIRECTED_REQUEST, "new_connection_needed", message);
+    let mut response =
+        routes::error_response(StatusCode::MISDIRECTED_REQUEST, "new_connection_needed", message);
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
 /// Tells a peer above the bound to come back; gives up when it does not take the answer in time.
 async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, timeout: Duration) {
-    const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
+    const ANSWER: &[u8] =
+        b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
         connection: close\r\ncontent-length: 70\r\n\r\n\
         {\"error\":{\"code\":\"unavailable\",\"message\":\"too many HTTP connections\"}}";
     let write = async {

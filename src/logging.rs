@@ -8,6 +8,7 @@ mod json;
 
 use std::fmt;
 use std::fs::OpenOptions;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
 use tracing::level_filters::LevelFilter;
@@ -66,7 +67,11 @@ impl Logging {
     ///
     /// # Errors
     /// A malformed filter, an error file that cannot be opened, or a subscriber that is there already.
-    pub(crate) fn start(filter: &str, json: bool, error_file: Option<&Path>) -> Result<Self, LoggingError> {
+    pub(crate) fn start(
+        filter: &str,
+        json: bool,
+        error_file: Option<&Path>,
+    ) -> Result<Self, LoggingError> {
         let (filter, handle) = reload::Layer::new(parse(filter)?);
         let (output, writer) = queued(std::io::stderr());
         let mut lost = vec![output.error_counter()];
@@ -75,7 +80,8 @@ impl Logging {
             None => None,
             Some(path) => {
                 let file = OpenOptions::new().create(true).append(true).open(path);
-                let file = file.map_err(|source| LoggingError::ErrorFile { path: path.to_owned(), source })?;
+                let file = file
+                    .map_err(|source| LoggingError::ErrorFile { path: path.to_owned(), source })?;
                 let (output, writer) = queued(file);
                 lost.push(output.error_counter());
                 writers.push(writer);
@@ -85,7 +91,12 @@ impl Logging {
         let lines = if json {
             json_layer(output).boxed()
         } else {
-            tracing_subscriber::fmt::layer().compact().with_writer(output).boxed()
+            let colours = std::io::stderr().is_terminal();
+            tracing_subscriber::fmt::layer()
+                .compact()
+                .with_ansi(colours)
+                .with_writer(output)
+                .boxed()
         };
         tracing_subscriber::registry().with(filter).with(lines).with(error_layer).try_init()?;
         Ok(Self { filter: handle, lost, _writers: writers })
@@ -107,7 +118,8 @@ impl Logging {
 
 /// Checks a filter without using it.
 pub(crate) fn parse(filter: &str) -> Result<EnvFilter, LoggingError> {
-    EnvFilter::try_new(filter).map_err(|source| LoggingError::Filter { filter: filter.to_owned(), source })
+    EnvFilter::try_new(filter)
+        .map_err(|source| LoggingError::Filter { filter: filter.to_owned(), source })
 }
 
 fn queued(writer: impl std::io::Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
@@ -123,7 +135,10 @@ where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    tracing_subscriber::fmt::layer().event_format(json::JsonLines).with_ansi(false).with_writer(writer)
+    tracing_subscriber::fmt::layer()
+        .event_format(json::JsonLines)
+        .with_ansi(false)
+        .with_writer(writer)
 }
 
 #[cfg(test)]
@@ -144,7 +159,8 @@ mod tests {
         assert_eq!(logging.lost_lines(), 0);
         drop(logging);
         let text = std::fs::read_to_string(&path).unwrap();
-        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 1, "{text}");
         assert_eq!(lines[0]["category"], "security");
         assert_eq!(lines[0]["event"], "test_event");

@@ -30,7 +30,11 @@ pub(crate) async fn scrape(State(plane): State<SharedPlane>) -> Response<Body> {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => {
             tracing::error!(category = "error", event = "metrics_not_encoded", %error);
-            routes::error_response(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "metrics cannot be encoded")
+            routes::error_response(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal_error",
+                "metrics cannot be encoded",
+            )
         }
     }
 }

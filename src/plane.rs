@@ -66,3 +66,70 @@ impl TlsExpiry {
         (expiry != i64::MIN).then_some(expiry)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod testing {
+    //! A control plane over shards that the test plays itself.
+
+    use gateway_core::auth::{Authenticator, KeySet, TokenRules};
+
+    use super::*;
+    use crate::bridge::BridgeLimits;
+    use crate::bridge::testing::TestShards;
+    use crate::config::{Config, DEVELOPMENT_API_KEY, Sources};
+    use crate::health::LifePhase;
+    use crate::http::HttpLimits;
+    use crate::reload;
+    use crate::routes::{self, RouteOptions, Routers};
+
+    /// Key that the plane accepts.
+    pub(crate) const KEY: &str = DEVELOPMENT_API_KEY;
+
+    /// Bounds of the HTTP server in tests.
+    pub(crate) const HTTP_LIMITS: HttpLimits = HttpLimits {
+        connections_max: 2,
+        header_timeout: Duration::from_secs(5),
+        keep_alive_timeout: Duration::from_secs(5),
+        head_bytes_max: 8 * 1024,
+        headers_max: 64,
+    };
+
+    /// A ready plane with the development configuration.
+    pub(crate) fn plane() -> (Arc<TestShards>, SharedPlane) {
+        let config = Config::load(&Sources::default()).unwrap().config;
+        let authenticator = Authenticator::new(TokenRules::default(), KeySet::default(), None);
+        let shards = Arc::new(TestShards::new(64));
+        let limits = BridgeLimits {
+            request_timeout: Duration::from_millis(200),
+            snapshot_timeout: Duration::from_millis(20),
+            requests_max: 64,
+        };
+        let plane = Plane {
+            bridge: Bridge::new(Arc::clone(&shards) as _, limits),
+            settings: ArcSwap::from_pointee(config.core_settings(Arc::new(authenticator), 2)),
+            api: ArcSwap::from_pointee(reload::api_policy(
+                &config,
+                Arc::new(tokio::sync::Semaphore::new(8)),
+            )),
+            health: Health::new(Duration::from_secs(2)),
+            metrics: ControlMetrics::new().unwrap(),
+            sampler: Sampler::default(),
+            http: HttpServer::new(HTTP_LIMITS),
+            tls_expiry: TlsExpiry::new(Some(1_900_000_000)),
+        };
+        plane.health.enter(LifePhase::Ready);
+        (shards, Arc::new(plane))
+    }
+
+    /// Routers with everything switched on and an internal listener.
+    pub(crate) fn routers(plane: &SharedPlane) -> Routers {
+        let options = RouteOptions {
+            internal: true,
+            api: true,
+            metrics: true,
+            cors: Some(Duration::from_secs(60)),
+        };
+        routes::build(plane, options)
+    }
+}

@@ -133,7 +133,11 @@ impl Controller {
         }
         let settings = settings(&self.loaded.config, &self.keys.store, self.engine.shards())?;
         self.reconfigure(settings).await;
-        tracing::info!(category = "security", event = "keys_rotated", keys = self.keys.store.current().len());
+        tracing::info!(
+            category = "security",
+            event = "keys_rotated",
+            keys = self.keys.store.current().len()
+        );
         Ok(())
     }
 
@@ -173,7 +177,11 @@ impl Controller {
         // From here on nothing fails.
         let changes = restart_only_changes(&self.loaded.config, &new.config);
         if !changes.is_empty() {
-            tracing::warn!(category = "system", event = "restart_needed", keys = changes.join(", "));
+            tracing::warn!(
+                category = "system",
+                event = "restart_needed",
+                keys = changes.join(", ")
+            );
         }
         self.logging.set_filter(&new.config.log.level)?;
         if let Some(tls) = tls {
@@ -194,9 +202,18 @@ impl Controller {
         self.plane.settings.store(Arc::clone(&settings));
         let deadline = Instant::now() + self.loaded.config.engine.watchdog_timeout;
         for shard in self.plane.bridge.shard_ids() {
-            while self.plane.bridge.tell(shard, ShardOp::Reconfigure(Arc::clone(&settings))).is_err() {
+            while self
+                .plane
+                .bridge
+                .tell(shard, ShardOp::Reconfigure(Arc::clone(&settings)))
+                .is_err()
+            {
                 if Instant::now() >= deadline {
-                    tracing::error!(category = "error", event = "reconfigure_not_delivered", shard = shard.0);
+                    tracing::error!(
+                        category = "error",
+                        event = "reconfigure_not_delivered",
+                        shard = shard.0
+                    );
                     break;
                 }
                 sleep(RETRY_INTERVAL).await;
@@ -206,7 +223,11 @@ impl Controller {
 }
 
 /// Settings of the shards with the keys in force.
-pub(crate) fn settings(config: &Config, keys: &KeyStore, shards: u16) -> Result<Settings, tokens::TokenKeysError> {
+pub(crate) fn settings(
+    config: &Config,
+    keys: &KeyStore,
+    shards: u16,
+) -> Result<Settings, tokens::TokenKeysError> {
     Ok(config.core_settings(Arc::new(tokens::authenticator(config, keys.current())?), shards))
 }
 

@@ -66,7 +66,11 @@ fn finish(router: Router<SharedPlane>, plane: &SharedPlane, options: RouteOption
     let mut router = router
         .fallback(async || error_response(StatusCode::NOT_FOUND, "not_found", "no such path"))
         .method_not_allowed_fallback(async || {
-            error_response(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "the path takes another method")
+            error_response(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "the path takes another method",
+            )
         })
         .layer(CatchPanicLayer::custom(panicked));
     if let Some(max_age) = options.cors {
@@ -76,15 +80,30 @@ fn finish(router: Router<SharedPlane>, plane: &SharedPlane, options: RouteOption
 }
 
 /// `{"error":{"code":..,"message":..}}` for everything outside the server API's own error form.
-pub(crate) fn error_response(status: StatusCode, code: &'static str, message: &str) -> Response<Body> {
+pub(crate) fn error_response(
+    status: StatusCode,
+    code: &'static str,
+    message: &str,
+) -> Response<Body> {
     let body = serde_json::json!({"error": {"code": code, "message": message}});
     (status, axum::Json(body)).into_response()
 }
 
 fn panicked(panic: Box<dyn std::any::Any + Send + 'static>) -> Response<Body> {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    tracing::error!(category = "error", event = "handler_panicked", panic = text.unwrap_or("no text"));
-    error_response(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "a fault of the gateway; it has been logged")
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    tracing::error!(
+        category = "error",
+        event = "handler_panicked",
+        panic = text.unwrap_or("no text")
+    );
+    error_response(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal_error",
+        "a fault of the gateway; it has been logged",
+    )
 }
 
 /// The same allow-list as for WebSocket handshakes.
@@ -92,7 +111,9 @@ fn cors(plane: &SharedPlane, max_age: Duration) -> CorsLayer {
     let plane = Arc::clone(plane);
     let allowed = AllowOrigin::predicate(move |origin: &HeaderValue, head| {
         let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        origin.to_str().is_ok_and(|origin| plane.settings.load().websocket.origins.allows(origin, host))
+        origin
+            .to_str()
+            .is_ok_and(|origin| plane.settings.load().websocket.origins.allows(origin, host))
     });
     CorsLayer::new()
         .allow_origin(allowed)

@@ -149,7 +149,8 @@ pub(crate) async fn run(plane: SharedPlane, interval: Duration, unknown_kid: wat
 }
 
 fn unknown_kids(snapshots: &Snapshots) -> u64 {
-    let index = AuthError::ALL.iter().position(|error| *error == AuthError::UnknownKey).unwrap_or(0);
+    let index =
+        AuthError::ALL.iter().position(|error| *error == AuthError::UnknownKey).unwrap_or(0);
     snapshots.known().map(|(_, snapshot)| snapshot.core.auth_failures.0[index]).sum()
 }
 

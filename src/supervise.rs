@@ -63,6 +63,8 @@ fn give_up(shards: &dyn Shards, shard: ShardId) -> ! {
     let age_ms = shards.heartbeat_age(shard).as_millis() as u64;
     tracing::error!(category = "error", event = "watchdog_abort", shard = shard.0, age_ms);
     // The log's writer is a thread of its own and its queue would be lost, so the reason is also said here.
-    crate::cli::output::fail(&format!("shard {shard} has not turned for {age_ms} ms; the process ends"));
+    crate::cli::output::fail(&format!(
+        "shard {shard} has not turned for {age_ms} ms; the process ends"
+    ));
     std::process::abort()
 }

@@ -91,18 +91,22 @@ pub(crate) fn load(certificate: &Path, key: &Path, only_1_3: bool) -> Result<Loa
         key: key.to_owned(),
         source,
     };
-    let versions: &[&SupportedProtocolVersion] =
-        if only_1_3 { &[&rustls::version::TLS13] } else { &[&rustls::version::TLS13, &rustls::version::TLS12] };
+    let versions: &[&SupportedProtocolVersion] = if only_1_3 {
+        &[&rustls::version::TLS13]
+    } else {
+        &[&rustls::version::TLS13, &rustls::version::TLS12]
+    };
     let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(versions)
         .map_err(refused)?
         .with_no_client_auth();
-    let mut config = builder.with_single_cert(chain, private_key).map_err(|source| match source {
-        rustls::Error::InconsistentKeys(_) => {
-            TlsError::Mismatch { certificate: certificate.to_owned(), key: key.to_owned() }
-        }
-        other => refused(other),
-    })?;
+    let mut config =
+        builder.with_single_cert(chain, private_key).map_err(|source| match source {
+            rustls::Error::InconsistentKeys(_) => {
+                TlsError::Mismatch { certificate: certificate.to_owned(), key: key.to_owned() }
+            }
+            other => refused(other),
+        })?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(LoadedTls { config: Arc::new(config), expires_at })
 }
@@ -139,8 +143,8 @@ fn malformed(what: &'static str, path: &Path, error: &pem::Error) -> TlsError {
 
 fn leaf_expiry(path: &Path, leaf: &CertificateDer<'_>) -> Result<i64, TlsError> {
     let parsed = x509_parser::parse_x509_certificate(leaf);
-    let (_, leaf) =
-        parsed.map_err(|error| TlsError::Leaf { path: path.to_owned(), reason: error.to_string() })?;
+    let (_, leaf) = parsed
+        .map_err(|error| TlsError::Leaf { path: path.to_owned(), reason: error.to_string() })?;
     Ok(leaf.validity().not_after.timestamp())
 }
 
@@ -195,13 +199,24 @@ mod tests {
         check(None, Some(""), "holds no private key");
         check(None, Some(&other_certificate), "holds no private key");
         check(None, Some(&other_key), "does not belong to");
-        check(Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), None, "cannot be parsed");
-        check(Some("-----BEGIN CERTIFICATE-----\n?\n-----END CERTIFICATE-----\n"), None, "malformed PEM");
+        check(
+            Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+            None,
+            "cannot be parsed",
+        );
+        check(
+            Some("-----BEGIN CERTIFICATE-----\n?\n-----END CERTIFICATE-----\n"),
+            None,
+            "malformed PEM",
+        );
     }
 
     #[test]
     fn a_missing_file_is_named() {
         let error = load(Path::new("absent.pem"), Path::new("absent.key"), false).unwrap_err();
-        assert!(error.to_string().contains("certificate file absent.pem cannot be read"), "{error}");
+        assert!(
+            error.to_string().contains("certificate file absent.pem cannot be read"),
+            "{error}"
+        );
     }
 }

@@ -4,15 +4,18 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
+use super::ApiError;
 use super::call::{CommandReply, run};
 use super::requests::BatchRequest;
 use super::results::BatchResult;
-use super::ApiError;
 use crate::plane::SharedPlane;
 
 /// Runs commands one after the other, or side by side. A failed command is answered in its place and the others go
 /// on.
-pub(super) async fn batch(plane: &SharedPlane, request: BatchRequest) -> Result<BatchResult, ApiError> {
+pub(super) async fn batch(
+    plane: &SharedPlane,
+    request: BatchRequest,
+) -> Result<BatchResult, ApiError> {
     let max = plane.api.load().batch_max;
     if request.commands.is_empty() || request.commands.len() > max {
         return Err(ApiError::bad_request(format!("`commands` must hold 1 to {max} commands")));

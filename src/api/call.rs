@@ -9,6 +9,8 @@ use axum::http::Response;
 use axum::response::IntoResponse;
 use axum::routing::post;
 use gateway_core::error::ErrorCode;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Body as _;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
@@ -28,22 +30,30 @@ impl<T: DeserializeOwned> FromRequest<SharedPlane> for Call<T> {
 
     async fn from_request(request: Request, plane: &SharedPlane) -> Result<Self, ApiError> {
         let max = plane.api.load().body_bytes_max;
-        let body = axum::body::to_bytes(request.into_body(), max).await.map_err(|error| {
-            let too_large = std::error::Error::source(&error).is_some_and(|source| source.to_string().contains("limit"));
-            if too_large {
-                ApiError::new(ErrorCode::MessageTooLarge, format!("the body is larger than {max} bytes"))
-            } else {
-                ApiError::bad_request("the body did not arrive whole")
-            }
-        })?;
-        parse(&body).map(Self)
+        let too_large = || {
+            ApiError::new(
+                ErrorCode::MessageTooLarge,
+                format!("the body is larger than `api.body_bytes_max`, {max}"),
+            )
+        };
+        let body = request.into_body();
+        // A length that is announced need not be read first.
+        if body.size_hint().lower() > max as u64 {
+            return Err(too_large());
+        }
+        match Limited::new(body, max).collect().await {
+            Ok(body) => parse(&body.to_bytes()).map(Self),
+            Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+            Err(_) => Err(ApiError::bad_request("the body did not arrive whole")),
+        }
     }
 }
 
 /// Reads a body; an empty one stands for `{}`.
 pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
-    serde_json::from_slice(body).map_err(|error| ApiError::bad_request(format!("malformed request: {error}")))
+    serde_json::from_slice(body)
+        .map_err(|error| ApiError::bad_request(format!("malformed request: {error}")))
 }
 
 fn answer<T: Serialize>(outcome: Result<T, ApiError>) -> Response<Body> {

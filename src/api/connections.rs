@@ -33,10 +33,15 @@ pub(super) async fn connections(
     while shard < shards {
         let room = limit - connections.len() as u32;
         if room == 0 {
-            return Ok(ConnectionsResult { connections, next_cursor: Some(format!("{shard}.{from_slot}")) });
+            return Ok(ConnectionsResult {
+                connections,
+                next_cursor: Some(format!("{shard}.{from_slot}")),
+            });
         }
         let op = ShardOp::Connections { user: user.clone(), from_slot, limit: room };
-        let ShardOutcome::Connections { page, next_slot } = plane.bridge.ask(ShardId(shard), op).await? else {
+        let ShardOutcome::Connections { page, next_slot } =
+            plane.bridge.ask(ShardId(shard), op).await?
+        else {
             return Err(ApiError::unexpected_answer());
         };
         connections.extend(page.into_iter().take(room as usize).map(ConnectionResult::from));
@@ -56,7 +61,8 @@ pub(super) async fn connection(
 ) -> Result<ConnectionResult, ApiError> {
     payload::check_text("session", &request.session, &plane.settings.load().limits)?;
     let session: Box<str> = request.session.into();
-    let gathered = plane.bridge.ask_all(|| ShardOp::Connection { session: session.clone() }).await?;
+    let gathered =
+        plane.bridge.ask_all(|| ShardOp::Connection { session: session.clone() }).await?;
     let found = gathered.answers.into_iter().find_map(|(_, outcome)| match outcome {
         ShardOutcome::Connection(found) => found,
         _ => None,
@@ -89,6 +95,8 @@ pub(super) async fn info(plane: &SharedPlane, _: InfoRequest) -> Result<InfoResu
 
 /// `shard.slot`, as given out before.
 fn parse_cursor(cursor: &str) -> Result<(u16, u32), ApiError> {
-    let parsed = cursor.split_once('.').and_then(|(shard, slot)| Some((shard.parse().ok()?, slot.parse().ok()?)));
+    let parsed = cursor
+        .split_once('.')
+        .and_then(|(shard, slot)| Some((shard.parse().ok()?, slot.parse().ok()?)));
     parsed.ok_or_else(|| ApiError::bad_request("`cursor` is not a `next_cursor` of this call"))
 }

@@ -85,7 +85,9 @@ impl ApiError {
             ErrorCode::AlreadySubscribed => StatusCode::CONFLICT,
             ErrorCode::MessageTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             ErrorCode::UnrecoverablePosition => StatusCode::RANGE_NOT_SATISFIABLE,
-            ErrorCode::LimitExceeded | ErrorCode::RateLimitExceeded => StatusCode::TOO_MANY_REQUESTS,
+            ErrorCode::LimitExceeded | ErrorCode::RateLimitExceeded => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             ErrorCode::ConnectionTimeout => StatusCode::GATEWAY_TIMEOUT,
             ErrorCode::SystemError => StatusCode::INTERNAL_SERVER_ERROR,

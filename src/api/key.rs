@@ -26,7 +26,10 @@ impl ApiKey {
 /// Finds the key that the request carries. Every configured key is compared, whichever matches, and the comparison of
 /// digests takes the same time wherever they differ.
 pub(super) fn find(keys: &[ApiKey], headers: &HeaderMap) -> Option<KeyName> {
-    let given = headers.get(KEY_HEADER).map(|key| key.as_bytes()).or_else(|| from_authorization(headers))?;
+    let given = headers
+        .get(KEY_HEADER)
+        .map(|key| key.as_bytes())
+        .or_else(|| from_authorization(headers))?;
     let digest: [u8; 32] = Sha256::digest(given).into();
     let mut found = None;
     for key in keys {
@@ -54,7 +57,8 @@ mod tests {
     fn check(header: &str, value: &str, expected: Option<&str>) {
         let keys = [ApiKey::new("one", "first-key"), ApiKey::new("two", "second-key")];
         let mut headers = HeaderMap::new();
-        headers.insert(HeaderName::try_from(header).unwrap(), HeaderValue::from_str(value).unwrap());
+        headers
+            .insert(HeaderName::try_from(header).unwrap(), HeaderValue::from_str(value).unwrap());
         let found = find(&keys, &headers).map(|name| name.0.to_string());
         assert_eq!(found.as_deref(), expected, "{header}: {value}");
     }

@@ -28,7 +28,10 @@ struct Chunk<'a> {
 }
 
 /// Splits, checksums and publishes a payload.
-pub(super) async fn large_data(plane: &SharedPlane, request: LargeDataRequest) -> Result<LargeDataResult, ApiError> {
+pub(super) async fn large_data(
+    plane: &SharedPlane,
+    request: LargeDataRequest,
+) -> Result<LargeDataResult, ApiError> {
     let settings = plane.settings.load_full();
     let limits = &settings.limits.large_data;
     let whole = STANDARD
@@ -65,11 +68,20 @@ pub(super) async fn large_data(plane: &SharedPlane, request: LargeDataRequest) -
             accepted_at: plane.uptime(),
             ..Publish::default()
         };
-        last = Some(publish::position(publish::send(plane, &settings, &request.channel, message)?).await?);
+        last = Some(
+            publish::position(publish::send(plane, &settings, &request.channel, message)?).await?,
+        );
     }
     let last = last.ok_or_else(|| ApiError::bad_request("`payload` is empty"))?;
     let total_size = whole.len();
-    Ok(LargeDataResult { data_id, total_chunks, total_size, checksum, offset: last.offset, epoch: last.epoch })
+    Ok(LargeDataResult {
+        data_id,
+        total_chunks,
+        total_size,
+        checksum,
+        offset: last.offset,
+        epoch: last.epoch,
+    })
 }
 
 fn count_chunks(bytes: usize, limits: &LargeDataLimits) -> Result<u32, ApiError> {
@@ -79,7 +91,10 @@ fn count_chunks(bytes: usize, limits: &LargeDataLimits) -> Result<u32, ApiError>
         Ok(chunks) if chunks <= limits.chunks_max => Ok(chunks),
         _ => {
             let max = limits.chunk_bytes_max * limits.chunks_max as usize;
-            Err(ApiError::new(ErrorCode::MessageTooLarge, format!("`payload` is larger than {max} bytes")))
+            Err(ApiError::new(
+                ErrorCode::MessageTooLarge,
+                format!("`payload` is larger than {max} bytes"),
+            ))
         }
     }
 }
@@ -87,7 +102,9 @@ fn count_chunks(bytes: usize, limits: &LargeDataLimits) -> Result<u32, ApiError>
 fn random_id() -> Result<String, ApiError> {
     let mut bytes = [0; 16];
     let random = aws_lc_rs::default_provider().secure_random;
-    random.fill(&mut bytes).map_err(|_| ApiError::new(ErrorCode::SystemError, "no random numbers"))?;
+    random
+        .fill(&mut bytes)
+        .map_err(|_| ApiError::new(ErrorCode::SystemError, "no random numbers"))?;
     Ok(hex(&bytes))
 }
 

@@ -12,7 +12,7 @@ use utoipa::{Modify, OpenApi};
 use super::call::Paths;
 
 /// The whole document.
-fn document() -> Document {
+pub(super) fn document() -> Document {
     let mut document = Paths::openapi();
     document.info = InfoBuilder::new()
         .title("ArchMesh gateway server API")

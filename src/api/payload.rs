@@ -14,9 +14,26 @@ const TYPE_BYTES_MAX: usize = 64;
 
 /// Types whose meaning is part of the protocol; a publication must not look like one of them.
 const RESERVED_TYPES: &[&str] = &[
-    "auth", "refresh", "refreshed", "welcome", "ping", "pong", "subscribe", "subscribed", "unsubscribe",
-    "unsubscribed", "publish", "published", "presence", "presence_stats", "history", "join", "leave", "disconnect",
-    "lost", "large_data_received",
+    "auth",
+    "refresh",
+    "refreshed",
+    "welcome",
+    "ping",
+    "pong",
+    "subscribe",
+    "subscribed",
+    "unsubscribe",
+    "unsubscribed",
+    "publish",
+    "published",
+    "presence",
+    "presence_stats",
+    "history",
+    "join",
+    "leave",
+    "disconnect",
+    "lost",
+    "large_data_received",
 ];
 
 /// JSON text of the payload, from `data` or `b64data`; exactly one of them must be given.
@@ -29,22 +46,31 @@ pub(super) fn json(
         (Some(data), None) => Bytes::from(Box::<str>::from(data).into_string().into_bytes()),
         (None, Some(encoded)) => decoded_json(encoded)?,
         (None, None) => return Err(ApiError::bad_request("missing field `data`")),
-        (Some(_), Some(_)) => return Err(ApiError::bad_request("give either `data` or `b64data`, not both")),
+        (Some(_), Some(_)) => {
+            return Err(ApiError::bad_request("give either `data` or `b64data`, not both"));
+        }
     };
     if bytes.len() > limits.message_bytes_max {
-        let message = format!("`data` is larger than {} bytes; see `large_data`", limits.message_bytes_max);
+        let message =
+            format!("`data` is larger than {} bytes; see `large_data`", limits.message_bytes_max);
         return Err(ApiError::new(ErrorCode::MessageTooLarge, message));
     }
     if is_deeper_than(&bytes, limits.json_depth_max) {
-        return Err(ApiError::bad_request(format!("`data` is nested deeper than {}", limits.json_depth_max)));
+        return Err(ApiError::bad_request(format!(
+            "`data` is nested deeper than {}",
+            limits.json_depth_max
+        )));
     }
     Ok(bytes)
 }
 
 fn decoded_json(encoded: &str) -> Result<Bytes, ApiError> {
-    let decoded = STANDARD.decode(encoded).map_err(|_| ApiError::bad_request("`b64data` is not base64"))?;
+    let decoded =
+        STANDARD.decode(encoded).map_err(|_| ApiError::bad_request("`b64data` is not base64"))?;
     if serde_json::from_slice::<&RawValue>(&decoded).is_err() {
-        return Err(ApiError::bad_request("`b64data` does not hold JSON; the protocol carries JSON payloads only"));
+        return Err(ApiError::bad_request(
+            "`b64data` does not hold JSON; the protocol carries JSON payloads only",
+        ));
     }
     Ok(Bytes::from(decoded))
 }
@@ -92,7 +118,8 @@ pub(super) fn check_channel(channel: &str, settings: &Settings) -> Result<(), Ap
 pub(super) fn check_type(kind: &str) -> Result<(), ApiError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     if kind.is_empty() || kind.len() > TYPE_BYTES_MAX || !kind.chars().all(plain) {
-        let message = format!("`type` must be 1 to {TYPE_BYTES_MAX} letters, digits, `_`, `-` or `.`");
+        let message =
+            format!("`type` must be 1 to {TYPE_BYTES_MAX} letters, digits, `_`, `-` or `.`");
         return Err(ApiError::bad_request(message));
     }
     if RESERVED_TYPES.contains(&kind) {
@@ -117,7 +144,11 @@ mod tests {
     fn check(json: &str, depth: u32) {
         assert!(!is_deeper_than(json.as_bytes(), depth), "{json} is not deeper than {depth}");
         if depth > 0 {
-            assert!(is_deeper_than(json.as_bytes(), depth - 1), "{json} is deeper than {}", depth - 1);
+            assert!(
+                is_deeper_than(json.as_bytes(), depth - 1),
+                "{json} is deeper than {}",
+                depth - 1
+            );
         }
     }
 

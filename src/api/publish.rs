@@ -24,7 +24,10 @@ impl From<PriorityName> for Priority {
 }
 
 /// Publishes to one channel.
-pub(super) async fn publish(plane: &SharedPlane, request: PublishRequest) -> Result<PositionResult, ApiError> {
+pub(super) async fn publish(
+    plane: &SharedPlane,
+    request: PublishRequest,
+) -> Result<PositionResult, ApiError> {
     let settings = plane.settings.load_full();
     let channel = request.channel.clone();
     let message = prepare(plane, &settings, request)?;
@@ -33,7 +36,10 @@ pub(super) async fn publish(plane: &SharedPlane, request: PublishRequest) -> Res
 }
 
 /// Publishes the same to several channels. One channel's error leaves the others alone.
-pub(super) async fn broadcast(plane: &SharedPlane, request: BroadcastRequest) -> Result<BroadcastResult, ApiError> {
+pub(super) async fn broadcast(
+    plane: &SharedPlane,
+    request: BroadcastRequest,
+) -> Result<BroadcastResult, ApiError> {
     let max = plane.api.load().batch_max;
     let channels = request.channels;
     if channels.is_empty() || channels.len() > max {
@@ -89,7 +95,11 @@ pub(super) async fn position(pending: PendingAnswer) -> Result<PositionResult, A
 }
 
 /// Checks everything but the channel.
-fn prepare(plane: &SharedPlane, settings: &Settings, request: PublishRequest) -> Result<Publish, ApiError> {
+fn prepare(
+    plane: &SharedPlane,
+    settings: &Settings,
+    request: PublishRequest,
+) -> Result<Publish, ApiError> {
     let limits = &settings.limits;
     if let Some(kind) = &request.kind {
         payload::check_type(kind)?;

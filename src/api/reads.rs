@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use gateway_core::error::ErrorCode;
-use gateway_core::message::{ChannelOp, ChannelOutcome, Epoch, HistoryQuery, ShardOp, ShardOutcome, StreamPosition};
+use gateway_core::message::{
+    ChannelOp, ChannelOutcome, Epoch, HistoryQuery, ShardOp, ShardOutcome, StreamPosition,
+};
 use gateway_core::settings::{Namespace, Settings};
 use serde_json::value::RawValue;
 
@@ -21,7 +23,10 @@ use crate::plane::SharedPlane;
 const CHANNELS_MAX: u32 = 1_000;
 
 /// Lists the members.
-pub(super) async fn presence(plane: &SharedPlane, request: ChannelRequest) -> Result<PresenceResult, ApiError> {
+pub(super) async fn presence(
+    plane: &SharedPlane,
+    request: ChannelRequest,
+) -> Result<PresenceResult, ApiError> {
     need(plane, &request.channel, "presence", |namespace| namespace.presence)?;
     let outcome = plane.bridge.request(&request.channel, ChannelOp::Presence).await?;
     let ChannelOutcome::Presence { members, clients, users } = outcome else {
@@ -31,7 +36,10 @@ pub(super) async fn presence(plane: &SharedPlane, request: ChannelRequest) -> Re
     for (_, member) in members {
         let conn_info = member.info.map(raw).transpose()?;
         let client = member.session.to_string();
-        presence.insert(client.clone(), PresenceMember { client, user: member.user.to_string(), conn_info });
+        presence.insert(
+            client.clone(),
+            PresenceMember { client, user: member.user.to_string(), conn_info },
+        );
     }
     Ok(PresenceResult { presence, num_clients: clients, num_users: users })
 }
@@ -51,7 +59,10 @@ pub(super) async fn presence_stats(
 }
 
 /// Reads a page of the history.
-pub(super) async fn history(plane: &SharedPlane, request: HistoryRequest) -> Result<HistoryResult, ApiError> {
+pub(super) async fn history(
+    plane: &SharedPlane,
+    request: HistoryRequest,
+) -> Result<HistoryResult, ApiError> {
     let settings = need(plane, &request.channel, "history", Namespace::keeps_history)?;
     let query = HistoryQuery {
         since: request.since.as_ref().map(position).transpose()?,
@@ -69,7 +80,10 @@ pub(super) async fn history(plane: &SharedPlane, request: HistoryRequest) -> Res
 }
 
 /// Forgets the history; the position stays.
-pub(super) async fn history_remove(plane: &SharedPlane, request: ChannelRequest) -> Result<PositionResult, ApiError> {
+pub(super) async fn history_remove(
+    plane: &SharedPlane,
+    request: ChannelRequest,
+) -> Result<PositionResult, ApiError> {
     need(plane, &request.channel, "history", Namespace::keeps_history)?;
     match plane.bridge.request(&request.channel, ChannelOp::HistoryRemove).await? {
         ChannelOutcome::HistoryRemoved(position) => Ok(position.into()),
@@ -78,21 +92,28 @@ pub(super) async fn history_remove(plane: &SharedPlane, request: ChannelRequest)
 }
 
 /// Lists channels of all shards by name.
-pub(super) async fn channels(plane: &SharedPlane, request: ChannelsRequest) -> Result<ChannelsResult, ApiError> {
+pub(super) async fn channels(
+    plane: &SharedPlane,
+    request: ChannelsRequest,
+) -> Result<ChannelsResult, ApiError> {
     let limit = request.limit.unwrap_or(CHANNELS_MAX);
     if !(1..=CHANNELS_MAX).contains(&limit) {
         return Err(ApiError::bad_request(format!("`limit` must be 1 to {CHANNELS_MAX}")));
     }
     let prefix: Box<str> = request.prefix.into();
     // One more than asked of every shard: that is how a shard's cut list shows.
-    let gathered =
-        plane.bridge.ask_all(|| ShardOp::Channels { prefix: prefix.clone(), limit: limit + 1 }).await?;
+    let gathered = plane
+        .bridge
+        .ask_all(|| ShardOp::Channels { prefix: prefix.clone(), limit: limit + 1 })
+        .await?;
     if gathered.partial {
         return Err(ApiError::partial());
     }
     let mut channels = BTreeMap::new();
     for (_, outcome) in gathered.answers {
-        let ShardOutcome::Channels(list) = outcome else { return Err(ApiError::unexpected_answer()) };
+        let ShardOutcome::Channels(list) = outcome else {
+            return Err(ApiError::unexpected_answer());
+        };
         for channel in list {
             let summary = ChannelSummary {
                 num_clients: channel.clients,
@@ -122,9 +143,10 @@ fn need(
     payload::check_channel(channel, &settings)?;
     match settings.namespaces.find(channel) {
         Some((_, namespace)) if has(namespace) => Ok(settings),
-        _ => {
-            Err(ApiError::new(ErrorCode::NotFound, format!("{option} is switched off in the channel's namespace")))
-        }
+        _ => Err(ApiError::new(
+            ErrorCode::NotFound,
+            format!("{option} is switched off in the channel's namespace"),
+        )),
     }
 }
 

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use gateway_core::error::Disconnect;
-use gateway_core::message::{ChannelName, ChannelOp, ChannelOutcome, Revocation, ShardOp, ShardOutcome, Target};
+use gateway_core::message::{
+    ChannelName, ChannelOp, ChannelOutcome, Revocation, ShardOp, ShardOutcome, Target,
+};
 use gateway_core::settings::Settings;
 
 use super::requests::{DisconnectRequest, RevokeRequest, SubscriptionRequest, UserStatusRequest};
@@ -12,12 +14,19 @@ use super::{ApiError, payload};
 use crate::plane::SharedPlane;
 
 /// Subscribes connections by the server's will.
-pub(super) async fn subscribe(plane: &SharedPlane, request: SubscriptionRequest) -> Result<AffectedResult, ApiError> {
+pub(super) async fn subscribe(
+    plane: &SharedPlane,
+    request: SubscriptionRequest,
+) -> Result<AffectedResult, ApiError> {
     let settings = plane.settings.load_full();
     let target = target(request.user, request.session, &settings)?;
     payload::check_channel(&request.channel, &settings)?;
     let channel = ChannelName::from(request.channel);
-    affect(plane, || ShardOp::Subscribe { target: target.clone(), channel: ChannelName::clone(&channel) }).await
+    affect(plane, || ShardOp::Subscribe {
+        target: target.clone(),
+        channel: ChannelName::clone(&channel),
+    })
+    .await
 }
 
 /// Unsubscribes connections.
@@ -29,19 +38,30 @@ pub(super) async fn unsubscribe(
     let target = target(request.user, request.session, &settings)?;
     payload::check_channel(&request.channel, &settings)?;
     let channel = ChannelName::from(request.channel);
-    affect(plane, || ShardOp::Unsubscribe { target: target.clone(), channel: ChannelName::clone(&channel) }).await
+    affect(plane, || ShardOp::Unsubscribe {
+        target: target.clone(),
+        channel: ChannelName::clone(&channel),
+    })
+    .await
 }
 
 /// Ends connections.
-pub(super) async fn disconnect(plane: &SharedPlane, request: DisconnectRequest) -> Result<AffectedResult, ApiError> {
+pub(super) async fn disconnect(
+    plane: &SharedPlane,
+    request: DisconnectRequest,
+) -> Result<AffectedResult, ApiError> {
     let settings = plane.settings.load_full();
     let target = target(request.user, request.session, &settings)?;
-    let reason = if request.reconnect { Disconnect::ForceReconnect } else { Disconnect::ForceNoReconnect };
+    let reason =
+        if request.reconnect { Disconnect::ForceReconnect } else { Disconnect::ForceNoReconnect };
     affect(plane, || ShardOp::Disconnect { target: target.clone(), reason }).await
 }
 
 /// Refuses tokens from now on and ends the connections that hold one.
-pub(super) async fn revoke(plane: &SharedPlane, request: RevokeRequest) -> Result<AffectedResult, ApiError> {
+pub(super) async fn revoke(
+    plane: &SharedPlane,
+    request: RevokeRequest,
+) -> Result<AffectedResult, ApiError> {
     let settings = plane.settings.load_full();
     let revocation = revocation(plane, request, &settings)?;
     let result = affect(plane, || ShardOp::Revoke(revocation.clone())).await;
@@ -78,17 +98,26 @@ pub(super) async fn user_status(
 
 /// Asks every shard and adds up; an incomplete answer is an error, because the caller must know that a connection may
 /// have been missed.
-async fn affect(plane: &SharedPlane, make: impl Fn() -> ShardOp) -> Result<AffectedResult, ApiError> {
+async fn affect(
+    plane: &SharedPlane,
+    make: impl Fn() -> ShardOp,
+) -> Result<AffectedResult, ApiError> {
     let gathered = plane.bridge.ask_all(make).await?;
     let mut affected = 0;
     for (_, outcome) in gathered.answers {
-        let ShardOutcome::Affected(count) = outcome else { return Err(ApiError::unexpected_answer()) };
+        let ShardOutcome::Affected(count) = outcome else {
+            return Err(ApiError::unexpected_answer());
+        };
         affected += u64::from(count);
     }
     if gathered.partial { Err(ApiError::partial()) } else { Ok(AffectedResult { affected }) }
 }
 
-fn target(user: Option<String>, session: Option<String>, settings: &Settings) -> Result<Target, ApiError> {
+fn target(
+    user: Option<String>,
+    session: Option<String>,
+    settings: &Settings,
+) -> Result<Target, ApiError> {
     match (user, session) {
         (_, Some(session)) => {
             payload::check_text("session", &session, &settings.limits)?;
@@ -102,7 +131,11 @@ fn target(user: Option<String>, session: Option<String>, settings: &Settings) ->
     }
 }
 
-fn revocation(plane: &SharedPlane, request: RevokeRequest, settings: &Settings) -> Result<Revocation, ApiError> {
+fn revocation(
+    plane: &SharedPlane,
+    request: RevokeRequest,
+    settings: &Settings,
+) -> Result<Revocation, ApiError> {
     let now = plane.bridge.shards().now().unix;
     let issued_before = request.issued_before.map(Duration::from_secs);
     match (request.user, request.token_id, issued_before, request.expires_at) {
@@ -112,7 +145,10 @@ fn revocation(plane: &SharedPlane, request: RevokeRequest, settings: &Settings) 
         }
         (None, Some(token_id), None, Some(expires_at)) => {
             payload::check_text("token_id", &token_id, &settings.limits)?;
-            Ok(Revocation::TokenId { token_id: token_id.into(), expires_at: Duration::from_secs(expires_at) })
+            Ok(Revocation::TokenId {
+                token_id: token_id.into(),
+                expires_at: Duration::from_secs(expires_at),
+            })
         }
         (None, None, Some(before), None) => Ok(Revocation::IssuedBefore(before)),
         (None, Some(_), _, None) => Err(ApiError::bad_request(

@@ -46,7 +46,12 @@ pub(super) fn engine_config(
     let engine = &config.engine;
     EngineConfig {
         shards,
-        listeners: config.listen.public.iter().map(|address| ListenerConfig { address: *address }).collect(),
+        listeners: config
+            .listen
+            .public
+            .iter()
+            .map(|address| ListenerConfig { address: *address })
+            .collect(),
         tls,
         backlog: i32::try_from(config.listen.backlog).unwrap_or(i32::MAX),
         balance: balance(engine.balance, engine.hash_by),
@@ -108,7 +113,8 @@ mod tests {
     }
 
     fn check(variables: &[(&str, &str)], usable: &[u16], expected: &[Option<usize>]) {
-        let cpus: Vec<_> = placements(&config(variables), usable).iter().map(|shard| shard.cpu).collect();
+        let cpus: Vec<_> =
+            placements(&config(variables), usable).iter().map(|shard| shard.cpu).collect();
         assert_eq!(cpus, expected);
     }
 

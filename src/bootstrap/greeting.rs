@@ -21,19 +21,28 @@ pub(super) fn print(config: &Config, listening: &[SocketAddr], now_unix: Duratio
 fn text(config: &Config, address: SocketAddr, token: Option<&str>) -> String {
     let secure = if config.tls.enabled { "s" } else { "" };
     let socket = format!("ws{secure}://{address}{}", config.websocket.path);
-    let mut text = format!("\narchmesh is listening\n  WebSocket  {socket}\n  HTTP       http{secure}://{address}\n");
+    let mut text = format!(
+        "\narchmesh is listening\n  WebSocket  {socket}\n  HTTP       http{secure}://{address}\n"
+    );
     let api = config.listen.internal.map_or(address, reachable);
     let api_secure = if config.listen.internal.is_some() { "" } else { secure };
     if config.listen.internal.is_some() {
         line(&mut text, &format!("  internal   http://{api}"));
     }
     let Some(token) = token else {
-        line(&mut text, "\nno shared secret is configured, so no token can be made here; see `archmesh token --help`");
+        line(
+            &mut text,
+            "\nno shared secret is configured, so no token can be made here; see `archmesh token --help`",
+        );
         return text;
     };
     line(&mut text, &format!("\na token for user `{USER}`, valid for a day:\n{token}"));
     let url = if config.auth.query_token { format!("{socket}?token={token}") } else { socket };
-    let header = if config.auth.query_token { String::new() } else { format!(" -H 'Authorization: Bearer {token}'") };
+    let header = if config.auth.query_token {
+        String::new()
+    } else {
+        format!(" -H 'Authorization: Bearer {token}'")
+    };
     let accept_any = if secure.is_empty() { "" } else { " --no-check" };
     let listen = format!("npx --yes wscat{accept_any} -c '{url}'{header}");
     let known = config.api_keys.iter().any(|key| key.key.expose() == DEVELOPMENT_API_KEY);
@@ -57,8 +66,12 @@ fn line(text: &mut String, line: &str) {
 /// An address that a client on this machine can use.
 fn reachable(address: SocketAddr) -> SocketAddr {
     match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
-        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port()),
+        IpAddr::V4(ip) if ip.is_unspecified() => {
+            SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port())
+        }
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port())
+        }
         _ => address,
     }
 }

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use gateway_core::auth::{Authenticator, KeyAlgorithm, KeyError, KeySet, TokenRules, VerificationKey};
+use gateway_core::auth::{
+    Authenticator, KeyAlgorithm, KeyError, KeySet, TokenRules, VerificationKey,
+};
 
 use crate::config::sections::Algorithm;
 use crate::config::{Config, TokenKey};
@@ -21,7 +23,10 @@ pub(crate) enum TokenKeysError {
 }
 
 /// Reads all configured keys; `previous` lends the keys of URLs that do not answer now.
-pub(crate) async fn load(config: &Config, previous: Option<&KeyStore>) -> Result<KeyStore, KeyLoadError> {
+pub(crate) async fn load(
+    config: &Config,
+    previous: Option<&KeyStore>,
+) -> Result<KeyStore, KeyLoadError> {
     let sources = config.token_keys.iter().map(source).collect();
     let auth = &config.auth;
     let jwks = JwksSettings {
@@ -37,7 +42,10 @@ pub(crate) async fn load(config: &Config, previous: Option<&KeyStore>) -> Result
 }
 
 /// Rules of the configuration with the keys in force.
-pub(crate) fn authenticator(config: &Config, keys: KeySet) -> Result<Authenticator, TokenKeysError> {
+pub(crate) fn authenticator(
+    config: &Config,
+    keys: KeySet,
+) -> Result<Authenticator, TokenKeysError> {
     let auth = &config.auth;
     let boxed = |list: &[String]| list.iter().map(|text| text.as_str().into()).collect();
     let rules = TokenRules {
@@ -74,9 +82,11 @@ fn source(key: &TokenKey) -> KeySource {
             id: None,
             secret: String::from_utf8_lossy(secret.expose()).into(),
         },
-        TokenKey::PublicKey { algorithm, path, .. } => {
-            KeySource::PemFile { algorithm: core_algorithm(*algorithm), id: None, path: path.clone() }
-        }
+        TokenKey::PublicKey { algorithm, path, .. } => KeySource::PemFile {
+            algorithm: core_algorithm(*algorithm),
+            id: None,
+            path: path.clone(),
+        },
         TokenKey::JwksFile(path) => KeySource::JwksFile { path: path.clone() },
         TokenKey::JwksUrl(url) => KeySource::JwksUrl { url: url.clone() },
     }

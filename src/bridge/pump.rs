@@ -20,7 +20,10 @@ pub(crate) async fn run(
     bridge: Bridge,
     mut serve: impl FnMut(HttpConnection),
 ) -> io::Result<()> {
-    #[allow(deprecated, reason = "the successor is unsafe; owning the receiver keeps its descriptor open as long as needed")]
+    #[allow(
+        deprecated,
+        reason = "the successor is unsafe; owning the receiver keeps its descriptor open as long as needed"
+    )]
     let mut receiver = AsyncFd::with_interest(receiver, Interest::READABLE)?;
     loop {
         // Cleared before draining, so that a wake-up that comes meanwhile is not cleared away; a drain that stops at

@@ -29,7 +29,9 @@ impl Snapshots {
     /// The counters that are known, with their shard.
     pub(crate) fn known(&self) -> impl Iterator<Item = (ShardId, &ShardSnapshot)> {
         let shards = self.shards.iter().enumerate();
-        shards.filter_map(|(index, snapshot)| snapshot.as_deref().map(|known| (ShardId(index as u16), known)))
+        shards.filter_map(|(index, snapshot)| {
+            snapshot.as_deref().map(|known| (ShardId(index as u16), known))
+        })
     }
 }
 
@@ -59,7 +61,10 @@ impl Bridge {
             return last.1.clone();
         };
         let shards = self.inner.shards.as_ref();
-        let asked = self.shard_ids().filter(|shard| shards.request_snapshot(*shard, ticket.correlation)).count();
+        let asked = self
+            .shard_ids()
+            .filter(|shard| shards.request_snapshot(*shard, ticket.correlation))
+            .count();
         let answers = self.collect(receiver, asked, self.inner.limits.snapshot_timeout).await;
         drop(ticket);
         last.1.partial = answers.len() < count;

@@ -80,25 +80,46 @@ pub(super) struct Timed<S> {
 }
 
 impl<S> Timed<S> {
-    pub(super) fn new(stream: S, phase: Phase, head_timeout: Duration, write_timeout: Duration) -> Self {
-        Self { stream, phase, head: Deadline::new(head_timeout), write: Deadline::new(write_timeout) }
+    pub(super) fn new(
+        stream: S,
+        phase: Phase,
+        head_timeout: Duration,
+        write_timeout: Duration,
+    ) -> Self {
+        Self {
+            stream,
+            phase,
+            head: Deadline::new(head_timeout),
+            write: Deadline::new(write_timeout),
+        }
     }
 
-    fn watch_write<T>(&mut self, cx: &mut Context<'_>, progress: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn watch_write<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        progress: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if progress.is_ready() {
             self.write.disarm();
             return progress;
         }
         self.write.arm();
         if self.write.is_over(cx) {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read")));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the peer does not read",
+            )));
         }
         Poll::Pending
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Timed<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buf.filled().len();
         let result = Pin::new(&mut this.stream).poll_read(cx, buf);
@@ -110,14 +131,21 @@ impl<S: AsyncRead + Unpin> AsyncRead for Timed<S> {
             this.head.arm();
         }
         if result.is_pending() && this.head.is_over(cx) {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no complete request head in time")));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "no complete request head in time",
+            )));
         }
         result
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Timed<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let progress = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.watch_write(cx, progress)
     }
@@ -174,7 +202,10 @@ mod tests {
         let mut buf = [0; 64];
         stream.read(&mut buf).await.unwrap();
         let busy = phase.enter_request();
-        assert!(tokio::time::timeout(SHORT * 3, stream.read(&mut buf)).await.is_err(), "must wait on");
+        assert!(
+            tokio::time::timeout(SHORT * 3, stream.read(&mut buf)).await.is_err(),
+            "must wait on"
+        );
         drop(busy);
         assert!(!phase.is_busy());
     }

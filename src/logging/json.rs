@@ -14,7 +14,8 @@ use tracing_subscriber::registry::LookupSpan;
 
 use gateway_core::time::rfc3339;
 
-const CATEGORIES: [&str; 6] = ["connection", "message", "performance", "error", "security", "system"];
+const CATEGORIES: [&str; 6] =
+    ["connection", "message", "performance", "error", "security", "system"];
 
 /// The format.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +26,12 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let metadata = event.metadata();
         let mut fields = Fields(Map::new());
         event.record(&mut fields);
@@ -35,7 +41,8 @@ where
             None if CATEGORIES.contains(&metadata.target()) => metadata.target().into(),
             None => "system".into(),
         };
-        let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let unix =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let mut line = Map::new();
         line.insert("timestamp".to_owned(), String::from_utf8_lossy(&rfc3339(unix)).into());
         line.insert("level".to_owned(), metadata.level().as_str().into());

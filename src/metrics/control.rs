@@ -4,13 +4,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::{Method, StatusCode};
 use prometheus::proto::MetricFamily;
-use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
 
 use super::families::Families;
 use crate::plane::Plane;
 
 /// Upper bounds of request durations in seconds.
-const REQUEST_SECONDS: &[f64] = &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const REQUEST_SECONDS: &[f64] =
+    &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// Counters and gauges of the control plane.
 #[derive(Debug)]
@@ -37,18 +40,25 @@ impl ControlMetrics {
             &["route", "method", "status"],
         )?;
         let request_seconds = HistogramVec::new(
-            HistogramOpts::new("archmesh_http_request_duration_seconds", "Duration of HTTP requests by route.")
-                .buckets(REQUEST_SECONDS.to_vec()),
+            HistogramOpts::new(
+                "archmesh_http_request_duration_seconds",
+                "Duration of HTTP requests by route.",
+            )
+            .buckets(REQUEST_SECONDS.to_vec()),
             &["route"],
         )?;
-        let api_unauthorized =
-            IntCounter::new("archmesh_api_unauthorized_total", "Server API calls without a valid key.")?;
+        let api_unauthorized = IntCounter::new(
+            "archmesh_api_unauthorized_total",
+            "Server API calls without a valid key.",
+        )?;
         let reload_failures = IntCounter::new(
             "archmesh_config_reload_failures_total",
             "Reloads refused because the new configuration is bad; the old one stayed in use.",
         )?;
-        let reload_success =
-            IntGauge::new("archmesh_config_last_reload_success", "1 when the last reload, or the start, succeeded.")?;
+        let reload_success = IntGauge::new(
+            "archmesh_config_last_reload_success",
+            "1 when the last reload, or the start, succeeded.",
+        )?;
         let reload_timestamp = IntGauge::new(
             "archmesh_config_last_reload_success_timestamp_seconds",
             "Unix time at which the configuration in use was loaded.",
@@ -71,7 +81,13 @@ impl ControlMetrics {
     }
 
     /// Counts an answered request. `route` is a pattern of ours, never a client's path.
-    pub(crate) fn count_request(&self, route: &str, method: &Method, status: StatusCode, took: Duration) {
+    pub(crate) fn count_request(
+        &self,
+        route: &str,
+        method: &Method,
+        status: StatusCode,
+        took: Duration,
+    ) {
         let method = match *method {
             Method::GET => "GET",
             Method::POST => "POST",
@@ -109,8 +125,16 @@ pub(super) fn collect(families: &mut Families, plane: &Plane) {
         "Version of the gateway, by label.",
         &[("version", env!("CARGO_PKG_VERSION")), ("architecture", std::env::consts::ARCH)],
     );
-    families.gauge("archmesh_uptime_seconds", "Seconds since the process started.", plane.uptime().as_secs_f64());
-    families.gauge("archmesh_http_connections", "Open HTTP connections.", plane.http.connections() as f64);
+    families.gauge(
+        "archmesh_uptime_seconds",
+        "Seconds since the process started.",
+        plane.uptime().as_secs_f64(),
+    );
+    families.gauge(
+        "archmesh_http_connections",
+        "Open HTTP connections.",
+        plane.http.connections() as f64,
+    );
     families.counter(
         "archmesh_http_connections_refused_total",
         "HTTP connections refused because too many were open.",

@@ -1,7 +1,10 @@
 //! Builds Prometheus families from plain numbers.
 
 use hdrhistogram::Histogram;
-use prometheus::proto::{Bucket, Counter, Gauge, Histogram as ProtoHistogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{
+    Bucket, Counter, Gauge, Histogram as ProtoHistogram, LabelPair, Metric, MetricFamily,
+    MetricType,
+};
 
 /// Families in the order they were added.
 #[derive(Debug, Default)]
@@ -47,14 +50,20 @@ impl Families {
         label: &[&'static str],
         values: impl IntoIterator<Item = (String, f64)>,
     ) {
-        let metrics = values.into_iter().map(|(text, value)| gauge_metric(labelled(label, &text), value));
+        let metrics =
+            values.into_iter().map(|(text, value)| gauge_metric(labelled(label, &text), value));
         self.push(name, help, MetricType::GAUGE, metrics.collect());
     }
 
     /// A gauge that is always 1 and says something by its labels.
     pub(super) fn info(&mut self, name: &str, help: &str, labels: &[Label<'_>]) {
         let pairs = labels.iter().map(|(name, value)| pair(name, value)).collect();
-        self.push(name, help, MetricType::GAUGE, vec![gauge_metric(Metric::from_label(pairs), 1.0)]);
+        self.push(
+            name,
+            help,
+            MetricType::GAUGE,
+            vec![gauge_metric(Metric::from_label(pairs), 1.0)],
+        );
     }
 
     /// A histogram per value of one label, with cumulative buckets at `bounds` (in the exported unit). `unit` is how

@@ -18,8 +18,16 @@ pub(super) fn collect(families: &mut Families) {
         families.gauge("process_threads", "Threads of the process.", stat.threads);
     }
     if let Some((virtual_bytes, resident_bytes)) = read("statm").as_deref().and_then(parse_statm) {
-        families.gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.", virtual_bytes);
-        families.gauge("process_resident_memory_bytes", "Resident memory size in bytes.", resident_bytes);
+        families.gauge(
+            "process_virtual_memory_bytes",
+            "Virtual memory size in bytes.",
+            virtual_bytes,
+        );
+        families.gauge(
+            "process_resident_memory_bytes",
+            "Resident memory size in bytes.",
+            resident_bytes,
+        );
     }
     if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
         // The directory being read is itself one of the descriptors.
@@ -78,8 +86,14 @@ mod tests {
     fn this_process_has_numbers() {
         let mut families = Families::default();
         collect(&mut families);
-        let names: Vec<_> = families.into_families().iter().map(|family| family.name().to_owned()).collect();
-        for name in ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds", "process_max_fds"] {
+        let names: Vec<_> =
+            families.into_families().iter().map(|family| family.name().to_owned()).collect();
+        for name in [
+            "process_cpu_seconds_total",
+            "process_resident_memory_bytes",
+            "process_open_fds",
+            "process_max_fds",
+        ] {
             assert!(names.iter().any(|found| found == name), "{name} in {names:?}");
         }
     }

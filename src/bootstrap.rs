@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use gateway_core::admission::Admission;
 use gateway_engine::{
     ControlReceiver, Engine, EngineError, EngineHandle, ProbeError, ShardPlacement,
@@ -244,6 +244,7 @@ fn plane(
         sampler: Sampler::default(),
         http,
         tls_expiry: TlsExpiry::new(tls.map(|tls| tls.expires_at)),
+        keys: ArcSwapOption::empty(),
     }))
 }
 

@@ -161,6 +161,7 @@ pub(crate) async fn detailed(State(plane): State<SharedPlane>) -> Response<Body>
             "shards": shards,
             "broker": {"status": "healthy", "kind": "memory", "history_bytes": history_bytes},
             "tls": tls(&plane),
+            "keys": keys(&plane),
             "control": {
                 "requests_in_flight": plane.bridge.requests_in_flight(),
                 "late_answers": plane.bridge.late_answers(),
@@ -178,6 +179,21 @@ pub(crate) async fn detailed(State(plane): State<SharedPlane>) -> Response<Body>
         },
     });
     answer(status == "healthy", body)
+}
+
+/// How the URLs of key sets are doing. Old keys stay in force while one does not answer.
+fn keys(plane: &Plane) -> Value {
+    let keys = plane.keys.load();
+    let urls = keys.as_ref().map(|keys| keys.status()).unwrap_or_default();
+    let urls = urls.into_iter().map(|status| {
+        json!({
+            "url": status.url,
+            "status": if status.failures == 0 { "healthy" } else { "degraded" },
+            "keys": status.keys,
+            "failures": status.failures,
+        })
+    });
+    urls.collect()
 }
 
 fn tls(plane: &Plane) -> Value {

@@ -204,7 +204,7 @@ impl Node {
         match tokio::time::timeout(SHUTDOWN_TIMEOUT, &mut self.engine_end).await {
             Ok(Ok(Ok(()))) => tracing::info!(category = "system", event = "engine_stopped"),
             Ok(end) => {
-                tracing::error!(category = "error", event = "engine_failed", error = %engine_error(end))
+                tracing::error!(category = "error", event = "engine_failed", error = %engine_error(end));
             }
             Err(_) => tracing::warn!(category = "system", event = "engine_cut"),
         }

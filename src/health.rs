@@ -200,7 +200,7 @@ fn tls(plane: &Plane) -> Value {
     let Some(expiry) = plane.tls_expiry.get() else {
         return json!({"enabled": false, "status": "healthy"});
     };
-    let left = expiry - plane.bridge.shards().now().unix.as_secs() as i64;
+    let left = expiry - plane.bridge.shards().now().unix.as_secs().cast_signed();
     json!({
         "enabled": true,
         "status": if left > 0 { "healthy" } else { "expired" },

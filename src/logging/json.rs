@@ -1,7 +1,7 @@
 //! One JSON object per record, with every field at the top level.
 //!
-//! Records of the shards name their category as the target; records of the control plane as the field `category`. Both
-//! come out as `category`, so that a log store needs to know one form only. Anything else is category `system`.
+//! Records of the shards name their category as the target; records of the control plane as the field `category`.
+//! Both come out as `category`, so that a log store needs to know one form only. Anything else is category `system`.
 
 use std::fmt;
 

@@ -93,8 +93,8 @@ impl Clone for ControlSender {
 /// The control plane's end: one consumer.
 ///
 /// The descriptor is a non-blocking eventfd. It becomes readable when there is something to drain. With tokio:
-/// `let mut guard = async_fd.readable().await?; guard.clear_ready();` and then [`Self::drain`], in this order, so that a
-/// wake-up that comes meanwhile is not cleared away.
+/// `let mut guard = async_fd.readable().await?; guard.clear_ready();` and then [`Self::drain`], in this order, so that
+/// a wake-up that comes meanwhile is not cleared away.
 #[derive(Debug)]
 pub struct ControlReceiver {
     queue: Arc<Queue>,

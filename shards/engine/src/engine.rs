@@ -299,10 +299,13 @@ impl ShardThread {
             Latency::Matters(PUMP_LATENCY),
             "pump",
         );
-        glommio::spawn_local_into(pump.run(wake), queue)
+        let ended = glommio::spawn_local_into(pump.run(wake), queue)
             .map_err(|error| EngineError::Executor { shard: id.0, reason: error.to_string() })?
-            .await
-            .map_err(|source| EngineError::Ring { shard: id.0, source })
+            .await;
+        match ended {
+            Ok(()) => Ok(()),
+            Err(error) => abort(id, &format!("the ring failed: {error}")),
+        }
     }
 }
 

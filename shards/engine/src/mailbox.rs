@@ -13,6 +13,7 @@ use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 use gateway_core::message::ShardMessage;
 use gateway_core::settings::Peer;
+use gateway_core::time::Now;
 
 use crate::ring::EventFd;
 
@@ -98,6 +99,14 @@ pub(crate) struct Board {
     pub(crate) placed: AtomicU32,
     /// `Now::mono` of the last turn, in nanoseconds.
     pub(crate) heartbeat: AtomicU64,
+}
+
+impl Board {
+    /// Shows that the shard lives.
+    pub(crate) fn beat(&self, now: Now) {
+        let nanos = u64::try_from(now.mono.as_nanos()).unwrap_or(u64::MAX);
+        self.heartbeat.store(nanos, Ordering::Relaxed);
+    }
 }
 
 /// See the module's documentation.

@@ -1,5 +1,5 @@
-//! The `io_uring` of one shard, and the few system calls without a safe wrapper, wrapped so that the rest of the crate
-//! needs no unsafe code.
+//! The `io_uring` of one shard, and the few system calls without a safe wrapper, wrapped so that the rest of the
+//! crate needs no unsafe code.
 //!
 //! Owns the ring and the provided-buffer ring. Invariants: no submitted operation points into memory that the caller
 //! owns (receives go into the ring's own buffers, the timeout's value lives in the ring); a [`Buffer`] exists only

@@ -1,5 +1,5 @@
-//! File descriptors run out: accepting rests without spinning, open connections live, and afterwards everything goes on.
-//! Alone in its process, because it takes every descriptor the process may have.
+//! File descriptors run out: accepting rests without spinning, open connections live, and afterwards everything goes
+//! on. Alone in its process, because it takes every descriptor the process may have.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::disallowed_types, missing_docs)]
 

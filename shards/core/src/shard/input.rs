@@ -53,7 +53,9 @@ impl Shard {
                 Ok(None) => break,
                 Ok(Some(item)) => self.handle_item(now, id, item),
                 Err(reason) => {
+                    // The stream cannot be understood any more, so no close frame of the client is waited for.
                     self.disconnect(now, id, reason);
+                    self.finish(id);
                     break;
                 }
             }

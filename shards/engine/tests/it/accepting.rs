@@ -69,6 +69,20 @@ fn an_address_in_use_is_a_typed_error() {
 }
 
 #[test]
+fn shard_threads_are_named_and_pinned() {
+    let node = start_with(1, |config, _| config.shards[0].cpu = Some(0));
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let pinned = tasks.filter_map(Result::ok).any(|task| {
+        // A thread of another test may end meanwhile.
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        let has = |line: &str| status.lines().any(|found| found == line);
+        has("Name:\tshard-0") && has("Cpus_allowed_list:\t0")
+    });
+    assert!(pinned);
+    node.stop();
+}
+
+#[test]
 fn a_cpu_that_does_not_exist_is_an_error_and_nothing_is_left() {
     let mut config = node::config(2);
     config.shards[1].cpu = Some(100_000);

@@ -69,6 +69,8 @@ fn two_small_buffers_serve_everyone() {
     node.stop();
 }
 
+const FLOOD: usize = 20_000;
+
 /// One connection sends as fast as it can; another one's echoes must not wait for it.
 #[test]
 fn a_flood_is_paused_and_others_are_served() {
@@ -82,7 +84,6 @@ fn a_flood_is_paused_and_others_are_served() {
     let side = tungstenite::protocol::Role::Client;
     let mut reader = tungstenite::WebSocket::from_raw_socket(reader, side, None);
     let mut writer = tungstenite::WebSocket::from_raw_socket(writer, side, None);
-    const FLOOD: usize = 20_000;
     let sending = thread::spawn(move || {
         for number in 0..FLOOD {
             writer.send(Message::text(format!("{number:01000}"))).unwrap();

@@ -213,6 +213,8 @@ impl Node {
     }
 
     pub(crate) fn snapshot(&mut self, shard: u16) -> ShardSnapshot {
+        // An answer to a full queue would be dropped.
+        self.events.extend(self.control.drain(usize::MAX));
         self.correlation += 1;
         let wanted = self.correlation;
         let handle = self.handle.clone();

@@ -81,6 +81,21 @@ fn a_silent_socket_is_placed_by_address() {
     node.stop();
 }
 
+#[test]
+fn shutdown_does_not_wait_for_silent_sockets() {
+    let mut node = start_with(2, |config, settings| {
+        config.balance = Balance::Hash { by_user: true };
+        settings.limits.handshake_timeout = Duration::from_secs(3600);
+    });
+    let mut silent = connect(node.address());
+    eventually("it is accepted", || {
+        let accepted: u64 = node.snapshots().iter().map(|snapshot| snapshot.engine.accepted).sum();
+        (accepted == 1).then_some(())
+    });
+    node.stop();
+    assert_eq!(silent.read(&mut [0; 1]).unwrap_or(0), 0);
+}
+
 /// The chosen shard does not take its mail: whoever accepted the socket serves it.
 #[test]
 fn a_full_mailbox_means_served_where_accepted() {

@@ -65,8 +65,7 @@ impl Shard {
             if publication.sender == Some(id) {
                 continue;
             }
-            let over_budget = self.outbox_bytes > self.settings.limits.shard_outbox_bytes_max;
-            let bytes_max = self.settings.limits.outbox_bytes_max;
+            let bytes_max = self.outbox_bytes_max(id, publication.frame.len());
             let Some(session) = self.session_mut(id) else { continue };
             if catching_up
                 && session
@@ -75,8 +74,6 @@ impl Shard {
             {
                 continue;
             }
-            let bytes_max =
-                if over_budget { session.outbox.len_bytes().min(bytes_max) } else { bytes_max };
             match hand_over(session, (local, publication), &class, bytes_max) {
                 None => {}
                 Some(handed) => self.account(id, handed, &mut slow),
@@ -88,6 +85,19 @@ impl Shard {
         for id in slow {
             self.disconnect(now, id, Disconnect::Slow);
         }
+    }
+
+    /// What the outbox of `id` may hold. While all of the shard together hold too much, that is an equal share, so
+    /// that those who caused it give way; an empty outbox always has room for the next publication, so that a client
+    /// that keeps up never pays for others.
+    fn outbox_bytes_max(&self, id: ConnectionId, next: usize) -> usize {
+        let limits = &self.settings.limits;
+        if self.outbox_bytes <= limits.shard_outbox_bytes_max {
+            return limits.outbox_bytes_max;
+        }
+        let share = limits.shard_outbox_bytes_max / self.metrics.connections.max(1) as usize;
+        let empty = self.unsent_bytes(id) == 0;
+        share.max(if empty { next } else { 0 }).min(limits.outbox_bytes_max)
     }
 
     fn account(&mut self, id: ConnectionId, handed: Handed, slow: &mut Vec<ConnectionId>) {

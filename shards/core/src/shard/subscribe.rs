@@ -237,6 +237,10 @@ impl Shard {
         id: ConnectionId,
         channel: &str,
     ) -> Option<ChannelRequest> {
+        // A loss is told by the channel's name, which the hub may give up now.
+        if self.session(id).is_some_and(|session| session.outbox.has_losses()) {
+            self.encode_losses(id);
+        }
         let session = self.session_mut(id)?;
         let index = session.subscriptions.iter().position(|s| &*s.channel == channel)?;
         let subscription = session.subscriptions.swap_remove(index);

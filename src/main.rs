@@ -6,6 +6,8 @@ pub mod bootstrap;
 pub mod cli;
 pub mod config;
 mod keys;
+pub mod schema;
+pub mod welcome_page;
 
 use std::process::ExitCode;
 

@@ -21,7 +21,10 @@ fn an_unsubscribe_overtakes_a_subscription_that_is_under_way() {
     node.settle();
     let answers = node.take_all(a);
     assert_eq!(answers.len(), 2);
-    assert_eq!((&answers[0]["type"], &answers[0]["reply_to"]), (&json!("unsubscribed"), &json!("2")));
+    assert_eq!(
+        (&answers[0]["type"], &answers[0]["reply_to"]),
+        (&json!("unsubscribed"), &json!("2"))
+    );
     assert_eq!(answers[1]["reply_to"], "1");
     assert_eq!(answers[1]["data"]["error_code"], "UNAVAILABLE");
     node.publish(b, &channel, json!(1));
@@ -124,7 +127,7 @@ fn violations_of_the_websocket_protocol_close_with_its_own_codes() {
 fn an_oversized_message_is_refused_before_it_has_arrived() {
     let mut node = Node::new(1);
     let a = node.connect(0, "a");
-    node.send_raw(a, &[0x81, 0xff, 0, 0, 0, 0, 0x40, 0, 0, 0]);
+    node.send_raw(a, &[0x81, 0xff, 0, 0, 0, 0, 0x40, 0, 0, 0, 1, 2, 3, 4]);
     node.settle();
     assert_eq!(node.clients[a].close_code, Some(1009), "1 GiB was announced");
 }

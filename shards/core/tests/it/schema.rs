@@ -102,7 +102,10 @@ fn the_schema_refuses_what_is_no_message() {
         json!({"type": "history", "data": {"channel": "a", "limit": -1}}),
         envelope("welcome", json!({})),
         envelope("published", json!({"offset": 0, "epoch": "abcdefgh"})),
-        envelope("error", json!({"error_code": "OH_NO", "error_message": "x", "error_details": {}})),
+        envelope(
+            "error",
+            json!({"error_code": "OH_NO", "error_message": "x", "error_details": {}}),
+        ),
         envelope("disconnect", json!({"code": 4500, "reason": "invalid_token", "reconnect": true})),
     ];
     let mut unknown_member = envelope("refreshed", json!({}));

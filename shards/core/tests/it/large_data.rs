@@ -203,3 +203,37 @@ fn a_transfer_that_was_missed_is_not_recovered() {
     let reply = node.call(b, "subscribe", json!({"channel": "chat:1", "recover": recover}));
     assert_eq!(reply["data"]["recovered"], false, "chunks have a place but are not kept");
 }
+
+#[test]
+fn a_long_transfer_leaves_room_for_commands() {
+    let mut settings = settings();
+    settings.limits.requests_in_flight_max = 3;
+    let mut node = Node::with(2, settings);
+    let channel = node.channel_on("live", 1);
+    let a = node.connect(0, "a");
+    for data in chunks("d", &bytes(100_000)) {
+        node.send(a, &json!({"type": "large_data", "channel": channel, "data": data}));
+    }
+    let data = json!({"channel": channel, "data": 1});
+    assert_eq!(node.call(a, "publish", data)["type"], "published");
+    assert_eq!(node.take(a, "large_data_received")["data"]["status"], "received");
+}
+
+#[test]
+fn a_transfer_that_a_full_mailbox_cut_off_is_told_once() {
+    let mut node = Node::new(2);
+    node.mailbox_max = 2;
+    let channel = node.channel_on("live", 1);
+    let (a, b) = (node.connect(0, "a"), node.connect(1, "b"));
+    node.subscribe(b, &channel);
+    let chunks = chunks("d", &bytes(100_000));
+    for data in &chunks {
+        send(&mut node, a, data, &json!({"channel": channel}));
+    }
+    assert_eq!(node.take(a, "large_data_received")["data"]["status"], "received");
+    let error = node.take(a, "error");
+    assert_eq!(error["reply_to"], "chunk7");
+    assert_eq!(error["data"]["error_code"], "UNAVAILABLE");
+    assert!(node.take_all(a).is_empty());
+    assert!(node.take_all(b).len() < chunks.len());
+}

@@ -116,6 +116,37 @@ fn without_a_key_keep_latest_keeps_the_newest_of_the_channel() {
 }
 
 #[test]
+fn what_is_queued_of_a_channel_that_was_left_is_not_mixed_with_another() {
+    let settings = with_namespaces(|settings| settings.limits.outbox_bytes_max = 8192);
+    let mut node = Node::with(1, settings);
+    let a = stalled(&mut node, &["board:1"]);
+    for n in 0..50 {
+        publish(&mut node, "board:1", &format!("old {n}"), None);
+    }
+    node.send(a, &json!({"type": "unsubscribe", "id": "1", "channel": "board:1"}));
+    node.send(a, &json!({"type": "subscribe", "id": "2", "channel": "board:2"}));
+    for n in 0..100 {
+        publish(&mut node, "board:2", &format!("new {n}"), None);
+    }
+    node.resume(a);
+    let messages = node.take_all(a);
+    let left = messages.iter().position(|m| m["type"] == "unsubscribed").unwrap();
+    let mut known = [0, 0];
+    for (index, message) in messages.iter().enumerate() {
+        let after = usize::from(index > left);
+        let (from, to) = match message["type"].as_str().unwrap() {
+            "lost" => (&message["data"]["from_offset"], &message["data"]["to_offset"]),
+            "message" => (&message["offset"], &message["offset"]),
+            _ => continue,
+        };
+        assert_eq!(message["channel"], ["board:1", "board:2"][after], "{message}");
+        assert_eq!(from.as_u64(), Some(known[after] + 1), "{message}");
+        known[after] = to.as_u64().unwrap();
+    }
+    assert_eq!(known, [50, 100]);
+}
+
+#[test]
 fn the_budget_of_a_shard_costs_those_who_do_not_read() {
     let settings = with_namespaces(|settings| {
         settings.limits.outbox_bytes_max = 1 << 20;

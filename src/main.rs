@@ -2,11 +2,25 @@
 
 #![forbid(unsafe_code)]
 
+mod api;
 pub mod bootstrap;
+mod bridge;
 pub mod cli;
 pub mod config;
+mod drain;
+mod health;
+mod http;
 mod keys;
+mod logging;
+mod metrics;
+mod plane;
+mod reload;
+mod routes;
+mod sampler;
 pub mod schema;
+mod signals;
+mod supervise;
+mod tls;
 pub mod welcome_page;
 
 use std::process::ExitCode;

@@ -133,6 +133,8 @@ impl ClientError {
 pub enum Disconnect {
     /// The client closed first; its own code is echoed.
     ByClient,
+    /// The socket ended without a close frame. Never sent; logs and metrics only.
+    ConnectionLost,
     /// RFC 6455 violation.
     ProtocolError,
     /// A text message or close reason that is no UTF-8.
@@ -175,8 +177,9 @@ pub enum Disconnect {
 
 impl Disconnect {
     /// Every variant, for metrics and documentation.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::ByClient,
+        Self::ConnectionLost,
         Self::ProtocolError,
         Self::InvalidUtf8,
         Self::MessageTooLarge,
@@ -202,6 +205,7 @@ impl Disconnect {
     fn row(self) -> (u16, &'static str) {
         match self {
             Self::ByClient => (1000, "closed_by_client"),
+            Self::ConnectionLost => (1006, "connection_lost"),
             Self::ProtocolError => (1002, "protocol_error"),
             Self::UnsupportedData => (1003, "unsupported_data"),
             Self::InvalidUtf8 => (1007, "invalid_utf8"),

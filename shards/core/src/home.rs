@@ -7,6 +7,7 @@ mod apply;
 mod budget;
 mod channel;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -173,20 +174,10 @@ impl Homes {
         }
     }
 
-    /// `Deliver`s of `channel` to `shard` were dropped: remember to tell it the top.
-    pub fn note_lagging(&mut self, channel: &str, shard: ShardId) {
-        if let Some(index) = self.find(channel)
-            && let Some(channel) = self.channel_mut(index)
-        {
-            channel.lagging.insert(shard);
-        }
-    }
-
-    /// The `Behind` message for a channel with a lagging `shard`, if it still has subscribers there.
-    pub fn take_behind(&mut self, channel: &ChannelName, shard: ShardId) -> Option<ShardMessage> {
+    /// The `Behind` message for a `shard` that a `Deliver` did not reach, if it still has subscribers there.
+    pub fn behind(&self, channel: &ChannelName, shard: ShardId) -> Option<ShardMessage> {
         let index = self.find(channel)?;
-        let home = self.channel_mut(index)?;
-        home.lagging.remove(shard);
+        let home = self.slots[index as usize].channel.as_ref()?;
         home.interest
             .contains(shard)
             .then(|| ShardMessage::Behind { channel: Arc::clone(channel), top: home.position })
@@ -222,12 +213,14 @@ impl Homes {
 /// When users were last online, by the home of their user channel. Bounded: the one gone longest is forgotten first.
 #[derive(Debug)]
 struct LastSeen {
-    by_user: indexmap::IndexMap<ChannelName, Duration, FixedState>,
+    by_user: HashMap<ChannelName, Duration, FixedState>,
+    /// In the order of leaving; an entry whose time is not the user's any more is stale.
+    order: VecDeque<(Duration, ChannelName)>,
 }
 
 impl LastSeen {
     fn new(seed: u64) -> Self {
-        Self { by_user: indexmap::IndexMap::with_hasher(FixedState::with_seed(seed)) }
+        Self { by_user: HashMap::with_hasher(FixedState::with_seed(seed)), order: VecDeque::new() }
     }
 
     /// `channel` is the user's own channel.
@@ -236,12 +229,15 @@ impl LastSeen {
         if max == 0 {
             return;
         }
-        self.by_user.swap_remove(channel);
-        if self.by_user.len() >= max {
-            // The front is old, though not always the oldest after earlier swaps: good enough for a bounded memory.
-            self.by_user.swap_remove_index(0);
-        }
         self.by_user.insert(Arc::clone(channel), now.unix);
+        self.order.push_back((now.unix, Arc::clone(channel)));
+        // Stale entries are dropped when they are the majority, so the order is bounded as well.
+        while self.by_user.len() > max || self.order.len() > 2 * max {
+            let Some((left_at, oldest)) = self.order.pop_front() else { return };
+            if self.by_user.get(&oldest) == Some(&left_at) {
+                self.by_user.remove(&oldest);
+            }
+        }
     }
 
     fn get(&self, channel: &str, now: Now, settings: &Settings) -> Option<Duration> {

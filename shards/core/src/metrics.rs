@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use crate::auth::AuthError;
 use crate::error::Disconnect;
 
 /// Declares a label enum with its wire names and a counter array indexed by it.
@@ -17,6 +18,8 @@ macro_rules! label {
         impl $name {
             /// Every variant in declaration order.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+            /// How many variants there are.
+            pub const COUNT: usize = Self::ALL.len();
             /// Label value.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)+ }
@@ -163,13 +166,13 @@ pub struct ShardMetrics {
     /// WebSocket connections accepted since start.
     pub connections_total: u64,
     /// By [`RefusalReason`].
-    pub refused: Counts<11>,
+    pub refused: Counts<{ RefusalReason::COUNT }>,
     /// Ended sessions by [`Disconnect::ALL`] order.
-    pub disconnected: Counts<20>,
+    pub disconnected: Counts<{ Disconnect::ALL.len() }>,
     /// By [`MessageKind`].
-    pub messages_in: Counts<18>,
+    pub messages_in: Counts<{ MessageKind::COUNT }>,
     /// By [`MessageKind`].
-    pub messages_out: Counts<18>,
+    pub messages_out: Counts<{ MessageKind::COUNT }>,
     /// Payload bytes of WebSocket messages received.
     pub message_bytes_in: u64,
     /// Frame bytes put into outboxes.
@@ -177,13 +180,13 @@ pub struct ShardMetrics {
     /// Publications ordered by this shard as home.
     pub publications: u64,
     /// By [`DropKind`].
-    pub dropped: Counts<5>,
+    pub dropped: Counts<{ DropKind::COUNT }>,
     /// By [`SlowAction`].
-    pub slow: Counts<3>,
+    pub slow: Counts<{ SlowAction::COUNT }>,
     /// By [`RateScope`].
-    pub rate_limited: Counts<3>,
-    /// By [`crate::auth::AuthError::ALL`] order.
-    pub auth_failures: Counts<16>,
+    pub rate_limited: Counts<{ RateScope::COUNT }>,
+    /// By [`AuthError::ALL`] order.
+    pub auth_failures: Counts<{ AuthError::ALL.len() }>,
     /// Recoveries that gave everything missed.
     pub recoveries_ok: u64,
     /// Recoveries that could not.

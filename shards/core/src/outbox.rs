@@ -413,7 +413,11 @@ impl Inner {
         }
         self.losses -= 1;
         let Item::Lost { loss, encoded } = &mut self.items[earlier] else { return };
-        loss.to_offset = second.to_offset;
+        // A publication without a place in the stream has offset 0 and leaves the range as it is.
+        if loss.from_offset == 0 {
+            loss.from_offset = second.from_offset;
+        }
+        loss.to_offset = loss.to_offset.max(second.to_offset);
         loss.count += second.count;
         let encoded = encoded.take();
         self.forget_encoding(encoded);

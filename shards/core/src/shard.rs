@@ -25,15 +25,16 @@ use bytes::Bytes;
 
 use crate::admission::Admission;
 use crate::auth::{Revocations, TokenCache};
+use crate::error::Disconnect;
 use crate::home::{HomeKey, Homes};
 use crate::hub::Hub;
 use crate::ids::{ConnectionId, ShardId};
-use crate::metrics::{MessageKind, ShardMetrics};
+use crate::metrics::{MessageKind, ShardMetrics, SlowAction};
 use crate::outbox::{Class, PushResult};
 use crate::output::Output;
 use crate::proto::reply::ReplyHead;
 use crate::random::Random;
-use crate::session::Session;
+use crate::session::{Phase, Session};
 use crate::settings::Settings;
 use crate::time::Now;
 use crate::timer::TimerWheel;
@@ -78,6 +79,12 @@ enum TimerKey {
 struct Slot {
     generation: u32,
     session: Option<Box<Session>>,
+}
+
+/// An empty cache of verified tokens.
+fn token_cache(settings: &Settings, hash_seed: u64) -> TokenCache {
+    let entries_max = settings.limits.token_cache_entries_max as usize;
+    TokenCache::new(entries_max, hash_seed, settings.auth.authenticator.rules().leeway)
 }
 
 /// The whole data plane of one shard.
@@ -134,11 +141,7 @@ impl Shard {
             inflater: Inflater::new(),
             deflater: Deflater::new(settings.websocket.compression_level),
             revocations: Revocations::new(REVOCATIONS_MAX, USER_REVOCATION_RETENTION),
-            token_cache: TokenCache::new(
-                settings.limits.token_cache_entries_max as usize,
-                init.hash_seed,
-                settings.auth.authenticator.rules().leeway,
-            ),
+            token_cache: token_cache(&settings, init.hash_seed),
             outbox_bytes: 0,
             large_data_bytes: 0,
             now: Now { mono: Duration::ZERO, unix: Duration::ZERO },
@@ -223,11 +226,14 @@ impl Shard {
         let hard_max = self.settings.limits.outbox_bytes_max * 2;
         let bytes = frame.len();
         let Some(session) = self.session_mut(id) else { return };
-        if matches!(session.phase, crate::session::Phase::Gone) {
+        if matches!(session.phase, Phase::Gone) {
             return;
         }
         let result = session.outbox.push_control(frame, hard_max);
         if matches!(result, PushResult::Overflow) {
+            session.ending = Some(Disconnect::Slow);
+            session.phase = Phase::Gone;
+            self.metrics.slow.add(SlowAction::Disconnected as usize, 1);
             self.outputs.push_back(Output::Abort { id });
             return;
         }
@@ -267,7 +273,7 @@ impl Shard {
         loop {
             match self.outputs.pop_front()? {
                 Output::Send { target, message } if self.is_backed_up(target) => {
-                    self.refuse(target, message);
+                    self.keep_or_drop(target, message);
                 }
                 output => return Some(output),
             }

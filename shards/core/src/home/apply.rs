@@ -135,11 +135,7 @@ impl Homes {
         self.budget.freed(freed);
         let Some(channel) = self.channel_mut(index) else { return Err(ClientError::overloaded()) };
         channel.used_at = env.now.mono;
-        let newcomer = !channel.interest.contains(id.shard());
         channel.interest.insert(id.shard());
-        if newcomer {
-            channel.lagging.remove(id.shard());
-        }
         if subscribe.compression {
             channel.compression.insert(id.shard());
         }
@@ -174,7 +170,6 @@ impl Homes {
         let nobody_left = channel.leave(env, id);
         if last {
             channel.interest.remove(id.shard());
-            channel.lagging.remove(id.shard());
         }
         if !compression {
             channel.compression.remove(id.shard());

@@ -34,8 +34,6 @@ pub(super) struct HomeChannel {
     pub(super) interest: ShardSet,
     /// Those of them with a subscriber that negotiated compression.
     pub(super) compression: ShardSet,
-    /// Those of them that a `Deliver` could not reach.
-    pub(super) lagging: ShardSet,
     pub(super) presence: Option<Box<Presence>>,
     idempotency: Option<Box<IdempotencyKeys>>,
     /// Numbers pushes that have no offset.
@@ -55,7 +53,6 @@ impl HomeChannel {
             history: History::new(),
             interest: ShardSet::default(),
             compression: ShardSet::default(),
-            lagging: ShardSet::default(),
             presence: None,
             idempotency: None,
             serial: 0,
@@ -64,7 +61,7 @@ impl HomeChannel {
         }
     }
 
-    /// Whether nothing but the position would be lost with it.
+    /// Whether nothing but the position and idempotency keys would be lost with it.
     pub(super) fn is_idle(&self) -> bool {
         self.interest.is_empty()
             && self.history.is_empty()

@@ -85,11 +85,12 @@ pub fn lost(channel: &str, loss: &Loss, reason: &str, id: &str, unix: Duration) 
     EnvelopeWriter::new("lost", id, unix, channel.len() + 96)
         .field("channel", channel)
         .data(|data| {
-            data.str("channel", channel)
-                .u64("from_offset", loss.from_offset)
-                .u64("to_offset", loss.to_offset)
-                .u64("count", u64::from(loss.count))
-                .str("reason", reason);
+            data.str("channel", channel);
+            // Publications outside of the stream have no offsets to name.
+            if loss.from_offset > 0 {
+                data.u64("from_offset", loss.from_offset).u64("to_offset", loss.to_offset);
+            }
+            data.u64("count", u64::from(loss.count)).str("reason", reason);
         })
         .frame
 }

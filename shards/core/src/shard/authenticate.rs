@@ -10,6 +10,7 @@ use crate::error::{ClientError, Disconnect, ErrorCode};
 use crate::event::Event;
 use crate::ids::ConnectionId;
 use crate::message::{ChannelName, Subscribed};
+use crate::output::Output;
 use crate::proto::command::{AuthData, RecoverFrom};
 use crate::proto::reply::{self, Welcome};
 use crate::session::{Attaching, PendingKind, Phase, recover_position};
@@ -40,15 +41,30 @@ impl Shard {
     ) -> Result<Arc<Claims>, AuthError> {
         let result = self.verify_uncounted(now, token);
         if let Err(error) = result {
-            let index = AuthError::ALL.iter().position(|known| *known == error).unwrap_or(0);
-            self.metrics.auth_failures.add(index, 1);
-            if let Some(session) = self.session(id) {
-                let address = session.peer.address;
-                let event = Event::AuthenticationFailed { connection: id, address, error };
-                self.outputs.push_back(crate::Output::Event(event));
-            }
+            self.note_auth_failure(id, error);
         }
         result
+    }
+
+    /// Counts and logs a refused token.
+    pub(super) fn note_auth_failure(&mut self, id: ConnectionId, error: AuthError) {
+        let index = AuthError::ALL.iter().position(|known| *known == error).unwrap_or(0);
+        self.metrics.auth_failures.add(index, 1);
+        if let Some(session) = self.session(id) {
+            let address = session.peer.address;
+            let event = Event::AuthenticationFailed { connection: id, address, error };
+            self.outputs.push_back(Output::Event(event));
+        }
+    }
+
+    /// Whether tokens of the user, with this id or of this time are no longer accepted.
+    pub(super) fn is_revoked(
+        &self,
+        user: &str,
+        token_id: Option<&str>,
+        issued_at: Option<Duration>,
+    ) -> bool {
+        self.revocations.is_revoked(user, token_id, issued_at)
     }
 
     fn verify_uncounted(&mut self, now: Now, token: &str) -> Result<Arc<Claims>, AuthError> {
@@ -59,7 +75,7 @@ impl Shard {
             self.token_cache.insert(token, Arc::clone(&claims), now.unix);
             claims
         };
-        if self.revocations.is_revoked(&claims.user, claims.token_id.as_deref(), claims.issued_at) {
+        if self.is_revoked(&claims.user, claims.token_id.as_deref(), claims.issued_at) {
             return Err(AuthError::Revoked);
         }
         Ok(claims)
@@ -205,7 +221,7 @@ impl Shard {
             };
             reply::welcome(head, &about, settings)
         });
-        self.outputs.push_back(crate::Output::Event(Event::Connected {
+        self.outputs.push_back(Output::Event(Event::Connected {
             connection: id,
             session: public_id,
             user,

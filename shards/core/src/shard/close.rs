@@ -110,7 +110,7 @@ impl Shard {
         self.metrics.connections -= 1;
         if session.is_authenticated() {
             self.metrics.sessions -= 1;
-            let reason = session.ending.unwrap_or(Disconnect::ByClient);
+            let reason = session.ending.unwrap_or(Disconnect::ConnectionLost);
             let duration = now.mono.saturating_sub(session.opened_at);
             self.metrics.session_ended(reason, duration);
             self.outputs.push_back(Output::Event(Event::Disconnected {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Shard;
+use super::{Shard, token_cache};
 use crate::error::Disconnect;
 use crate::ids::ConnectionId;
 use crate::message::{
@@ -14,6 +14,7 @@ use crate::output::Output;
 use crate::session::{PendingKind, Phase, Session};
 use crate::settings::Settings;
 use crate::time::Now;
+use crate::ws::deflate::Deflater;
 
 impl Shard {
     pub(super) fn handle_control(&mut self, now: Now, request: ShardRequest) {
@@ -140,7 +141,8 @@ impl Shard {
     fn reconfigure(&mut self, settings: Arc<Settings>) {
         self.settings = settings;
         // Keys may have gone: every token is checked anew.
-        self.token_cache.clear();
+        self.token_cache = token_cache(&self.settings, self.hash_seed);
+        self.deflater = Deflater::new(self.settings.websocket.compression_level);
         self.hub.reconfigure(&self.settings);
         self.homes.reconfigure(&self.settings);
     }

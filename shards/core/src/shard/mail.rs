@@ -49,11 +49,11 @@ impl Shard {
             self.apply_request(now, request);
             return true;
         }
-        let message = ShardMessage::Request(Box::new(request));
-        if self.is_backed_up(target) && !must_arrive(&message) {
+        if self.is_backed_up(target) && !must_arrive(&request) {
             self.metrics.dropped.add(DropKind::Request as usize, 1);
             return false;
         }
+        let message = ShardMessage::Request(Box::new(request));
         self.outputs.push_back(Output::Send { target, message });
         true
     }
@@ -122,10 +122,8 @@ impl Shard {
     /// `message` did not fit into the mailbox of `target`.
     pub fn handle_refused(&mut self, now: Now, target: ShardId, message: ShardMessage) {
         if let ShardMessage::Request(request) = message {
-            if matches!(request.op, ChannelOp::Unsubscribe { .. })
-                || matches!(request.origin, Origin::Hub(_))
-            {
-                self.refuse(target, ShardMessage::Request(request));
+            if must_arrive(&request) {
+                self.keep_or_drop(target, ShardMessage::Request(request));
                 return;
             }
             self.metrics.dropped.add(DropKind::Request as usize, 1);
@@ -134,20 +132,18 @@ impl Shard {
             self.route_reply(now, ChannelReply { origin, channel, outcome });
             return;
         }
-        self.refuse(target, message);
+        self.keep_or_drop(target, message);
     }
 
     /// Keeps, notes or drops a message for a full mailbox. A client's request that queued up behind a backlog is
     /// kept too: its number is bounded by the requests in flight.
-    pub(super) fn refuse(&mut self, target: ShardId, message: ShardMessage) {
+    pub(super) fn keep_or_drop(&mut self, target: ShardId, message: ShardMessage) {
         match message {
             ShardMessage::Deliver(delivery) => {
                 self.metrics.dropped.add(DropKind::Deliver as usize, 1);
-                self.homes.note_lagging(&delivery.channel, target);
                 self.backlog[target.index()].behind.insert(delivery.channel);
             }
             ShardMessage::Behind { channel, .. } => {
-                self.homes.note_lagging(&channel, target);
                 self.backlog[target.index()].behind.insert(channel);
             }
             ShardMessage::Presence { .. } => {
@@ -174,7 +170,7 @@ impl Shard {
             let messages = std::mem::take(&mut backlog.messages);
             let behind = std::mem::take(&mut backlog.behind);
             for channel in behind {
-                if let Some(message) = self.homes.take_behind(&channel, target) {
+                if let Some(message) = self.homes.behind(&channel, target) {
                     self.outputs.push_front(Output::Send { target, message });
                 }
             }
@@ -190,14 +186,7 @@ impl Shard {
     }
 }
 
-/// Whether losing the message would leave the shards out of step.
-fn must_arrive(message: &ShardMessage) -> bool {
-    match message {
-        ShardMessage::Request(request) => {
-            matches!(request.op, ChannelOp::Unsubscribe { .. })
-                || matches!(request.origin, Origin::Hub(_))
-        }
-        ShardMessage::Reply(_) => true,
-        _ => false,
-    }
+/// Whether losing the request would leave the shards out of step.
+fn must_arrive(request: &ChannelRequest) -> bool {
+    matches!(request.op, ChannelOp::Unsubscribe { .. }) || matches!(request.origin, Origin::Hub(_))
 }

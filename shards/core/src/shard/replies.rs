@@ -40,7 +40,11 @@ impl Shard {
         match pending.kind {
             PendingKind::Subscribe | PendingKind::SubscribeByServer | PendingKind::Attach => {
                 // The home may have refused before it took the connection in; telling it again is harmless.
-                self.end_subscription(now, id, channel);
+                let session = self.session(id);
+                let current = session.and_then(|session| session.subscription(channel));
+                if current.is_some_and(|current| current.request == pending.request) {
+                    self.end_subscription(now, id, channel);
+                }
             }
             _ => {}
         }

@@ -118,12 +118,13 @@ impl Shard {
             let message = "this connection is subscribed to the channel already";
             return Err(ClientError::new(ErrorCode::AlreadySubscribed, message));
         }
+        let by_rule = may(session, &channel, namespace.subscribe, Permission::Subscribe);
         let token = match data.token {
             None => None,
             Some(token) => Some(self.channel_claims(now, id, &channel, &token)?),
         };
-        let allowed = may(session, &channel, namespace.subscribe, Permission::Subscribe);
-        if !allowed && (token.is_none() || namespace.subscribe == Access::Nobody) {
+        let by_token = token.is_some() && namespace.subscribe != Access::Nobody;
+        if !by_rule && !by_token {
             let message = "neither the namespace nor the token allows this subscription";
             return Err(ClientError::new(ErrorCode::PermissionDenied, message));
         }
@@ -136,29 +137,35 @@ impl Shard {
     }
 
     fn channel_claims(
-        &self,
+        &mut self,
         now: Now,
         id: ConnectionId,
         channel: &str,
         token: &str,
     ) -> Result<ChannelClaims, ClientError> {
         let verified = self.settings.auth.authenticator.verify_channel(token, now.unix);
-        let user = self.session(id).map(|session| Arc::clone(&session.user));
+        let user = self.session(id).map(|session| Arc::clone(&session.user)).unwrap_or_default();
         let checked = verified.and_then(|claims| {
             if *claims.channel != *channel {
                 Err(AuthError::Channel)
-            } else if claims.user.is_some() && claims.user != user {
+            } else if claims.user.as_ref().is_some_and(|named| *named != user) {
                 Err(AuthError::Subject)
+            } else if self.is_revoked(&user, claims.token_id.as_deref(), claims.issued_at) {
+                Err(AuthError::Revoked)
             } else {
                 Ok(claims)
             }
         });
-        checked.map_err(|error| match error {
-            AuthError::Expired => {
-                ClientError::new(ErrorCode::TokenExpired, "the channel token has expired")
-            }
-            _ => {
-                ClientError::new(ErrorCode::PermissionDenied, "the channel token is not acceptable")
+        checked.map_err(|error| {
+            self.note_auth_failure(id, error);
+            match error {
+                AuthError::Expired => {
+                    ClientError::new(ErrorCode::TokenExpired, "the channel token has expired")
+                }
+                _ => ClientError::new(
+                    ErrorCode::PermissionDenied,
+                    "the channel token is not acceptable",
+                ),
             }
         })
     }

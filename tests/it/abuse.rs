@@ -44,7 +44,9 @@ fn changed(from: &str, to: &str) -> Vec<u8> {
 }
 
 fn malformed_handshakes() -> Vec<(&'static str, Vec<u8>, &'static [u16])> {
-    let header = |line: &str| changed("Upgrade: websocket\r\n", &format!("Upgrade: websocket\r\n{line}\r\n"));
+    let header = |line: &str| {
+        changed("Upgrade: websocket\r\n", &format!("Upgrade: websocket\r\n{line}\r\n"))
+    };
     let many: String = (0..200).map(|n| format!("X-{n}: 1\r\n")).collect();
     vec![
         ("no key", changed("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", ""), &[400]),
@@ -63,7 +65,11 @@ fn malformed_handshakes() -> Vec<(&'static str, Vec<u8>, &'static [u16])> {
         ("chunked", header("Transfer-Encoding: chunked"), &[400]),
         ("long header", header(&format!("X-Long: {}", "x".repeat(20_000))), &[431]),
         ("endless line", vec![b'x'; 1_000_000], &[400, 431]),
-        ("endless target", changed("/ws?", &format!("/{}?", "w".repeat(100_000))), &[400, 414, 431]),
+        (
+            "endless target",
+            changed("/ws?", &format!("/{}?", "w".repeat(100_000))),
+            &[400, 414, 431],
+        ),
         ("many headers", changed("Host:", &format!("{many}Host:")), &[431]),
         ("bare LF", changed("Host: gateway.test\r\n", "Host: gateway.test\n"), &[400]),
         ("bare CR", changed("Host: gateway.test\r\n", "Host: gate\rway\r\n"), &[400]),
@@ -171,7 +177,9 @@ fn random_bytes_do_no_harm() {
     let (files, rss) = baseline(&gateway);
     let mut random = Random::new([7; 32]);
     let mut bytes = |length: usize| {
-        (0..length).map(|_| random.between(Duration::ZERO, Duration::from_nanos(256)).as_nanos() as u8).collect::<Vec<u8>>()
+        (0..length)
+            .map(|_| random.between(Duration::ZERO, Duration::from_nanos(256)).as_nanos() as u8)
+            .collect::<Vec<u8>>()
     };
     let good = upgrade(&format!("/ws?token={}", token("eve")));
     for round in 0..300 {
@@ -201,15 +209,31 @@ fn bad_messages_are_answered() {
     let gateway = Setup::new().set("limits.bad_messages_max", 0).start();
     let (files, rss) = baseline(&gateway);
     let mut eve = Socket::connect(&gateway, "eve");
-    let deep = format!("{{\"type\":\"publish\",\"id\":\"d\",\"data\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    let deep = format!(
+        "{{\"type\":\"publish\",\"id\":\"d\",\"data\":{}1{}}}",
+        "[".repeat(100_000),
+        "]".repeat(100_000)
+    );
     let keys: String = (0..50_000).map(|n| format!("\"k{n}\":1,")).collect();
     let wide = format!("{{\"type\":\"subscribe\",\"data\":{{{keys}\"channel\":\"nowhere:1\"}}}}");
     let long = "x".repeat(60_000);
     let mut cases = vec![deep, wide];
     for bad in [
-        "", " ", "null", "7", "\"text\"", "[]", "{}", "{", "{\"type\":\"ping\"", "{\"type\":null}",
-        "{\"type\":\"ping\",\"type\":\"pong\"}", "{\"type\":\"ping\",\"id\":7}", "{\"type\":\"dance\"}",
-        "{\"type\":\"subscribe\"}", "{\"type\":\"subscribe\",\"data\":[]}",
+        "",
+        " ",
+        "null",
+        "7",
+        "\"text\"",
+        "[]",
+        "{}",
+        "{",
+        "{\"type\":\"ping\"",
+        "{\"type\":null}",
+        "{\"type\":\"ping\",\"type\":\"pong\"}",
+        "{\"type\":\"ping\",\"id\":7}",
+        "{\"type\":\"dance\"}",
+        "{\"type\":\"subscribe\"}",
+        "{\"type\":\"subscribe\",\"data\":[]}",
         "{\"type\":\"subscribe\",\"data\":{\"channel\":\"\"}}",
         "{\"type\":\"subscribe\",\"data\":{\"channel\":\"chat:a b\"}}",
         "{\"type\":\"subscribe\",\"data\":{\"channel\":\"chat:*\"}}",

@@ -78,8 +78,10 @@ fn public_keys_of_every_algorithm_work() {
         };
         assert_eq!(refused(&gateway, &other), Some(401), "{name}: another key");
         // The public key as if it were a shared secret.
-        let secret = SigningKey::from_secret(KeyAlgorithm::Hs256, pair.public_key_pem().as_bytes());
-        let confused = mint(&secret.unwrap(), &claims_of("ada", json!({}))).unwrap();
+        let secret = jsonwebtoken::EncodingKey::from_secret(pair.public_key_pem().as_bytes());
+        let header = jsonwebtoken::Header::new(jsonwebtoken::Algorithm::HS256);
+        let claims = claims_of("ada", json!({}));
+        let confused = jsonwebtoken::encode(&header, &claims, &secret).unwrap();
         assert_eq!(refused(&gateway, &confused), Some(401), "{name}: key confusion");
     }
 }
@@ -155,7 +157,9 @@ fn a_key_set_url_is_followed_as_it_rotates() {
     let new = signed(ed, &second, Some("two"), "ada");
     *server.body.lock().unwrap() = json!({"keys": [jwk(ed, &second, "two")]}).to_string();
     // Nobody waits for the interval: a token with an unknown key id makes the set be read.
-    eventually("the unknown key id is looked up", || refused(&gateway, &new).is_none().then_some(()));
+    eventually("the unknown key id is looked up", || {
+        refused(&gateway, &new).is_none().then_some(())
+    });
     assert_eq!(refused(&gateway, &signed(ed, &first, Some("one"), "ada")), Some(401));
     let asked = server.asked.load(Ordering::Relaxed);
     for n in 0..200 {
@@ -172,7 +176,11 @@ fn hostile_tokens() -> Vec<(&'static str, String)> {
     let good = token("ada");
     let parts: Vec<&str> = good.split('.').collect();
     let none = |name: &str| {
-        format!("{}.{}.", encode(&format!("{{\"alg\":\"{name}\",\"typ\":\"JWT\"}}")), encode(&claims))
+        format!(
+            "{}.{}.",
+            encode(&format!("{{\"alg\":\"{name}\",\"typ\":\"JWT\"}}")),
+            encode(&claims)
+        )
     };
     let with = |more: Value| token_with("ada", more);
     let now = unix_now();
@@ -190,7 +198,10 @@ fn hostile_tokens() -> Vec<(&'static str, String)> {
         ("two parts", format!("{}.{}", parts[0], parts[1])),
         ("five parts", format!("{good}.a.b")),
         ("flipped signature", format!("{}.{}.{flipped}", parts[0], parts[1])),
-        ("other claims", format!("{}.{}.{}", parts[0], encode(&claims.replace("ada", "eve")), parts[2])),
+        (
+            "other claims",
+            format!("{}.{}.{}", parts[0], encode(&claims.replace("ada", "eve")), parts[2]),
+        ),
         ("other secret", mint(&other, &claims_of("ada", json!({}))).unwrap()),
         ("other algorithm", mint(&hs512, &claims_of("ada", json!({}))).unwrap()),
         ("expired", with(json!({"exp": now - 3600}))),
@@ -204,7 +215,7 @@ fn hostile_tokens() -> Vec<(&'static str, String)> {
         ("empty user", with(json!({"sub": ""}))),
         ("user as number", with(json!({"sub": 7}))),
         ("channel token", with(json!({"channel": "chat:a"}))),
-        ("too long", with(json!({"filler": "x".repeat(7000)}))),
+        ("too long", with(json!({"filler": "x".repeat(2500)}))),
         ("rubbish", "rubbish".into()),
         ("dots", "..".into()),
         ("percent", "%00.%00.%00".into()),
@@ -213,7 +224,7 @@ fn hostile_tokens() -> Vec<(&'static str, String)> {
 
 #[test]
 fn hostile_tokens_open_nothing() {
-    let gateway = Gateway::start();
+    let gateway = Setup::new().set("auth.token_bytes_max", "2KiB").start();
     for (what, token) in hostile_tokens() {
         assert_eq!(refused(&gateway, &token), Some(401), "{what} in the query");
         let mut opening = Opening { target: "/ws".into(), ..Opening::default() };
@@ -277,10 +288,7 @@ fn who_never_shows_a_token_is_closed() {
 
 #[test]
 fn an_expired_token_ends_the_connection_unless_refreshed() {
-    let gateway = Setup::new()
-        .set("auth.leeway", "0s")
-        .set("auth.expiry_grace", "500ms")
-        .start();
+    let gateway = Setup::new().set("auth.leeway", "0s").set("auth.expiry_grace", "500ms").start();
     let short = |user: &str| token_with(user, json!({"exp": unix_now() + 3}));
     let mut late = Socket::connect_with(&gateway, &short("ada"));
     let mut fresh = Socket::connect_with(&gateway, &short("bob"));
@@ -307,7 +315,10 @@ fn revocation_works_at_once_and_for_new_connections() {
     assert_eq!(first.wait_close().code, Some(4501));
     assert_eq!(refused(&gateway, &by_id), Some(401));
     assert_eq!(second.call("ping", json!({}))["type"], "pong");
-    assert_eq!(gateway.result("revoke", &json!({"user": "ada", "issued_before": now + 1}))["affected"], 1);
+    assert_eq!(
+        gateway.result("revoke", &json!({"user": "ada", "issued_before": now + 1}))["affected"],
+        1
+    );
     assert_eq!(second.wait_close().code, Some(4501));
     assert_eq!(refused(&gateway, &of_ada), Some(401));
     assert_eq!(third.call("ping", json!({}))["type"], "pong");
@@ -351,6 +362,7 @@ fn a_refusal_says_why_in_json() {
     assert_eq!(answer.header("connection"), Some("close"));
     let mut socket = connect(gateway.public).unwrap();
     socket.write_all(head.as_bytes()).unwrap();
-    let all = crate::support::read_to_end(&mut socket, crate::support::WAIT).expect("closed after it");
+    let all =
+        crate::support::read_to_end(&mut socket, crate::support::WAIT).expect("closed after it");
     assert!(all.starts_with(b"HTTP/1.1 401"));
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::gateway::Setup;
 use crate::raw::{self, Raw};
 use crate::socket::{Opening, Socket};
-use crate::support::{eventually, heavy, limit_files, token};
+use crate::support::{eventually, heavy, raise_files_limit, token};
 
 const CONNECTIONS: usize = 10_000;
 const THREADS: usize = 4;
@@ -18,7 +18,7 @@ const THREADS: usize = 4;
 #[test]
 fn ten_thousand_clients_are_held() {
     let _turn = heavy();
-    limit_files(std::process::id(), None);
+    raise_files_limit();
     let gateway = Setup::new()
         .internal()
         .set("node.size", "enterprise")

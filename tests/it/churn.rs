@@ -49,7 +49,9 @@ fn churn(gateway: &Gateway, cycles: usize, tokens: &[String]) {
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
-                while let Some(cycle) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < cycles) {
+                while let Some(cycle) =
+                    Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < cycles)
+                {
                     live_and_die(gateway, cycle, tokens);
                 }
             });
@@ -62,7 +64,8 @@ fn churn(gateway: &Gateway, cycles: usize, tokens: &[String]) {
 #[test]
 fn a_hundred_thousand_connections_leave_nothing_behind() {
     let _turn = heavy();
-    let gateway = Setup::new().internal().set("log.level", "info,connection=warn,security=warn").start();
+    let gateway =
+        Setup::new().internal().set("log.level", "info,connection=warn,security=warn").start();
     let tokens: Vec<String> = (0..64).map(|n| token(&format!("user-{n}"))).collect();
     churn(&gateway, WARM_UP, &tokens);
     let before = gateway.numbers();

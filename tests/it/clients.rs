@@ -148,7 +148,8 @@ fn curl_scenario(gateway: &Gateway, ca: Option<&Path>) {
     std::fs::write(&file, big).unwrap();
     let data = format!("@{}", file.display());
     let expect = "Expect: 100-continue";
-    let (success, said) = run(&["-H", &key, "-H", expect, "--data-binary", &data, &publish, &publish]);
+    let (success, said) =
+        run(&["-H", &key, "-H", expect, "--data-binary", &data, &publish, &publish]);
     assert!(success && said.matches("\"offset\":").count() == 2, "{said}");
     let (success, said) = run(&["--head", &format!("{base}/live")]);
     assert!(success && said.starts_with("HTTP/1.1 200"), "{said}");

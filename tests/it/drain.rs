@@ -83,7 +83,10 @@ fn a_drain_ends_in_time_with_clients_that_do_not_answer() {
 
 #[test]
 fn an_acknowledged_publication_before_the_drain_arrives() {
-    let mut gateway = Setup::new().set("drain.connections_per_second", 0).start();
+    let mut gateway = Setup::new()
+        .set("drain.connections_per_second", 0)
+        .set("limits.requests_in_flight_max", 200)
+        .start();
     let mut ada = Socket::connect(&gateway, "ada");
     let mut bob = Socket::connect(&gateway, "bob");
     ada.subscribe("chat:room");
@@ -124,7 +127,11 @@ fn a_second_signal_ends_at_once() {
 
 fn publishing_is(socket: &mut Socket, channel: &str) -> Value {
     let answer = socket.call("publish", json!({"channel": channel, "data": 1}));
-    if answer["type"] == "published" { json!("allowed") } else { answer["data"]["error_code"].clone() }
+    if answer["type"] == "published" {
+        json!("allowed")
+    } else {
+        answer["data"]["error_code"].clone()
+    }
 }
 
 fn refused_reloads(gateway: &Gateway) -> f64 {

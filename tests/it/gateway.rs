@@ -364,9 +364,8 @@ impl Gateway {
 
     /// Waits for the process to end by itself, and for the rest of its log.
     pub fn await_exit(&mut self, limit: Duration) -> ExitStatus {
-        let status = crate::support::within(limit, "the gateway ends", || {
-            self.child.try_wait().unwrap()
-        });
+        let status =
+            crate::support::within(limit, "the gateway ends", || self.child.try_wait().unwrap());
         for reader in self.readers.drain(..) {
             reader.join().unwrap();
         }

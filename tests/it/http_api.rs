@@ -12,9 +12,23 @@ use crate::socket::Socket;
 use crate::support::{API_KEY, unix_now};
 
 const METHODS: [&str; 17] = [
-    "publish", "broadcast", "large_data", "subscribe", "unsubscribe", "disconnect", "revoke",
-    "user_status", "presence", "presence_stats", "history", "history_remove", "channels",
-    "connections", "connection", "info", "batch",
+    "publish",
+    "broadcast",
+    "large_data",
+    "subscribe",
+    "unsubscribe",
+    "disconnect",
+    "revoke",
+    "user_status",
+    "presence",
+    "presence_stats",
+    "history",
+    "history_remove",
+    "channels",
+    "connections",
+    "connection",
+    "info",
+    "batch",
 ];
 
 fn code(answer: &Value) -> u64 {

@@ -60,7 +60,10 @@ fn unknown_paths_and_methods_are_told() {
     for (method, path, status) in cases {
         let answer = http.request(method, path, &[], &[]).unwrap();
         let allowed = status == 401 && answer.status == 405 || answer.status == status;
-        assert!(allowed || method == "OPTIONS" && answer.status == 200, "{method} {path}: {answer:?}");
+        assert!(
+            allowed || method == "OPTIONS" && answer.status == 200,
+            "{method} {path}: {answer:?}"
+        );
     }
     // The path of the WebSocket without an upgrade is HTTP like any other.
     let answer = http.get("/ws").unwrap();
@@ -99,9 +102,8 @@ fn pipelined_requests_are_answered_in_order() {
             body.len()
         )
     };
-    let requests: String = (1..=20)
-        .map(|n| format!("GET /live HTTP/1.1\r\nHost: x\r\n\r\n{}", publish(n)))
-        .collect();
+    let requests: String =
+        (1..=20).map(|n| format!("GET /live HTTP/1.1\r\nHost: x\r\n\r\n{}", publish(n))).collect();
     http.send(requests.as_bytes()).unwrap();
     for n in 1..=20 {
         assert_eq!(http.answer(false).unwrap().json()["status"], "live");

@@ -89,6 +89,8 @@ fn nobody_outside_can_make_new_series() {
     assert_eq!(http.request("BREW", "/nothing", &[], &[]).unwrap().status, 404);
     let mut eve = Socket::connect(&gateway, "eve");
     eve.call("dance", json!({}));
+    // The scrape itself is a request, which the next one shows.
+    gateway.metrics_text();
     let before = series(&gateway);
     for n in 0..40 {
         let answer = http.get(&format!("/guess/{n}?{n}")).unwrap();

@@ -92,7 +92,8 @@ impl Program {
 
     /// Waits for a message of the gateway.
     pub fn message(&mut self, what: &str, matches: impl Fn(&Value) -> bool) -> Value {
-        let event = self.event(what, |event| event["event"] == "message" && matches(&event["data"]));
+        let event =
+            self.event(what, |event| event["event"] == "message" && matches(&event["data"]));
         event["data"].clone()
     }
 

@@ -99,9 +99,8 @@ fn the_server_api_reaches_sockets() {
     let request = json!({"channels": ["chat:room", "chat:second"], "data": "to both"});
     let responses = gateway.result("broadcast", &request)["responses"].clone();
     assert_eq!(responses.as_array().unwrap().len(), 2, "{responses}");
-    let channels: BTreeSet<String> = (0..2)
-        .map(|_| ada.take("message")["channel"].as_str().unwrap().to_owned())
-        .collect();
+    let channels: BTreeSet<String> =
+        (0..2).map(|_| ada.take("message")["channel"].as_str().unwrap().to_owned()).collect();
     assert_eq!(channels, BTreeSet::from(["chat:room".to_owned(), "chat:second".to_owned()]));
 }
 
@@ -109,7 +108,10 @@ fn the_server_api_reaches_sockets() {
 fn order_holds_while_many_publish() {
     const PUBLISHERS: usize = 4;
     const EACH: usize = 250;
-    let gateway = Setup::new().set("engine.balance", "round_robin").start();
+    let gateway = Setup::new()
+        .set("engine.balance", "round_robin")
+        .set("limits.requests_in_flight_max", EACH)
+        .start();
     let mut readers: Vec<Socket> =
         (0..6).map(|n| Socket::connect(&gateway, &format!("r{n}"))).collect();
     for reader in &mut readers {
@@ -121,7 +123,8 @@ fn order_holds_while_many_publish() {
             scope.spawn(move || {
                 let mut socket = Socket::connect(gateway, &format!("p{publisher}"));
                 for n in 0..EACH {
-                    socket.send("publish", &json!({"channel": "chat:busy", "data": [publisher, n]}));
+                    socket
+                        .send("publish", &json!({"channel": "chat:busy", "data": [publisher, n]}));
                 }
                 for _ in 0..EACH {
                     socket.take("published");

@@ -54,7 +54,10 @@ fn what_the_history_does_not_hold_is_said() {
     assert_eq!(subscribed["offset"], 12, "it goes on from the top");
     ada.call("unsubscribe", json!({"channel": "chat:room"}));
     let within = json!({"offset": 3, "epoch": seen["epoch"]});
-    assert_eq!(numbers(&ada.recover("chat:room", &within)["messages"]), (3..=11).collect::<Vec<_>>());
+    assert_eq!(
+        numbers(&ada.recover("chat:room", &within)["messages"]),
+        (3..=11).collect::<Vec<_>>()
+    );
     ada.call("unsubscribe", json!({"channel": "chat:room"}));
     let stranger = json!({"offset": 12, "epoch": "zzzzzzzz"});
     assert_eq!(ada.recover("chat:room", &stranger)["recovered"], false);

@@ -70,7 +70,12 @@ fn a_hundred_sleepers_are_cut_off_and_delay_nobody() {
     drop(sleepers);
 }
 
-fn publish_until_lost(gateway: &Gateway, channel: &str, key: impl Fn(u64) -> Option<String>, action: &str) -> u64 {
+fn publish_until_lost(
+    gateway: &Gateway,
+    channel: &str,
+    key: impl Fn(u64) -> Option<String>,
+    action: &str,
+) -> u64 {
     let filler = "x".repeat(10_000);
     let deadline = Instant::now() + Duration::from_secs(60);
     for n in 1.. {

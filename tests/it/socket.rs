@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
-use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -77,8 +76,7 @@ impl Socket {
         for name in &opening.subprotocols {
             request = request.with_sub_protocol(name.clone());
         }
-        let stream =
-            Stream::connect(gateway.public, gateway.tls.as_ref()).map_err(|_| 0_u16)?;
+        let stream = Stream::connect(gateway.public, gateway.tls.as_ref()).map_err(|_| 0_u16)?;
         if let Some(bytes) = opening.receive_buffer {
             SockRef::from(stream.socket()).set_recv_buffer_size(bytes).unwrap();
         }
@@ -193,9 +191,10 @@ impl Socket {
             }
             assert!(
                 self.closed.is_none() && Instant::now() < deadline,
-                "no {what}; closed: {:?}, received: {:?}",
+                "no {what}; closed: {:?}, received {}: {:?}",
                 self.closed,
-                self.inbox
+                self.inbox.len(),
+                self.inbox.iter().take(3).collect::<Vec<_>>()
             );
             self.poll();
         }
@@ -234,11 +233,6 @@ impl Socket {
         }
     }
 
-    /// Whether the connection has ended, as far as read.
-    pub fn is_closed(&self) -> bool {
-        self.closed.is_some()
-    }
-
     /// Reads one message, waiting for a slice of time at most; answers whether there was one.
     pub fn poll(&mut self) -> bool {
         match self.ws.read() {
@@ -252,10 +246,9 @@ impl Socket {
             }
             Ok(Message::Close(frame)) => {
                 self.closed = Some(match frame {
-                    Some(frame) => Closed {
-                        code: Some(frame.code.into()),
-                        reason: frame.reason.to_string(),
-                    },
+                    Some(frame) => {
+                        Closed { code: Some(frame.code.into()), reason: frame.reason.to_string() }
+                    }
                     None => Closed { code: Some(1005), reason: String::new() },
                 });
                 // Sends the answer to the close frame; the peer may be gone already.
@@ -281,15 +274,5 @@ impl Socket {
     /// Drops the TCP connection without a word: RST instead of FIN.
     pub fn reset(self) {
         SockRef::from(self.ws.get_ref().socket()).set_linger(Some(Duration::ZERO)).unwrap();
-    }
-
-    /// Ends the sending half only.
-    pub fn half_close(&self) {
-        self.ws.get_ref().socket().shutdown(Shutdown::Write).unwrap();
-    }
-
-    /// The stream below, for bytes that are no WebSocket.
-    pub fn stream(&mut self) -> &mut Stream {
-        self.ws.get_mut()
     }
 }

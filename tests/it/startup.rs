@@ -58,7 +58,8 @@ fn all_errors_of_a_configuration_are_told_at_once() {
 #[test]
 fn production_without_a_certificate_does_not_start() {
     let secret = "x1".repeat(40);
-    let variables = [("ENVIRONMENT", "production"), ("JWT_SECRET", &*secret), ("API_KEY", &*secret)];
+    let variables =
+        [("ENVIRONMENT", "production"), ("JWT_SECRET", &*secret), ("API_KEY", &*secret)];
     let output = archmesh(&["serve", "--listen", "127.0.0.1:0"], &variables);
     assert_eq!(output.status.code(), Some(EXIT_CONFIG));
     let said = text(&output.stderr);
@@ -85,7 +86,10 @@ fn config_print_shows_sources_and_no_secret() {
     let output = archmesh(&["config", "print"], &variables);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let shown = text(&output.stdout);
-    assert!(shown.contains("auth_timeout") && shown.contains("ARCHMESH__LIMITS__AUTH_TIMEOUT"), "{shown}");
+    assert!(
+        shown.contains("auth_timeout") && shown.contains("ARCHMESH__LIMITS__AUTH_TIMEOUT"),
+        "{shown}"
+    );
     assert!(!shown.contains(SECRET) && !shown.contains("nobody-may-see"), "{shown}");
     let checked = archmesh(&["config", "check"], &variables);
     assert!(checked.status.success());
@@ -173,7 +177,11 @@ fn log_lines_are_json_with_category_and_error_file() {
     assert_eq!((&connected["category"], &connected["user"]), (&json!("connection"), &json!("ada")));
     crate::support::eventually("a warning is in the error file", || {
         let file = std::fs::read_to_string(&path).unwrap();
-        let lines: Vec<Value> = file.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        lines.iter().any(|line| line["category"] == "security" && line["level"] == "WARN").then_some(())
+        let lines: Vec<Value> =
+            file.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        lines
+            .iter()
+            .any(|line| line["category"] == "security" && line["level"] == "WARN")
+            .then_some(())
     });
 }

@@ -88,7 +88,10 @@ pub fn tool(variable: &str, candidates: &[&str]) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = given.into_iter().chain(candidates.iter().flat_map(|name| {
         let here = root().join(name);
-        std::env::split_paths(&path).map(|folder| folder.join(name)).chain([here]).collect::<Vec<_>>()
+        std::env::split_paths(&path)
+            .map(|folder| folder.join(name))
+            .chain([here])
+            .collect::<Vec<_>>()
     }));
     found.into_iter().find(|path| path.is_file()).unwrap_or_else(|| {
         panic!("{candidates:?} not found; `make test` installs it, or set {variable}")
@@ -189,20 +192,17 @@ pub fn signal(pid: u32, name: &str) {
     assert!(status.success(), "process {pid} takes the signal {name}");
 }
 
-/// Sets the soft limit of open files of a process, and of the hard one for `None` raises it as far as it goes.
-pub fn limit_files(pid: u32, soft: Option<u64>) {
-    let limit = soft.map_or_else(|| hard_limit_of_files(pid).to_string(), |soft| soft.to_string());
+/// Raises this process's soft limit of open files to the hard one.
+pub fn raise_files_limit() {
+    let pid = std::process::id();
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let hard = line.split_whitespace().nth(4).unwrap();
     let status = Command::new("prlimit")
-        .args(["--pid", &pid.to_string(), &format!("--nofile={limit}:")])
+        .args(["--pid", &pid.to_string(), &format!("--nofile={hard}:{hard}")])
         .status()
         .expect("prlimit belongs to util-linux");
-    assert!(status.success(), "prlimit --nofile={limit}: of process {pid}");
-}
-
-fn hard_limit_of_files(pid: u32) -> u64 {
-    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
-    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
-    line.split_whitespace().nth(4).unwrap().parse().unwrap()
+    assert!(status.success(), "the limit of open files is raised to {hard}");
 }
 
 /// What the kernel says about a process.

@@ -28,7 +28,8 @@ fn setup(toml: &str) -> Gateway {
 
 /// A client with a small receive buffer that subscribes and then reads nothing.
 fn sleeper(gateway: &Gateway, channel: &str) -> Socket {
-    let opening = Opening { receive_buffer: Some(4096), ..Opening::with_token(&token("sleeper")) };
+    let receive_buffer = Some(64 * 1024);
+    let opening = Opening { receive_buffer, ..Opening::with_token(&token("sleeper")) };
     let mut socket = Socket::open(gateway, &opening).unwrap();
     socket.take("welcome");
     socket.subscribe(channel);

@@ -67,7 +67,9 @@ impl Http {
     ) -> io::Result<Answer> {
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", self.host);
         if !body.is_empty() || method == "POST" {
-            head += &format!("Content-Length: {}\r\n", body.len());
+            head += "Content-Length: ";
+            head += &body.len().to_string();
+            head += "\r\n";
         }
         for line in headers {
             head += line;

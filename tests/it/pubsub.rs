@@ -68,8 +68,8 @@ fn every_shard_gets_what_any_shard_publishes() {
         for socket in &mut sockets {
             socket.subscribe(channel);
         }
-        for n in 0..sockets.len() {
-            let position = sockets[n].publish(channel, json!(n));
+        for (n, socket) in sockets.iter_mut().enumerate() {
+            let position = socket.publish(channel, json!(n));
             assert_eq!(position["offset"], n + 1);
         }
         for socket in &mut sockets {

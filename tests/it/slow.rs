@@ -38,8 +38,8 @@ fn sleeper(gateway: &Gateway, channel: &str) -> Socket {
 
 #[test]
 fn a_hundred_sleepers_are_cut_off_and_delay_nobody() {
-    let _turn = heavy();
     const SLEEPERS: u64 = 100;
+    let _turn = heavy();
     let gateway = setup("");
     let mut reader = Socket::connect(&gateway, "reader");
     reader.subscribe("feed:busy");

@@ -3,8 +3,11 @@
 //! Must hold: each gets a clear refusal, honest clients do not notice, nothing crashes, and in the end memory and file
 //! descriptors are back where they were.
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use flate2::Compression;
+use flate2::write::DeflateEncoder;
 use gateway_core::random::Random;
 use serde_json::json;
 
@@ -300,6 +303,52 @@ fn half_heads_keep_nobody_out() {
     }
     let reason = [("reason", "handshake_timeout")];
     gateway.await_metric("archmesh_connections_refused_total", &reason, |n| n >= 100.0);
+    assert_recovered(&gateway, files, rss);
+}
+
+fn deflated(payload: &[u8]) -> Vec<u8> {
+    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(payload).unwrap();
+    encoder.flush().unwrap();
+    let mut bytes = encoder.get_ref().clone();
+    // The end of a flushed block is left out on the wire (RFC 7692, section 7.2.1).
+    assert!(bytes.ends_with(&[0, 0, 0xff, 0xff]));
+    bytes.truncate(bytes.len() - 4);
+    bytes
+}
+
+#[test]
+fn deflate_bombs_are_cut_short() {
+    let gateway = Setup::new().toml("[websocket]\ncompression = true\n").start();
+    let (files, rss) = baseline(&gateway);
+    let request = upgrade(&format!("/ws?token={}", token("eve")));
+    let offer = "Upgrade: websocket\r\nSec-WebSocket-Extensions: permessage-deflate\r\n";
+    let request = request.replacen("Upgrade: websocket\r\n", offer, 1);
+    let open = || {
+        let mut raw = Raw::connect(gateway.public).unwrap();
+        raw.send(request.as_bytes()).unwrap();
+        let head = raw.head().unwrap();
+        assert!(head.contains("permessage-deflate"), "{head}");
+        // The welcome may be compressed.
+        raw.message().unwrap();
+        raw
+    };
+    let bomb = deflated(&vec![b'0'; 64 << 20]);
+    assert!(bomb.len() < 100_000);
+    for _ in 0..20 {
+        let mut raw = open();
+        raw.send(&frame(0xc0 | raw::TEXT, &bomb)).unwrap();
+        assert_eq!(raw.close_code(), Some(1009), "64 MiB in {} bytes", bomb.len());
+    }
+    let mut raw = open();
+    raw.send(&frame(0xc0 | raw::TEXT, b"\xff\xff\xff no deflate")).unwrap();
+    let code = raw.close_code();
+    assert!([Some(1002), Some(1007)].contains(&code), "{code:?}");
+    let mut raw = open();
+    let ping = deflated(b"{\"type\":\"ping\",\"id\":\"7\"}");
+    raw.send(&frame(0xc0 | raw::TEXT, &ping)).unwrap();
+    assert_eq!(raw.message().unwrap().0, raw::TEXT, "an honest one is answered");
+    drop(raw);
     assert_recovered(&gateway, files, rss);
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::gateway::{Gateway, Setup};
 use crate::raw::Raw;
 use crate::socket::{Opening, Socket};
-use crate::support::{eventually, token};
+use crate::support::{WAIT, eventually, read_to_end, token};
 
 #[test]
 fn a_drain_tells_everybody_and_exits_zero() {
@@ -193,6 +193,15 @@ fn a_good_configuration_takes_effect_on_live_connections() {
     assert_eq!(position["epoch"], before["epoch"], "the stream goes on");
     let after = ada.wait_for("the publication", |m| m["data"] == "after");
     assert_eq!(after["offset"], position["offset"]);
+    eventually("the log level has changed", || {
+        // An HTTP connection that breaks off is worth a debug line.
+        let mut http = gateway.http();
+        http.get("/live").ok()?;
+        http.send(b"\0\0\r\n\r\n").ok()?;
+        read_to_end(&mut http.stream, WAIT)?;
+        let lines = gateway.log.lines();
+        lines.iter().any(|line| line.contains("\"level\":\"DEBUG\"")).then_some(())
+    });
     let big = json!({"type": "publish", "id": "1", "data": {"channel": "news:1", "data": "x".repeat(100_000)}});
     ada.send_text(&big.to_string());
     assert_eq!(ada.wait_close().code, Some(1009), "the new limit holds for old connections");

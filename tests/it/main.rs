@@ -22,6 +22,7 @@ mod capacity;
 mod churn;
 mod clients;
 mod drain;
+mod heartbeat;
 mod http_api;
 mod http_server;
 mod limits;

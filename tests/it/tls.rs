@@ -232,3 +232,36 @@ fn old_versions_are_refused() {
     let (success, said) = s_client(&only_1_3, &authority.ca_file(), "-tls1_3");
     assert!(success, "{said}");
 }
+
+#[test]
+fn broken_off_handshakes_leave_nothing_behind() {
+    let authority = Authority::new();
+    let gateway = authority.setup().internal().start();
+    let attempt = |cycle: usize| {
+        let name = rustls::pki_types::ServerName::from(gateway.public.ip());
+        let config = gateway.tls.clone().unwrap();
+        let mut session = rustls::ClientConnection::new(config, name).unwrap();
+        let mut socket = crate::raw::Raw::connect(gateway.public).unwrap();
+        let mut hello = Vec::new();
+        session.write_tls(&mut hello).unwrap();
+        match cycle % 4 {
+            0 => socket.send(&hello[..hello.len() / 2]).unwrap(),
+            1 => socket.send(&hello).unwrap(),
+            2 => socket.send(&[&hello[..], b"no handshake"].concat()).unwrap(),
+            _ => Socket::connect(&gateway, "ada").reset(),
+        }
+        if cycle % 8 < 4 { socket.reset() } else { drop(socket) }
+    };
+    let settle = || {
+        gateway.await_metric("archmesh_connections", &[], |now| now <= 1.0);
+        gateway.numbers()
+    };
+    (0..400).for_each(attempt);
+    let before = settle();
+    (0..2000).for_each(attempt);
+    let after = settle();
+    assert_eq!(after.files, before.files);
+    let bound = before.rss_kib + before.rss_kib / 10;
+    assert!(after.rss_kib <= bound, "RSS grew from {} to {} KiB", before.rss_kib, after.rss_kib);
+    Socket::connect(&gateway, "ada").close();
+}

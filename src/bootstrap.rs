@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use gateway_core::admission::Admission;
 use gateway_engine::{
     ControlReceiver, Engine, EngineError, EngineHandle, ProbeError, ShardPlacement,
@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use crate::bridge::{self, Bridge, BridgeLimits};
-use crate::config::sections::LogFormat;
+use crate::config::sections::{Environment, LogFormat};
 use crate::config::{Config, Loaded};
 use crate::health::{Health, LifePhase};
 use crate::http::{HttpLimits, HttpServer, serve_listener};
@@ -204,7 +204,7 @@ impl Node {
         match tokio::time::timeout(SHUTDOWN_TIMEOUT, &mut self.engine_end).await {
             Ok(Ok(Ok(()))) => tracing::info!(category = "system", event = "engine_stopped"),
             Ok(end) => {
-                tracing::error!(category = "error", event = "engine_failed", error = %engine_error(end))
+                tracing::error!(category = "error", event = "engine_failed", error = %engine_error(end));
             }
             Err(_) => tracing::warn!(category = "system", event = "engine_cut"),
         }
@@ -244,6 +244,7 @@ fn plane(
         sampler: Sampler::default(),
         http,
         tls_expiry: TlsExpiry::new(tls.map(|tls| tls.expires_at)),
+        keys: ArcSwapOption::empty(),
     }))
 }
 
@@ -252,6 +253,7 @@ fn route_options(config: &Config) -> RouteOptions {
         internal: config.listen.internal.is_some(),
         api: config.api.enabled,
         metrics: config.metrics.enabled,
+        example_page: config.node.environment == Environment::Development,
         cors: config.http.cors.then_some(config.http.cors_max_age),
     }
 }

@@ -17,9 +17,11 @@ mod plane;
 mod reload;
 mod routes;
 mod sampler;
+mod schema;
 mod signals;
 mod supervise;
 mod tls;
+mod welcome_page;
 
 use std::process::ExitCode;
 

@@ -47,6 +47,10 @@ impl Shard {
         let Some(channel) = hub.get_mut(local) else { return };
         let class = class_of(local, publication, settings.namespaces.get(channel.namespace).slow);
         let limits = &settings.limits;
+        // While the shard holds more than it may, each connection may hold an equal part, so that those who caused it
+        // give way.
+        let share = limits.shard_outbox_bytes_max / metrics.connections.max(1) as usize;
+        let share = share.min(limits.outbox_bytes_max);
         let mut sent = Sent::default();
         for &id in &channel.subscribers {
             if publication.sender == Some(id) {
@@ -57,11 +61,11 @@ impl Shard {
                 continue;
             }
             let before = session.outbox.len_bytes();
-            let over_budget = *outbox_bytes > limits.shard_outbox_bytes_max;
-            let bytes_max = if over_budget {
-                before.min(limits.outbox_bytes_max)
-            } else {
+            let bytes_max = if *outbox_bytes <= limits.shard_outbox_bytes_max {
                 limits.outbox_bytes_max
+            } else {
+                // An empty outbox always has room, so that a client that keeps up never pays for others.
+                share.max(if before == 0 { publication.frame.len() } else { 0 })
             };
             let Some(result) = hand_over(session, (local, publication), &class, bytes_max) else {
                 continue;

@@ -356,7 +356,11 @@ impl Pump {
         let mut busy = false;
         for completion in completions.drain(..) {
             match completion.op {
-                Op::Timeout => self.timeout = None,
+                // Counts as work, so that the shard never sleeps before the next timeout is armed.
+                Op::Timeout => {
+                    self.timeout = None;
+                    busy = true;
+                }
                 Op::TimeoutUpdate | Op::CancelOther => {}
                 Op::Accept => {
                     self.handle_accept(completion);

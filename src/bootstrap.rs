@@ -1,13 +1,335 @@
-//! Starts the node. Only the entry point that the command line needs; the start itself is not part of this module
-//! yet.
+//! Starts a node and runs it to its end.
+//!
+//! Order of the start: logs, probe of the machine, certificates and keys, engine, control plane, internal listener,
+//! readiness. Whatever fails before readiness ends the process with one sentence that names the mend; nothing is left
+//! running.
 
+mod engine_config;
+mod greeting;
+pub(crate) mod tokens;
+
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::config::Loaded;
+use arc_swap::ArcSwap;
+use gateway_core::admission::Admission;
+use gateway_engine::{
+    ControlReceiver, Engine, EngineError, EngineHandle, ProbeError, ShardPlacement,
+};
+use rustls::crypto::aws_lc_rs;
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinSet;
+
+use crate::bridge::{self, Bridge, BridgeLimits};
+use crate::config::sections::LogFormat;
+use crate::config::{Config, Loaded};
+use crate::health::{Health, LifePhase};
+use crate::http::{HttpLimits, HttpServer, serve_listener};
+use crate::keys::KeyLoadError;
+use crate::logging::{Logging, LoggingError};
+use crate::metrics::ControlMetrics;
+use crate::plane::{Plane, SharedPlane, TlsExpiry};
+use crate::reload::Controller;
+use crate::routes::{self, RouteOptions};
+use crate::sampler::Sampler;
+use crate::signals::{Signals, Wish};
+use crate::tls::{LoadedTls, TlsError};
+use crate::{drain, reload, sampler, supervise};
+use engine_config::Seeds;
+
+/// Least age of a heartbeat that counts as a stall: an idle shard turns once a second.
+const STALL_LIMIT_MIN: Duration = Duration::from_secs(2);
+/// From asking for counters to going on without: a scrape answers within a second.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_millis(500);
+/// For the last bytes of the outboxes after the drain; the engine itself gives them one second.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The node cannot start, or ended badly.
+#[derive(Debug, thiserror::Error)]
+enum NodeError {
+    #[error(transparent)]
+    Logging(#[from] LoggingError),
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Keys(#[from] KeyLoadError),
+    #[error(transparent)]
+    ChannelKeys(#[from] tokens::TokenKeysError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("metrics cannot be registered: {0}")]
+    Metrics(#[from] prometheus::Error),
+    #[error("the system gives no random numbers")]
+    Random,
+    #[error(
+        "listen.internal {address} cannot be listened on: {source}; is another process using it?"
+    )]
+    Internal { address: SocketAddr, source: std::io::Error },
+    #[error("the control plane cannot {what}: {source}")]
+    Control { what: &'static str, source: std::io::Error },
+    #[error("the engine ended by itself")]
+    EngineEnded,
+}
 
 /// Runs a node until it is told to stop.
 pub fn serve(loaded: &Loaded) -> ExitCode {
-    let listen = &loaded.config.listen.public;
-    crate::cli::output::fail(&format!("this build has no data plane to listen on {listen:?}"));
-    ExitCode::FAILURE
+    let started = Instant::now();
+    let log = &loaded.config.log;
+    let json = log.format == LogFormat::Json;
+    let logging = match Logging::start(&log.level, json, log.error_file.as_deref()) {
+        Ok(logging) => Arc::new(logging),
+        Err(error) => {
+            crate::cli::output::fail(&error.to_string());
+            return ExitCode::FAILURE;
+        }
+    };
+    match run(loaded, &logging, started) {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!(category = "error", event = "node_failed", %error);
+            crate::cli::output::fail(&error.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(loaded: &Loaded, logging: &Arc<Logging>, started: Instant) -> Result<ExitCode, NodeError> {
+    let config = &loaded.config;
+    let placements = engine_config::placements(config, &engine_config::usable_cpus());
+    gateway_engine::probe(config.limits.connections_max, placements.len())?;
+    // Another part of the process may have chosen the same provider already.
+    let _already_installed = aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.control.threads as usize)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(|source| NodeError::Control { what: "start its threads", source })?;
+    let result = runtime.block_on(async {
+        // Handlers first: a signal during the start must not be lost to the default action.
+        let signals = Signals::listen()
+            .map_err(|source| NodeError::Control { what: "handle signals", source })?;
+        let node = Node::start(loaded.clone(), placements, Arc::clone(logging), started).await?;
+        node.run(signals).await
+    });
+    runtime.shutdown_background();
+    result
+}
+
+/// A running node.
+struct Node {
+    plane: SharedPlane,
+    engine: EngineHandle,
+    engine_end: oneshot::Receiver<Result<(), EngineError>>,
+    admission: Arc<Admission>,
+    controller: Controller,
+    tasks: JoinSet<()>,
+    unknown_kids: tokio::sync::watch::Receiver<u64>,
+}
+
+impl Node {
+    async fn start(
+        loaded: Loaded,
+        placements: Vec<ShardPlacement>,
+        logging: Arc<Logging>,
+        started: Instant,
+    ) -> Result<Self, NodeError> {
+        let config = &loaded.config;
+        let tls = reload::load_tls(config)?;
+        let store = tokens::load(config, None).await?;
+        let settings = Arc::new(reload::settings(config, &store, placements.len() as u16)?);
+        let seeds = seeds()?;
+        let admission = Arc::new(Admission::new(seeds.hash));
+        // Bound before the engine starts, so that a taken port leaves nothing to stop.
+        let internal = bind_internal(config).await?;
+        let tls_config = tls.as_ref().map(|tls| Arc::clone(&tls.config));
+        let engine_config =
+            engine_config::engine_config(config, placements, tls_config, started, seeds);
+        let (engine, receiver) =
+            Engine::start(engine_config, Arc::clone(&settings), Arc::clone(&admission))?;
+        let handle = engine.handle();
+        let plane = plane(config, &handle, settings, tls.as_ref())?;
+        let routers = routes::build(&plane, route_options(config));
+        let (unknown_kid, unknown_kids) = tokio::sync::watch::channel(0);
+        let mut tasks = JoinSet::new();
+        spawn_receiver(&mut tasks, receiver, &plane, routers.public);
+        if let Some(listener) = internal {
+            tasks.spawn(serve_listener(plane.http.clone(), listener, routers.internal));
+        }
+        tasks.spawn(sampler::run(Arc::clone(&plane), config.health.interval, unknown_kid));
+        tasks.spawn(supervise::run(Arc::clone(&plane), config.engine.watchdog_timeout));
+        let engine_end = watch_engine(engine);
+        announce(config, &handle, plane.bridge.shards().now().unix);
+        plane.metrics.reload_succeeded();
+        plane.health.enter(LifePhase::Ready);
+        supervise::notify(NotifyState::Ready);
+        let controller =
+            Controller::new(loaded, Arc::clone(&plane), handle.clone(), logging, store);
+        Ok(Self { plane, engine: handle, engine_end, admission, controller, tasks, unknown_kids })
+    }
+
+    async fn run(mut self, mut signals: Signals) -> Result<ExitCode, NodeError> {
+        loop {
+            tokio::select! {
+                wish = signals.next() => match wish {
+                    Wish::Stop => break,
+                    Wish::Reload => self.controller.reload().await,
+                },
+                () = self.controller.keys_rotated() => self.controller.apply_rotated_keys().await,
+                Ok(()) = self.unknown_kids.changed() => self.controller.note_unknown_kid(),
+                Some(task) = self.tasks.join_next() => report_ended_task(task)?,
+                end = &mut self.engine_end => return Err(engine_error(end)),
+            }
+        }
+        tokio::select! {
+            () = self.stop() => Ok(ExitCode::SUCCESS),
+            () = signals.stop() => {
+                tracing::warn!(category = "system", event = "stopped_at_once");
+                Ok(ExitCode::FAILURE)
+            }
+        }
+    }
+
+    /// Drains, flushes and ends the engine.
+    async fn stop(&mut self) {
+        let section = self.controller.loaded.config.drain.clone();
+        drain::run(&self.plane, &self.engine, &self.admission, &section).await;
+        self.engine.shutdown();
+        match tokio::time::timeout(SHUTDOWN_TIMEOUT, &mut self.engine_end).await {
+            Ok(Ok(Ok(()))) => tracing::info!(category = "system", event = "engine_stopped"),
+            Ok(end) => {
+                tracing::error!(category = "error", event = "engine_failed", error = %engine_error(end))
+            }
+            Err(_) => tracing::warn!(category = "system", event = "engine_cut"),
+        }
+    }
+}
+
+fn plane(
+    config: &Config,
+    handle: &EngineHandle,
+    settings: Arc<gateway_core::settings::Settings>,
+    tls: Option<&LoadedTls>,
+) -> Result<SharedPlane, NodeError> {
+    let workers = Arc::new(Semaphore::new(config.control.workers as usize));
+    let bridge = Bridge::new(
+        Arc::new(handle.clone()),
+        BridgeLimits {
+            // Shorter than a call's own limit, so that the answer can say what was waited for.
+            request_timeout: config.api.timeout / 2,
+            snapshot_timeout: SNAPSHOT_TIMEOUT,
+            // No more answers can be under way than the queue that brings them holds.
+            requests_max: config.engine.control_messages_max,
+        },
+    );
+    let http = HttpServer::new(HttpLimits {
+        connections_max: config.http.connections_max as usize,
+        header_timeout: config.http.header_timeout,
+        keep_alive_timeout: config.http.keep_alive_timeout,
+        head_bytes_max: config.limits.head_bytes_max,
+        headers_max: config.limits.headers_max,
+    });
+    Ok(Arc::new(Plane {
+        bridge,
+        settings: ArcSwap::new(settings),
+        api: ArcSwap::from_pointee(reload::api_policy(config, workers)),
+        health: Health::new((config.engine.watchdog_timeout / 2).max(STALL_LIMIT_MIN)),
+        metrics: ControlMetrics::new()?,
+        sampler: Sampler::default(),
+        http,
+        tls_expiry: TlsExpiry::new(tls.map(|tls| tls.expires_at)),
+    }))
+}
+
+fn route_options(config: &Config) -> RouteOptions {
+    RouteOptions {
+        internal: config.listen.internal.is_some(),
+        api: config.api.enabled,
+        metrics: config.metrics.enabled,
+        cors: config.http.cors.then_some(config.http.cors_max_age),
+    }
+}
+
+async fn bind_internal(config: &Config) -> Result<Option<TcpListener>, NodeError> {
+    let Some(address) = config.listen.internal else { return Ok(None) };
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| NodeError::Internal { address, source })?;
+    let address = listener.local_addr().unwrap_or(address);
+    tracing::info!(category = "system", event = "listening", listener = "internal", %address);
+    Ok(Some(listener))
+}
+
+fn spawn_receiver(
+    tasks: &mut JoinSet<()>,
+    receiver: ControlReceiver,
+    plane: &SharedPlane,
+    router: axum::Router,
+) {
+    let (bridge, http) = (plane.bridge.clone(), plane.http.clone());
+    tasks.spawn(async move {
+        let serve = |connection| http.serve_handed_over(router.clone(), connection);
+        if let Err(error) = bridge::run_receiver(receiver, bridge, serve).await {
+            tracing::error!(category = "error", event = "control_queue_failed", %error);
+        }
+    });
+}
+
+/// The engine's threads are joined on one of their own, so that an end nobody asked for is noticed.
+fn watch_engine(engine: Engine) -> oneshot::Receiver<Result<(), EngineError>> {
+    let (sender, receiver) = oneshot::channel();
+    tokio::task::spawn_blocking(move || {
+        // Nobody listens any more when the node was stopped at once.
+        let _unheard = sender.send(engine.join());
+    });
+    receiver
+}
+
+fn engine_error(end: Result<Result<(), EngineError>, oneshot::error::RecvError>) -> NodeError {
+    match end {
+        Ok(Err(error)) => NodeError::Engine(error),
+        Ok(Ok(())) | Err(_) => NodeError::EngineEnded,
+    }
+}
+
+/// The node's own tasks run as long as the node.
+fn report_ended_task(task: Result<(), tokio::task::JoinError>) -> Result<(), NodeError> {
+    let source = task.map_or_else(std::io::Error::other, |()| std::io::Error::other("it returned"));
+    Err(NodeError::Control { what: "go on, because one of its tasks ended", source })
+}
+
+fn announce(config: &Config, engine: &EngineHandle, now_unix: Duration) {
+    for address in engine.local_addresses() {
+        tracing::info!(category = "system", event = "listening", listener = "public", %address);
+    }
+    tracing::info!(
+        category = "system",
+        event = "node_started",
+        version = env!("CARGO_PKG_VERSION"),
+        node = config.node.name,
+        environment = config.node.environment.as_str(),
+        size = config.node.size.as_str(),
+        shards = engine.shards(),
+        connections_max = config.limits.connections_max,
+        tls = config.tls.enabled,
+    );
+    if config.is_development() {
+        greeting::print(config, engine.local_addresses(), now_unix);
+    }
+}
+
+fn seeds() -> Result<Seeds, NodeError> {
+    let random = aws_lc_rs::default_provider().secure_random;
+    let (mut stream, mut hash) = ([0; 32], [0; 8]);
+    random
+        .fill(&mut stream)
+        .and_then(|()| random.fill(&mut hash))
+        .map_err(|_| NodeError::Random)?;
+    Ok(Seeds { stream, hash: u64::from_le_bytes(hash) })
 }

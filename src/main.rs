@@ -2,10 +2,24 @@
 
 #![forbid(unsafe_code)]
 
+mod api;
 pub mod bootstrap;
+mod bridge;
 pub mod cli;
 pub mod config;
+mod drain;
+mod health;
+mod http;
 mod keys;
+mod logging;
+mod metrics;
+mod plane;
+mod reload;
+mod routes;
+mod sampler;
+mod signals;
+mod supervise;
+mod tls;
 
 use std::process::ExitCode;
 

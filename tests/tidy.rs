@@ -15,9 +15,11 @@ const FILE_LINES_MAX: usize = 600;
 /// Lines of a function, from its signature to the closing brace.
 const FUNCTION_LINES_MAX: usize = 70;
 /// Characters of a line.
-const LINE_CHARS_MAX: usize = 120;
-/// The only files that may say `unsafe`; at most one may be added beside the ring.
-const UNSAFE_FILES: &[&str] = &["shards/engine/src/ring.rs"];
+const LINE_CHARS_MAX: usize = 140;
+/// The only module that may say `unsafe`: this file and those in the folder of the same name.
+const UNSAFE_MODULE: &str = "shards/engine/src/ring";
+/// Files of that module that do; a reviewer must be able to read them in one sitting.
+const UNSAFE_FILES_MAX: usize = 3;
 /// Folders that hold Rust code of the product and its tests.
 const ROOTS: &[&str] = &["src", "shards", "loadtest", "tests", "benches"];
 
@@ -327,18 +329,28 @@ fn check_sizes(source: &Source, findings: &mut Vec<String>) {
     }
 }
 
+/// Offsets of the keyword `unsafe` in code.
+fn unsafe_uses(code: &str) -> impl Iterator<Item = usize> {
+    let is_part_of_name = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    code.match_indices("unsafe").map(|(offset, _)| offset).filter(move |offset| {
+        let before = code[..*offset].chars().next_back();
+        let after = code[offset + "unsafe".len()..].chars().next();
+        !is_part_of_name(before) && !is_part_of_name(after)
+    })
+}
+
+fn may_be_unsafe(name: &str) -> bool {
+    let below = name.strip_suffix(".rs").and_then(|name| name.strip_prefix(UNSAFE_MODULE));
+    below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 fn check_unsafe(source: &Source, findings: &mut Vec<String>) {
-    if UNSAFE_FILES.contains(&source.name.as_str()) {
+    if may_be_unsafe(&source.name) {
         return;
     }
-    for (offset, _) in source.code.match_indices("unsafe") {
-        let before = source.code[..offset].chars().next_back();
-        let after = source.code[offset + "unsafe".len()..].chars().next();
-        let is_part_of_name = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
-        if !is_part_of_name(before) && !is_part_of_name(after) {
-            let line = line_of(&source.code, offset);
-            findings.push(format!("{}:{line}: `unsafe` belongs in {UNSAFE_FILES:?}", source.name));
-        }
+    for offset in unsafe_uses(&source.code) {
+        let line = line_of(&source.code, offset);
+        findings.push(format!("{}:{line}: `unsafe` belongs in {UNSAFE_MODULE}", source.name));
     }
 }
 
@@ -398,7 +410,7 @@ fn source_text_keeps_the_rules() {
         check_text(&source, &mut findings);
         check_sizes(&source, &mut findings);
         check_unsafe(&source, &mut findings);
-        if source.name.starts_with("shards/core/src/") {
+        if source.name.starts_with("shards/core/src/") && !source.is_test() {
             mentions(&source, CORE_FORBIDDEN, "the core is sans-IO and replayable", &mut findings);
         }
         if source.name.starts_with("src/") {
@@ -431,8 +443,24 @@ fn arrows_between_the_crates_only_go_down() {
 }
 
 #[test]
-fn unsafe_has_at_most_two_homes() {
-    assert!(UNSAFE_FILES.len() <= 2 && UNSAFE_FILES[0] == "shards/engine/src/ring.rs");
+fn unsafe_code_stays_in_few_files() {
+    let names: Vec<String> = rust_files()
+        .iter()
+        .map(|path| Source::read(path))
+        .filter(|source| unsafe_uses(&source.code).next().is_some())
+        .map(|source| source.name)
+        .collect();
+    assert!(names.len() <= UNSAFE_FILES_MAX, "at most {UNSAFE_FILES_MAX}: {names:?}");
+}
+
+#[test]
+fn the_keyword_is_told_from_names() {
+    let code = "#![deny(unsafe_code)]\nunsafe { f() }\nunsafe fn g();\nnot_unsafe()";
+    assert_eq!(unsafe_uses(code).map(|offset| line_of(code, offset)).collect::<Vec<_>>(), [2, 3]);
+    assert!(
+        may_be_unsafe("shards/engine/src/ring.rs") && may_be_unsafe("shards/engine/src/ring/a.rs")
+    );
+    assert!(!may_be_unsafe("shards/engine/src/rings.rs") && !may_be_unsafe("src/ring.rs"));
 }
 
 #[test]

@@ -171,7 +171,7 @@ fn all_errors_come_at_once_and_say_where() {
             &[
                 "limits.fragments_max",
                 "variable ARCHMESH__LIMITS__FRAGMENTS_MAX",
-                "from 1 to 65536",
+                "from 1 to 1048576",
             ],
             &["no.such", "variable ARCHMESH__NO__SUCH", "is not a key"],
             &["tls.enabled", "perhaps", "variable ENABLE_SSL", "true or false"],

@@ -4,8 +4,7 @@
 //! consumer.
 
 use std::fmt;
-use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
@@ -94,8 +93,8 @@ impl Clone for ControlSender {
 /// The control plane's end: one consumer.
 ///
 /// The descriptor is a non-blocking eventfd. It becomes readable when there is something to drain. With tokio:
-/// `let mut guard = async_fd.readable().await?; guard.clear_ready();` and then [`Self::drain`], in this order, so that a
-/// wake-up that comes meanwhile is not cleared away.
+/// `let mut guard = async_fd.readable().await?; guard.clear_ready();` and then [`Self::drain`], in this order, so that
+/// a wake-up that comes meanwhile is not cleared away.
 #[derive(Debug)]
 pub struct ControlReceiver {
     queue: Arc<Queue>,
@@ -111,7 +110,7 @@ pub(crate) fn control_queue(
 
 impl AsRawFd for ControlReceiver {
     fn as_raw_fd(&self) -> RawFd {
-        self.queue.bell.file().as_raw_fd()
+        self.queue.bell.as_fd().as_raw_fd()
     }
 }
 
@@ -121,7 +120,7 @@ impl ControlReceiver {
     pub fn drain(&mut self, max: usize) -> Drain<'_> {
         self.queue.bell.unpark();
         // Not readable (nothing rang) is as good as read.
-        let _ = self.queue.bell.file().read(&mut [0; 8]);
+        let _ = self.queue.bell.eventfd().take();
         Drain { queue: &self.queue, left: max, parked: false }
     }
 
@@ -190,7 +189,7 @@ mod tests {
     }
 
     fn readable(receiver: &ControlReceiver) -> bool {
-        receiver.queue.bell.file().read(&mut [0; 8]).is_ok()
+        receiver.queue.bell.eventfd().take().is_ok()
     }
 
     #[test]

@@ -25,7 +25,6 @@ use crate::mailbox::{Mail, Mailbox};
 use crate::mesh::Mailboxes;
 use crate::placement::Rota;
 use crate::pump::{Pump, PumpInit};
-use crate::ring;
 
 /// The executor's own ring only waits for one eventfd.
 const EXECUTOR_RING_DEPTH: usize = 64;
@@ -69,6 +68,10 @@ impl Engine {
     /// # Errors
     /// The configuration is out of bounds, an address cannot be listened on, or a thread cannot be set up. Nothing is
     /// left running then.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the engine is an owner of what it is started with"
+    )]
     pub fn start(
         config: EngineConfig,
         settings: Arc<Settings>,
@@ -208,6 +211,7 @@ impl EngineHandle {
     }
 
     /// New connections use `config`, open ones keep theirs. Without effect when the engine was started without TLS.
+    #[expect(clippy::needless_pass_by_value, reason = "every shard becomes an owner")]
     pub fn replace_tls(&self, config: Arc<rustls::ServerConfig>) {
         for mailbox in &*self.shared.mailboxes {
             mailbox.tls.force_push(Arc::clone(&config));
@@ -270,10 +274,10 @@ impl ShardThread {
     async fn run_pump(self) -> Result<(), EngineError> {
         let id = self.id;
         let setup = |what| move |source| EngineError::Setup { shard: id.0, what, source };
-        let eventfd = self.shared.mailboxes[id.index()]
+        let wake = self.shared.mailboxes[id.index()]
             .bell
-            .file()
-            .try_clone()
+            .eventfd()
+            .wake_file()
             .map_err(setup("the wake-up"))?;
         let ready = self.ready;
         let pump = Pump::new(PumpInit {
@@ -295,11 +299,13 @@ impl ShardThread {
             Latency::Matters(PUMP_LATENCY),
             "pump",
         );
-        let wake = ring::wake_file(eventfd.into());
-        glommio::spawn_local_into(pump.run(wake), queue)
+        let ended = glommio::spawn_local_into(pump.run(wake), queue)
             .map_err(|error| EngineError::Executor { shard: id.0, reason: error.to_string() })?
-            .await
-            .map_err(|source| EngineError::Ring { shard: id.0, source })
+            .await;
+        match ended {
+            Ok(()) => Ok(()),
+            Err(error) => abort(id, &format!("the ring failed: {error}")),
+        }
     }
 }
 

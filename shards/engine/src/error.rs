@@ -37,14 +37,6 @@ pub enum EngineError {
         /// What the executor said.
         reason: String,
     },
-    /// A shard's ring broke while it ran.
-    #[error("shard {shard}: the ring failed: {source}")]
-    Ring {
-        /// Which shard.
-        shard: u16,
-        /// What the system said.
-        source: io::Error,
-    },
     /// A shard's thread ended without saying why.
     #[error("shard {shard}: the thread ended unexpectedly")]
     Died {

@@ -66,7 +66,7 @@ fn bind(address: SocketAddr, only_v6: bool, backlog: i32) -> io::Result<TcpListe
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::disallowed_methods)]
 mod tests {
     use super::*;
 

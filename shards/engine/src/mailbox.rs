@@ -3,8 +3,7 @@
 //! Invariants: FIFO per sender; a sender never waits; a sleeping shard is always woken, because the sender looks at
 //! `parked` after it pushed and the shard looks at the queue after it set `parked`, with a full fence on both sides.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -14,8 +13,9 @@ use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 use gateway_core::message::ShardMessage;
 use gateway_core::settings::Peer;
+use gateway_core::time::Now;
 
-use crate::ring;
+use crate::ring::EventFd;
 
 /// Snapshot requests that wait at one shard.
 const SNAPSHOT_REQUESTS_MAX: usize = 16;
@@ -24,7 +24,7 @@ const SNAPSHOT_REQUESTS_MAX: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Bell {
     parked: CachePadded<AtomicBool>,
-    file: File,
+    eventfd: EventFd,
 }
 
 impl Bell {
@@ -32,7 +32,7 @@ impl Bell {
     pub(crate) fn new(nonblocking: bool) -> io::Result<Self> {
         Ok(Self {
             parked: CachePadded::new(AtomicBool::new(false)),
-            file: File::from(ring::eventfd(nonblocking)?),
+            eventfd: EventFd::new(nonblocking)?,
         })
     }
 
@@ -59,18 +59,17 @@ impl Bell {
 
     /// Makes the eventfd readable whether the owner sleeps or not.
     pub(crate) fn strike(&self) {
-        // The only failure, a counter at its maximum, means that the owner is being woken already.
-        let _ = (&self.file).write(&1u64.to_ne_bytes());
+        self.eventfd.add_one();
     }
 
-    pub(crate) fn file(&self) -> &File {
-        &self.file
+    pub(crate) fn eventfd(&self) -> &EventFd {
+        &self.eventfd
     }
 }
 
 impl AsFd for Bell {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.eventfd.as_fd()
     }
 }
 
@@ -100,6 +99,14 @@ pub(crate) struct Board {
     pub(crate) placed: AtomicU32,
     /// `Now::mono` of the last turn, in nanoseconds.
     pub(crate) heartbeat: AtomicU64,
+}
+
+impl Board {
+    /// Shows that the shard lives.
+    pub(crate) fn beat(&self, now: Now) {
+        let nanos = u64::try_from(now.mono.as_nanos()).unwrap_or(u64::MAX);
+        self.heartbeat.store(nanos, Ordering::Relaxed);
+    }
 }
 
 /// See the module's documentation.
@@ -133,7 +140,6 @@ impl Mailbox {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::io::Read;
     use std::thread;
 
     use gateway_core::ids::ShardId;
@@ -147,9 +153,13 @@ mod tests {
         bell.park();
         assert!(bell.ring());
         assert!(!bell.ring(), "one write per sleep");
-        let mut counter = [0; 8];
-        bell.file().read_exact(&mut counter).unwrap();
-        assert_eq!(u64::from_ne_bytes(counter), 1);
+        assert_eq!(bell.eventfd().take().unwrap(), 1);
+    }
+
+    fn push(queue: &ArrayQueue<(ShardId, u64)>, item: (ShardId, u64)) {
+        while queue.push(item).is_err() {
+            thread::yield_now();
+        }
     }
 
     /// Two senders against one receiver that sleeps on the eventfd: a lost wake-up would hang the test.
@@ -163,9 +173,7 @@ mod tests {
                 let (queue, bell) = (&queue, &bell);
                 scope.spawn(move || {
                     for number in 0..EACH {
-                        while queue.push((ShardId(sender), number)).is_err() {
-                            thread::yield_now();
-                        }
+                        push(queue, (ShardId(sender), number));
                         bell.ring();
                     }
                 });
@@ -174,7 +182,7 @@ mod tests {
             while next != [EACH; 2] {
                 bell.park();
                 if queue.is_empty() {
-                    bell.file().read_exact(&mut [0; 8]).unwrap();
+                    bell.eventfd().take().unwrap();
                 }
                 bell.unpark();
                 while let Some((sender, number)) = queue.pop() {

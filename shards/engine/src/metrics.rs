@@ -58,7 +58,8 @@ pub struct EngineMetrics {
 }
 
 impl EngineMetrics {
-    pub(crate) fn new(shards: usize) -> Self {
+    /// All zero, for an engine with so many shards.
+    pub fn new(shards: usize) -> Self {
         Self {
             turns: 0,
             parks: 0,

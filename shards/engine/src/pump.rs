@@ -1,13 +1,14 @@
 //! The turn loop of one shard: the only task of its executor.
 //!
 //! One turn: take requests and mail, enter the ring, hand every completion to the shard, run deadlines, do what the
-//! shard wishes, flush each dirty connection once, give buffers back, wake others. Nothing here waits but the one read
-//! of the shard's eventfd, after a whole turn with notifications on found nothing to do.
+//! shard wishes, flush each dirty connection once, give buffers back, wake others. Nothing here waits but the one
+//! read of the shard's eventfd, after a whole turn with notifications on found nothing to do.
 
 mod accept;
 mod output;
 mod receive;
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -36,9 +37,9 @@ use crate::ring::{Completion, Op, Ring, RingSizes};
 use accept::Waiting;
 
 /// Messages taken from the mailbox in one turn.
-const MAIL_PER_TURN: usize = 4096;
+const MAIL_PER_TURN: usize = 1024;
 /// Completions handled in one turn before dirty connections are flushed.
-const COMPLETIONS_PER_TURN: usize = 1024;
+const COMPLETIONS_PER_TURN: usize = 256;
 /// An idle shard turns so often, to show that it lives and to bring its load up to date.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Sleep while messages wait for room in another shard's mailbox.
@@ -94,8 +95,8 @@ pub(crate) struct Pump {
     completions: Vec<Completion>,
     /// Room for decrypted bytes; empty without TLS.
     plain: Vec<u8>,
-    /// Connections whose receive is armed again in the next turn.
-    rearm: Vec<ConnectionId>,
+    /// Connections whose receive is to be armed again, in turn.
+    rearm: VecDeque<ConnectionId>,
     /// Connections that must be flushed besides those the shard calls dirty.
     flush: Vec<ConnectionId>,
     /// Connections whose stream ended in this turn.
@@ -135,6 +136,7 @@ impl Pump {
             admission,
         });
         let now = now(&config);
+        mailboxes[id.index()].board.beat(now);
         Ok(Self {
             id,
             shard,
@@ -154,7 +156,7 @@ impl Pump {
             turn: 0,
             completions: Vec::new(),
             plain: if config.tls.is_some() { vec![0; PLAIN_BYTES_MAX] } else { Vec::new() },
-            rearm: Vec::new(),
+            rearm: VecDeque::new(),
             flush: Vec::new(),
             ended: Vec::new(),
             timeout: None,
@@ -175,6 +177,7 @@ impl Pump {
     pub(crate) async fn run(mut self, wake: BufferedFile) -> io::Result<()> {
         self.ring.set_notifications(false);
         let mut armed = false;
+        let mut woke = false;
         loop {
             let turned = catch_unwind(AssertUnwindSafe(|| self.measured_turn(armed)));
             let turn = match turned {
@@ -183,7 +186,9 @@ impl Pump {
             };
             match turn {
                 Turn::Busy => {
-                    self.set_armed(&mut armed, false);
+                    // Woken for a single turn's work, a shard is likely to sleep again at once; under load it stays
+                    // awake and spares itself and others the notifications.
+                    self.set_armed(&mut armed, std::mem::take(&mut woke));
                     glommio::yield_if_needed().await;
                 }
                 // Only a turn that began with notifications on may be followed by sleep.
@@ -193,6 +198,7 @@ impl Pump {
                     self.last_busy = None;
                     wake.read_at(0, 8).await.map_err(io::Error::from)?;
                     self.set_armed(&mut armed, false);
+                    woke = true;
                 }
                 Turn::Finished => break,
             }
@@ -218,8 +224,7 @@ impl Pump {
             self.metrics.lagged(started - previous);
         }
         self.now = now(&self.config);
-        let nanos = u64::try_from(self.now.mono.as_nanos()).unwrap_or(u64::MAX);
-        self.mailbox().board.heartbeat.store(nanos, Ordering::Relaxed);
+        self.mailbox().board.beat(self.now);
         self.metrics.turns += 1;
         self.turn = self.turn.wrapping_add(1);
         let turn = self.take_turn(armed)?;
@@ -283,6 +288,7 @@ impl Pump {
         if mailbox.shutdown.load(Ordering::Acquire) && self.shutdown_until.is_none() {
             self.shutdown_until = Some(self.now.mono + SHUTDOWN_FLUSH_MAX);
             self.close_all();
+            self.stop_waiting();
             busy = true;
         }
         while let Some(correlation) = mailbox.snapshots.pop() {

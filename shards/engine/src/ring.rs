@@ -1,4 +1,5 @@
-//! The `io_uring` of one shard, wrapped so that the rest of the crate needs no unsafe code.
+//! The `io_uring` of one shard, and the few system calls without a safe wrapper, wrapped so that the rest of the
+//! crate needs no unsafe code.
 //!
 //! Owns the ring and the provided-buffer ring. Invariants: no submitted operation points into memory that the caller
 //! owns (receives go into the ring's own buffers, the timeout's value lives in the ring); a [`Buffer`] exists only
@@ -6,23 +7,21 @@
 //! know what an operation is for: that is in `user_data`, a tag in the top 8 bits and 48 bits of the caller's.
 
 mod buffers;
-mod system;
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::disallowed_methods)]
 mod tests;
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
+use glommio::io::BufferedFile;
 use io_uring::types::{CancelBuilder, Fd, TimeoutFlags, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 pub(crate) use buffers::Buffer;
 use buffers::BufferRing;
-pub(crate) use system::{
-    eventfd, memlock_limits, open_files_limits, set_memlock_limit, set_open_files_limit, wake_file,
-};
 
 /// `IORING_ENTER_GETEVENTS`.
 const ENTER_GETEVENTS: u32 = 1;
@@ -95,7 +94,7 @@ pub(crate) struct RingSizes {
 /// See the module's documentation.
 pub(crate) struct Ring {
     // Declared before the memory the kernel writes to, so that it is closed first.
-    ring: IoUring,
+    uring: IoUring,
     buffers: BufferRing,
     /// The kernel reads it while the entry that points to it is submitted; boxed so that moving the ring is harmless.
     timespec: Box<Timespec>,
@@ -108,7 +107,7 @@ impl Ring {
     /// Sets a ring up that only the calling thread may use, and hands all its buffers to the kernel.
     pub(crate) fn new(sizes: RingSizes) -> io::Result<Self> {
         let completions = sizes.completion_entries.next_power_of_two();
-        let ring: IoUring = IoUring::builder()
+        let uring: IoUring = IoUring::builder()
             .setup_cqsize(completions)
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -116,11 +115,11 @@ impl Ring {
             // Without the flag, work that one `enter` leaves over would be seen by nobody.
             .setup_taskrun_flag()
             .build(SUBMISSION_ENTRIES.min(completions))?;
-        let buffers = BufferRing::new(sizes.buffers, sizes.buffer_bytes, ring.as_raw_fd())?;
+        let buffers = BufferRing::new(sizes.buffers, sizes.buffer_bytes, uring.as_raw_fd())?;
         // SAFETY: the mapping holds `sizes.buffers` entries and lives until `buffers` is dropped, which is after the
         // group is unregistered (`Drop`) and after the ring is closed (order of the fields).
         unsafe {
-            ring.submitter().register_buf_ring_with_flags(
+            uring.submitter().register_buf_ring_with_flags(
                 buffers.entries_address(),
                 sizes.buffers,
                 BUFFER_GROUP,
@@ -128,7 +127,7 @@ impl Ring {
             )?;
         }
         Ok(Self {
-            ring,
+            uring,
             buffers,
             timespec: Box::new(Timespec::new()),
             reaped: Vec::new(),
@@ -139,12 +138,12 @@ impl Ring {
 
     /// Makes every completion add to the counter of `eventfd`, while notifications are on.
     pub(crate) fn register_eventfd(&self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
-        self.ring.submitter().register_eventfd(eventfd.as_raw_fd())
+        self.uring.submitter().register_eventfd(eventfd.as_raw_fd())
     }
 
     /// Switches the eventfd's notifications; they are of use only while the shard sleeps.
     pub(crate) fn set_notifications(&mut self, on: bool) {
-        let queue = self.ring.completion();
+        let queue = self.uring.completion();
         if on { queue.enable_eventfd() } else { queue.disable_eventfd() }
     }
 
@@ -153,13 +152,13 @@ impl Ring {
         let entry = opcode::AcceptMulti::new(Fd(listener.as_raw_fd()))
             .flags(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)
             .build();
-        self.push(entry.user_data(Op::Accept.user_data(key)));
+        self.push(&entry.user_data(Op::Accept.user_data(key)));
     }
 
     /// Receives into the ring's buffers until cancelled, the end of the stream, or no buffer is left.
     pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>, key: u64) {
         let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), BUFFER_GROUP).build();
-        self.push(entry.user_data(Op::Receive.user_data(key)));
+        self.push(&entry.user_data(Op::Receive.user_data(key)));
     }
 
     /// One completion when the socket can take bytes again (or is broken).
@@ -175,7 +174,7 @@ impl Ring {
     fn poll(&mut self, socket: BorrowedFd<'_>, events: i16, user_data: u64) {
         let events = u32::from(events.cast_unsigned());
         let entry = opcode::PollAdd::new(Fd(socket.as_raw_fd()), events).build();
-        self.push(entry.user_data(user_data));
+        self.push(&entry.user_data(user_data));
     }
 
     /// Cancels the operation `op` of `key`. Both complete: the cancelled one, and this one under `Op::Cancel`, or
@@ -186,14 +185,14 @@ impl Ring {
             Op::Accept | Op::PollIn => Op::CancelOther,
             _ => Op::Cancel,
         };
-        self.push(entry.user_data(own.user_data(key)));
+        self.push(&entry.user_data(own.user_data(key)));
     }
 
     /// One completion after `after`. There is one timeout: arm it only when none is armed.
     pub(crate) fn arm_timeout(&mut self, after: Duration) {
         *self.timespec = Timespec::from(after);
         let entry = opcode::Timeout::new(&raw const *self.timespec).build();
-        self.push(entry.user_data(Op::Timeout.user_data(0)));
+        self.push(&entry.user_data(Op::Timeout.user_data(0)));
     }
 
     /// Makes the armed timeout complete after `after` instead.
@@ -202,18 +201,18 @@ impl Ring {
         let entry = opcode::TimeoutUpdate::new(Op::Timeout.user_data(0), &raw const *self.timespec)
             .flags(TimeoutFlags::empty())
             .build();
-        self.push(entry.user_data(Op::TimeoutUpdate.user_data(0)));
+        self.push(&entry.user_data(Op::TimeoutUpdate.user_data(0)));
     }
 
-    fn push(&mut self, entry: squeue::Entry) {
+    fn push(&mut self, entry: &squeue::Entry) {
         loop {
             // SAFETY: the constructors above only use descriptors, the buffer group and the boxed timespec, all of
             // which outlive the entry; the kernel copies the entry and the timespec while it is submitted.
-            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+            if unsafe { self.uring.submission().push(entry) }.is_ok() {
                 return;
             }
             let mut submitted = self.submit(0);
-            if submitted.is_ok() && self.ring.submission().is_full() {
+            if submitted.is_ok() && self.uring.submission().is_full() {
                 // The kernel takes nothing while completions wait: make room for them.
                 submitted = self.submit(ENTER_GETEVENTS);
                 self.reap();
@@ -247,7 +246,7 @@ impl Ring {
 
     /// Whether the kernel has work that the next `turn` will see, and that no eventfd will tell of.
     pub(crate) fn has_pending(&mut self) -> bool {
-        let queue = self.ring.submission();
+        let queue = self.uring.submission();
         queue.taskrun() || queue.cq_overflow() || !queue.is_empty()
     }
 
@@ -258,7 +257,7 @@ impl Ring {
 
     fn submit(&mut self, flags: u32) -> io::Result<()> {
         let (entries, overflowed) = {
-            let queue = self.ring.submission();
+            let queue = self.uring.submission();
             (queue.len() as u32, queue.cq_overflow())
         };
         if overflowed {
@@ -267,7 +266,7 @@ impl Ring {
             self.reap();
         }
         // SAFETY: no argument is passed, and `entries` is what the submission queue holds.
-        match unsafe { self.ring.submitter().enter::<libc::sigset_t>(entries, 0, flags, None) } {
+        match unsafe { self.uring.submitter().enter::<libc::sigset_t>(entries, 0, flags, None) } {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 // A signal, or completions first: the next turn goes on.
@@ -281,8 +280,8 @@ impl Ring {
     }
 
     fn reap(&mut self) {
-        let owner = self.ring.as_raw_fd();
-        for entry in self.ring.completion() {
+        let owner = self.uring.as_raw_fd();
+        for entry in self.uring.completion() {
             let Some(op) = Op::of(entry.user_data()) else { continue };
             let result = entry.result();
             let buffer = cqueue::buffer_select(entry.flags()).map(|index| {
@@ -332,8 +331,95 @@ impl Drop for Ring {
         // Nothing may write into the buffers any more when their memory goes. Both calls can only fail when there is
         // nothing to cancel or to unregister.
         let timeout = Timespec::from(Duration::from_secs(1));
-        let _ = self.ring.submitter().register_sync_cancel(Some(timeout), CancelBuilder::any());
-        let _ = self.ring.submitter().unregister_buf_ring(BUFFER_GROUP);
+        let _ = self.uring.submitter().register_sync_cancel(Some(timeout), CancelBuilder::any());
+        let _ = self.uring.submitter().unregister_buf_ring(BUFFER_GROUP);
         self.reap();
+    }
+}
+
+/// A counter that a thread can sleep on.
+#[derive(Debug)]
+pub(crate) struct EventFd {
+    fd: OwnedFd,
+}
+
+impl EventFd {
+    /// Counter 0. `nonblocking` is about [`Self::take`].
+    pub(crate) fn new(nonblocking: bool) -> io::Result<Self> {
+        let flags = libc::EFD_CLOEXEC | if nonblocking { libc::EFD_NONBLOCK } else { 0 };
+        // SAFETY: the call takes no pointers.
+        let fd = unsafe { libc::eventfd(0, flags) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is new and nobody else owns it.
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+    }
+
+    /// Adds one. The only failure, a counter at its maximum, means that the sleeper is being woken already.
+    pub(crate) fn add_one(&self) {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: the pointer and length are those of a local array.
+        unsafe { libc::write(self.fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+    }
+
+    /// Takes the counter and sets it to 0; waits for it to be above 0, or fails when it is non-blocking.
+    pub(crate) fn take(&self) -> io::Result<u64> {
+        let mut counter = [0; 8];
+        // SAFETY: the pointer and length are those of a local array.
+        let read =
+            unsafe { libc::read(self.fd.as_raw_fd(), counter.as_mut_ptr().cast(), counter.len()) };
+        if read < 0 { Err(io::Error::last_os_error()) } else { Ok(u64::from_ne_bytes(counter)) }
+    }
+
+    /// The executor's view of the same counter; must be called on an executor's thread.
+    pub(crate) fn wake_file(&self) -> io::Result<BufferedFile> {
+        let duplicate = self.fd.try_clone()?;
+        // SAFETY: the duplicate is owned and handed over.
+        Ok(unsafe { BufferedFile::from_raw_fd(duplicate.into_raw_fd()) })
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A limit of the process that start-up looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resource {
+    OpenFiles,
+    /// In bytes.
+    LockedMemory,
+}
+
+impl Resource {
+    fn number(self) -> libc::__rlimit_resource_t {
+        match self {
+            Self::OpenFiles => libc::RLIMIT_NOFILE,
+            Self::LockedMemory => libc::RLIMIT_MEMLOCK,
+        }
+    }
+
+    /// Soft and hard limit.
+    pub(crate) fn limits(self) -> io::Result<(u64, u64)> {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the pointer is to a local value of the right type.
+        if unsafe { libc::getrlimit(self.number(), &raw mut limit) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok((limit.rlim_cur, limit.rlim_max))
+    }
+
+    /// Sets the soft limit.
+    pub(crate) fn set_soft_limit(self, soft: u64) -> io::Result<()> {
+        let (_, hard) = self.limits()?;
+        let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+        // SAFETY: the pointer is to a local value of the right type.
+        if unsafe { libc::setrlimit(self.number(), &raw const limit) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
     }
 }

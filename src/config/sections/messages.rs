@@ -57,7 +57,7 @@ section! {
         /// A reassembled and inflated message.
         message_bytes_max: usize = Kind::Size(1 << 10, 16 << 20), Live;
         /// Fragments of one message.
-        fragments_max: u32 = Kind::Count(1, 65_536), Live;
+        fragments_max: u32 = Kind::Count(1, 1 << 20), Live;
         /// Nesting of objects and arrays in a message.
         json_depth_max: u32 = Kind::Count(4, 256), Live;
         /// Subscriptions of one connection, server-side ones included.

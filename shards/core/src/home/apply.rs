@@ -27,7 +27,7 @@ impl Homes {
             }
             ChannelOp::Publish(publish) => self.publish(env, &channel, &publish, origin),
             ChannelOp::Subscribe(subscribe) => self.subscribe(env, &channel, &subscribe, origin),
-            ChannelOp::Presence => self.presence(env, &channel),
+            ChannelOp::Presence => Ok(self.presence(env, &channel)),
             ChannelOp::PresenceStats => Ok(self.presence_stats(&channel)),
             ChannelOp::History(query) => self.history(env, &channel, query),
             ChannelOp::HistoryRemove => self.history_remove(env, &channel),
@@ -186,14 +186,14 @@ impl Homes {
         self.schedule(env, index);
     }
 
-    fn presence(&mut self, env: &HomeEnv<'_>, name: &str) -> Outcome {
+    fn presence(&self, env: &HomeEnv<'_>, name: &str) -> ChannelOutcome {
         let limit = env.settings.limits.presence_members_max as usize;
         let presence = self.presence_of(name);
-        Ok(ChannelOutcome::Presence {
+        ChannelOutcome::Presence {
             members: presence.map_or_else(Vec::new, |presence| presence.list(limit)),
             clients: presence.map_or(0, Presence::clients),
             users: presence.map_or(0, Presence::users),
-        })
+        }
     }
 
     fn presence_of(&self, name: &str) -> Option<&Presence> {

@@ -47,6 +47,7 @@ impl EnvelopeWriter {
     }
 
     /// Adds a string member to the envelope.
+    #[must_use]
     pub fn field(mut self, name: &str, value: &str) -> Self {
         self.out.extend_from_slice(b",\"");
         self.out.extend_from_slice(name.as_bytes());
@@ -56,11 +57,13 @@ impl EnvelopeWriter {
     }
 
     /// Adds `reply_to`, unless the command had no id.
+    #[must_use]
     pub fn reply_to(self, id: &str) -> Self {
         if id.is_empty() { self } else { self.field("reply_to", id) }
     }
 
     /// Adds `offset` and `epoch`.
+    #[must_use]
     pub fn position(mut self, position: StreamPosition) -> Self {
         self.out.extend_from_slice(b",\"offset\":");
         json::push_u64(&mut self.out, position.offset);
@@ -68,6 +71,7 @@ impl EnvelopeWriter {
     }
 
     /// Adds members that are JSON text already, without braces.
+    #[must_use]
     pub fn members(mut self, members: &[u8]) -> Self {
         if !members.is_empty() {
             self.out.push(b',');
@@ -77,6 +81,7 @@ impl EnvelopeWriter {
     }
 
     /// Adds a member whose value is JSON text already.
+    #[must_use]
     pub fn raw(mut self, name: &str, value: &[u8]) -> Self {
         self.out.extend_from_slice(b",\"");
         self.out.extend_from_slice(name.as_bytes());

@@ -93,7 +93,7 @@ impl Shard {
             return self.reply_error(now, id, reply_to, &error);
         }
         if data.token.is_empty() && self.settings.auth.anonymous {
-            return self.attach(now, id, None, reply_to, &data.recover);
+            return self.attach(now, id, None, (reply_to, &data.recover));
         }
         let verified = if data.token.is_empty() {
             Err(AuthError::Missing)
@@ -116,7 +116,7 @@ impl Shard {
             self.reply_error(now, id, reply_to, &error);
             return self.disconnect(now, id, Disconnect::ConnectionLimit);
         }
-        self.attach(now, id, Some(claims), reply_to, &data.recover);
+        self.attach(now, id, Some(claims), (reply_to, &data.recover));
     }
 
     /// The user is known: make the server-side subscriptions, then say `welcome`.
@@ -125,8 +125,7 @@ impl Shard {
         now: Now,
         id: ConnectionId,
         claims: Option<Arc<Claims>>,
-        reply_to: &str,
-        recover: &BTreeMap<String, RecoverFrom>,
+        (reply_to, recover): (&str, &BTreeMap<String, RecoverFrom>),
     ) {
         let public_id: Arc<str> = self.random.uuid().into();
         let user: Arc<str> =

@@ -190,12 +190,12 @@ impl Shard {
         &mut self,
         now: Now,
         at: At<'_>,
-        chunk: LargeDataChunk,
+        chunk: &LargeDataChunk,
         application_session: Option<&str>,
     ) {
         let (id, reply_to, _) = at;
         let result = self.large_data_target(at, application_session).and_then(|channel| {
-            let accepted = self.reassemble(now, id, &chunk)?;
+            let accepted = self.reassemble(now, id, chunk)?;
             Ok((channel, accepted))
         });
         match result {
@@ -205,7 +205,7 @@ impl Shard {
                 self.large_data_answer(now, at, &data_id, ("checksum_mismatch", total_size));
             }
             Ok((channel, Progress::Received { data_id, total_size, chunks })) => {
-                match self.publish_chunks(now, id, &channel, (&chunk, chunks)) {
+                match self.publish_chunks(now, id, &channel, (chunk, chunks)) {
                     Ok(()) => self.large_data_answer(now, at, &data_id, ("received", total_size)),
                     Err(error) => self.reply_error(now, id, reply_to, &error),
                 }

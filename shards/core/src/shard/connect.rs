@@ -1,12 +1,15 @@
 //! From an accepted socket to a WebSocket: admission, request head, handshake.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::authenticate::explain;
 use super::{Shard, Slot};
+use crate::auth::Claims;
 use crate::event::Event;
 use crate::ids::ConnectionId;
 use crate::message::ChannelName;
-use crate::metrics::RefusalReason;
+use crate::metrics::{MessageKind, RefusalReason};
 use crate::outbox::Outbox;
 use crate::output::Output;
 use crate::proto::SUBPROTOCOL;
@@ -14,8 +17,24 @@ use crate::rate::Gcra;
 use crate::session::{Phase, Session};
 use crate::settings::Peer;
 use crate::time::Now;
-use crate::ws::handshake::{self, Offer, Refusal, RequestHead};
+use crate::ws::handshake::{self, Accepted, Offer, Refusal, RequestHead};
 use crate::ws::message::Decoder;
+
+/// An upgrade that nothing stands against.
+struct Upgrade {
+    accepted: Accepted,
+    next: Next,
+}
+
+/// What follows the upgrade.
+enum Next {
+    /// The echo endpoint.
+    Echo,
+    /// The user is known; `None` is anonymous.
+    Attach(Option<Arc<Claims>>),
+    /// The token comes in the first message.
+    AwaitToken,
+}
 
 /// Prefix of a subprotocol entry that carries a token.
 const BEARER_SUBPROTOCOL: &str = "bearer.";
@@ -124,58 +143,85 @@ impl Shard {
             self.outputs.push_back(Output::HandOver { id, received });
             return;
         }
+        match self.check_upgrade(now, id, head, echo) {
+            Err((refusal, reason)) => self.refuse_handshake(id, &refusal, reason),
+            Ok(upgrade) => {
+                let mut rest = received.split_off(head.len.min(received.len()));
+                self.begin_websocket(now, id, head, upgrade);
+                if !rest.is_empty() {
+                    self.handle_bytes(now, id, &mut rest);
+                }
+            }
+        }
+    }
+
+    /// Everything that may stand against the upgrade: origin, load, RFC 6455, token, the user's connections.
+    fn check_upgrade(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        head: &RequestHead,
+        echo: bool,
+    ) -> Result<Upgrade, (Refusal, RefusalReason)> {
+        let settings = Arc::clone(&self.settings);
+        let websocket = &settings.websocket;
         if let Some(origin) = head.header("origin")
             && !echo
             && !websocket.origins.allows(origin, head.header("host"))
         {
-            let message = "this origin is not in the allow-list (websocket.allowed_origins)";
+            let message = "this origin is not in the allow-list (websocket.origins)";
             let refusal = Refusal::new(403, "origin_not_allowed", message);
-            self.refuse_handshake(id, &refusal, RefusalReason::Origin);
-            return;
+            return Err((refusal, RefusalReason::Origin));
         }
-        if let Some((refusal, reason)) = self.overloaded() {
-            return self.refuse_handshake(id, &refusal, reason);
+        if let Some(refused) = self.overloaded() {
+            return Err(refused);
         }
         let offer = Offer { subprotocols: &[SUBPROTOCOL], compression: websocket.compression };
-        let accepted = match handshake::accept(head, &offer) {
-            Ok(accepted) => accepted,
-            Err(refusal) => return self.refuse_handshake(id, &refusal, RefusalReason::BadRequest),
-        };
+        let accepted = handshake::accept(head, &offer)
+            .map_err(|refusal| (refusal, RefusalReason::BadRequest))?;
         let token = if echo { None } else { handshake_token(head, settings.auth.query_token) };
         let claims = match token.as_deref().filter(|token| !token.is_empty()) {
             None => None,
-            Some(token) => match self.verify(now, id, token) {
-                Ok(claims) => Some(claims),
-                Err(error) => return self.refuse_token(id, error),
-            },
+            Some(token) => Some(self.verify(now, id, token).map_err(|error| {
+                let (reason, message) = explain(error);
+                (Refusal::new(401, reason, message), RefusalReason::Unauthorized)
+            })?),
         };
-        if let Some(claims) = &claims
-            && let Err(refusal) = self.count_user(id, &claims.user)
-        {
-            return self.refuse_handshake(id, &refusal, RefusalReason::UserLimit);
+        if let Some(claims) = &claims {
+            self.count_user(id, &claims.user)
+                .map_err(|refusal| (refusal, RefusalReason::UserLimit))?;
         }
-        let rest = received.split_off(head.len.min(received.len()));
-        let anonymous = token.is_some_and(|token| token.is_empty()) && settings.auth.anonymous;
+        let next = match (echo, claims) {
+            (true, _) => Next::Echo,
+            (false, Some(claims)) => Next::Attach(Some(claims)),
+            (false, None) if token.is_some() && settings.auth.anonymous => Next::Attach(None),
+            (false, None) => Next::AwaitToken,
+        };
+        Ok(Upgrade { accepted, next })
+    }
+
+    /// Answers the upgrade.
+    fn begin_websocket(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        head: &RequestHead,
+        upgrade: Upgrade,
+    ) {
+        let Upgrade { accepted, next } = upgrade;
         let Some(session) = self.session_mut(id) else { return };
         session.deflate = accepted.deflate.as_ref().is_some_and(|deflate| deflate.compress);
         session.decoder = Decoder::new(accepted.deflate.is_some());
         session.user_agent = head.header("user-agent").map(|text| {
             text.chars().take(USER_AGENT_BYTES_MAX).collect::<String>().into_boxed_str()
         });
-        session.phase = if echo { Phase::Echo } else { Phase::Unauthenticated };
+        session.phase =
+            if matches!(next, Next::Echo) { Phase::Echo } else { Phase::Unauthenticated };
         self.metrics.connections_total += 1;
-        self.push_control(id, accepted.response.into(), crate::metrics::MessageKind::Control);
-        if echo {
-            let limits = &settings.limits;
-            self.touch_timer(id, now.mono + limits.handshake_timeout);
-        } else if claims.is_some() || anonymous {
-            self.attach(now, id, claims, "", &std::collections::BTreeMap::new());
-        } else {
-            self.touch_timer(id, now.mono + settings.limits.auth_timeout);
-        }
-        if !rest.is_empty() {
-            let mut rest = rest;
-            self.handle_bytes(now, id, &mut rest);
+        self.push_control(id, accepted.response.into(), MessageKind::Control);
+        match next {
+            Next::Attach(claims) => self.attach(now, id, claims, ("", &BTreeMap::new())),
+            Next::Echo | Next::AwaitToken => self.schedule_session(now, id),
         }
     }
 
@@ -197,12 +243,6 @@ impl Shard {
         None
     }
 
-    fn refuse_token(&mut self, id: ConnectionId, error: crate::auth::AuthError) {
-        let (reason, message) = super::authenticate::explain(error);
-        let refusal = Refusal::new(401, reason, message);
-        self.refuse_handshake(id, &refusal, RefusalReason::Unauthorized);
-    }
-
     /// Answers with HTTP instead of an upgrade and closes.
     pub(super) fn refuse_handshake(
         &mut self,
@@ -218,7 +258,7 @@ impl Shard {
             status: refusal.status,
             reason: refusal.reason,
         }));
-        self.push_control(id, refusal.to_http().into(), crate::metrics::MessageKind::Control);
+        self.push_control(id, refusal.to_http().into(), MessageKind::Control);
         self.finish(id);
     }
 

@@ -98,6 +98,7 @@ impl Shard {
     }
 
     fn revoke(&mut self, now: Now, revocation: Revocation) -> ShardOutcome {
+        self.revocations.expire(now.unix);
         if self.revocations.apply(revocation, now.unix) != crate::auth::RevocationOutcome::Stored {
             self.metrics.revocations_forgotten += 1;
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Shard;
+use super::{Shard, Slot};
 use crate::error::{ClientError, Disconnect};
 use crate::event::Event;
 use crate::hub::Verdict;
@@ -19,16 +19,11 @@ use crate::outbox::{Class, Loss, PushResult};
 use crate::output::Output;
 use crate::proto::push;
 use crate::session::{Phase, Session};
+use crate::settings::SlowPolicy;
 use crate::time::Now;
 
 /// Publications held back for a session whose `welcome` is not sent yet.
 const HELD_MAX: usize = 4096;
-
-/// What fan-out did to one session.
-struct Handed {
-    bytes: usize,
-    result: PushResult,
-}
 
 impl Shard {
     /// A publication from the channel's home.
@@ -47,76 +42,68 @@ impl Shard {
 
     /// Appends a publication to the outbox of every subscriber. `catching_up`: some of them may have it already.
     fn fan_out(&mut self, now: Now, local: u32, publication: &Arc<Publication>, catching_up: bool) {
-        let Some(channel) = self.hub.get_mut(local) else { return };
-        let (namespace, name) = (channel.namespace, Arc::clone(&channel.name));
-        // Lent out so that sessions can be changed meanwhile; nothing below touches the set.
-        let subscribers = std::mem::take(&mut channel.subscribers);
-        let policy = self.settings.namespaces.get(namespace).slow;
-        let class = Class::Publication {
-            channel: local,
-            key_hash: publication.key_hash,
-            offset: publication.position.offset,
-            policy,
-            priority: publication.priority,
-            accepted_at: publication.accepted_at,
-        };
-        let mut slow = Vec::new();
-        for &id in &subscribers {
+        // Borrowed apart, so that a delivery costs one look into the slab and nothing else.
+        let Self { hub, slots, settings, dirty, metrics, outbox_bytes, .. } = self;
+        let Some(channel) = hub.get_mut(local) else { return };
+        let class = class_of(local, publication, settings.namespaces.get(channel.namespace).slow);
+        let limits = &settings.limits;
+        let mut sent = Sent::default();
+        for &id in &channel.subscribers {
             if publication.sender == Some(id) {
                 continue;
             }
-            let over_budget = self.outbox_bytes > self.settings.limits.shard_outbox_bytes_max;
-            let bytes_max = self.settings.limits.outbox_bytes_max;
-            let Some(session) = self.session_mut(id) else { continue };
-            if catching_up
-                && session
-                    .subscription(&name)
-                    .is_none_or(|s| publication.position.offset <= s.live_from)
-            {
+            let Some(session) = session_in(slots, id) else { continue };
+            if catching_up && has_already(session, &channel.name, publication) {
                 continue;
             }
-            let bytes_max =
-                if over_budget { session.outbox.len_bytes().min(bytes_max) } else { bytes_max };
-            match hand_over(session, (local, publication), &class, bytes_max) {
-                None => {}
-                Some(handed) => self.account(id, handed, &mut slow),
+            let before = session.outbox.len_bytes();
+            let over_budget = *outbox_bytes > limits.shard_outbox_bytes_max;
+            let bytes_max = if over_budget {
+                before.min(limits.outbox_bytes_max)
+            } else {
+                limits.outbox_bytes_max
+            };
+            let Some(result) = hand_over(session, (local, publication), &class, bytes_max) else {
+                continue;
+            };
+            let after = session.outbox.len_bytes();
+            *outbox_bytes = (*outbox_bytes + after).saturating_sub(before);
+            if result == PushResult::Queued {
+                sent.messages += 1;
+                sent.bytes += (after - before) as u64;
+                session.messages_out += 1;
+                if !session.dirty {
+                    session.dirty = true;
+                    dirty.push_back(id);
+                }
+            } else {
+                sent.unusual.push((id, result));
             }
         }
-        if let Some(channel) = self.hub.get_mut(local) {
-            channel.subscribers = subscribers;
-        }
-        for id in slow {
-            self.disconnect(now, id, Disconnect::Slow);
+        metrics.messages_out.add(MessageKind::Message as usize, sent.messages);
+        metrics.message_bytes_out += sent.bytes;
+        for (id, result) in sent.unusual {
+            self.handle_full_outbox(now, id, &result);
         }
     }
 
-    fn account(&mut self, id: ConnectionId, handed: Handed, slow: &mut Vec<ConnectionId>) {
-        let Some(session) = self.session(id) else { return };
-        let after = session.outbox.len_bytes();
-        // What was in the outbox before is in `outbox_bytes` already; drops may have made it smaller.
-        let before = handed.bytes;
-        self.outbox_bytes = (self.outbox_bytes + after).saturating_sub(before);
-        match handed.result {
+    /// A publication did not simply fit.
+    fn handle_full_outbox(&mut self, now: Now, id: ConnectionId, result: &PushResult) {
+        let unsent = self.unsent_bytes(id);
+        match result {
             PushResult::Queued => {}
-            PushResult::Dropped { oldest, superseded, item_dropped } => {
-                let dropped = u64::from(oldest) + u64::from(item_dropped);
-                self.metrics.slow.add(SlowAction::DroppedOldest as usize, dropped);
-                self.metrics.slow.add(SlowAction::Superseded as usize, u64::from(superseded));
-                self.note_slow(id, after);
+            PushResult::Dropped { oldest, superseded, .. } => {
+                self.metrics.slow.add(SlowAction::DroppedOldest as usize, u64::from(*oldest));
+                self.metrics.slow.add(SlowAction::Superseded as usize, u64::from(*superseded));
+                self.note_slow(id, unsent);
+                self.mark_dirty(id);
             }
             PushResult::Overflow => {
                 self.metrics.slow.add(SlowAction::Disconnected as usize, 1);
-                self.note_slow(id, after);
-                slow.push(id);
-                return;
+                self.note_slow(id, unsent);
+                self.disconnect(now, id, Disconnect::Slow);
             }
         }
-        self.metrics.messages_out.add(MessageKind::Message as usize, 1);
-        self.metrics.message_bytes_out += after.saturating_sub(before) as u64;
-        if let Some(session) = self.session_mut(id) {
-            session.messages_out += 1;
-        }
-        self.mark_dirty(id);
     }
 
     fn note_slow(&mut self, id: ConnectionId, outbox_bytes: usize) {
@@ -134,26 +121,25 @@ impl Shard {
         id: ConnectionId,
         held: Vec<(u32, Arc<Publication>)>,
     ) {
-        let mut slow = Vec::new();
+        let settings = Arc::clone(&self.settings);
         for (local, publication) in held {
             let Some(channel) = self.hub.get(local) else { continue };
-            let policy = self.settings.namespaces.get(channel.namespace).slow;
-            let bytes_max = self.settings.limits.outbox_bytes_max;
-            let class = Class::Publication {
-                channel: local,
-                key_hash: publication.key_hash,
-                offset: publication.position.offset,
-                policy,
-                priority: publication.priority,
-                accepted_at: publication.accepted_at,
-            };
+            let policy = settings.namespaces.get(channel.namespace).slow;
+            let class = class_of(local, &publication, policy);
             let Some(session) = self.session_mut(id) else { return };
-            if let Some(handed) = hand_over(session, (local, &publication), &class, bytes_max) {
-                self.account(id, handed, &mut slow);
+            let before = session.outbox.len_bytes();
+            let bytes_max = settings.limits.outbox_bytes_max;
+            let result = hand_over(session, (local, &publication), &class, bytes_max);
+            let after = session.outbox.len_bytes();
+            self.outbox_bytes = (self.outbox_bytes + after).saturating_sub(before);
+            match result {
+                Some(PushResult::Queued) => {
+                    self.metrics.messages_out.add(MessageKind::Message as usize, 1);
+                    self.mark_dirty(id);
+                }
+                Some(unusual) => self.handle_full_outbox(now, id, &unusual),
+                None => {}
             }
-        }
-        if !slow.is_empty() {
-            self.disconnect(now, id, Disconnect::Slow);
         }
     }
 
@@ -296,29 +282,54 @@ impl Shard {
     }
 }
 
-/// Puts a publication into the outbox of a session, or holds it back until the `welcome` is sent. Answers the bytes that
-/// were in the outbox before and what happened; `None` when nothing was queued.
+/// What fan-out did, summed up before it is counted.
+#[derive(Default)]
+struct Sent {
+    messages: u64,
+    bytes: u64,
+    unusual: Vec<(ConnectionId, PushResult)>,
+}
+
+fn session_in(slots: &mut [Slot], id: ConnectionId) -> Option<&mut Session> {
+    let slot = slots.get_mut(id.slot() as usize)?;
+    if slot.generation == id.generation() { slot.session.as_deref_mut() } else { None }
+}
+
+fn class_of(local: u32, publication: &Publication, policy: SlowPolicy) -> Class {
+    Class::Publication {
+        channel: local,
+        key_hash: publication.key_hash,
+        offset: publication.position.offset,
+        policy,
+        priority: publication.priority,
+        accepted_at: publication.accepted_at,
+    }
+}
+
+/// Whether the session went live after the publication, which then came with the answer to its subscribe.
+fn has_already(session: &Session, channel: &str, publication: &Publication) -> bool {
+    session.subscription(channel).is_none_or(|s| publication.position.offset <= s.live_from)
+}
+
+/// Puts a publication into the outbox of a session, or holds it back until the `welcome` is sent. `None` when nothing
+/// was queued.
 fn hand_over(
     session: &mut Session,
     (local, publication): (u32, &Arc<Publication>),
     class: &Class,
     bytes_max: usize,
-) -> Option<Handed> {
+) -> Option<PushResult> {
     match &mut session.phase {
         Phase::Ready => {
             let frame = match &publication.deflated {
                 Some(deflated) if session.deflate => deflated,
                 _ => &publication.frame,
             };
-            let bytes = session.outbox.len_bytes();
-            let result = session.outbox.push(frame.clone(), class.clone(), bytes_max);
-            Some(Handed { bytes, result })
+            Some(session.outbox.push(frame.clone(), class.clone(), bytes_max))
         }
         Phase::Attaching(attaching) => {
             attaching.held.push((local, Arc::clone(publication)));
-            let bytes = session.outbox.len_bytes();
-            (attaching.held.len() > HELD_MAX)
-                .then_some(Handed { bytes, result: PushResult::Overflow })
+            (attaching.held.len() > HELD_MAX).then_some(PushResult::Overflow)
         }
         _ => None,
     }

@@ -53,7 +53,9 @@ impl Shard {
                 Ok(None) => break,
                 Ok(Some(item)) => self.handle_item(now, id, item),
                 Err(reason) => {
+                    // The stream cannot be understood any more, so no close frame of the client is waited for.
                     self.disconnect(now, id, reason);
+                    self.finish(id);
                     break;
                 }
             }
@@ -216,7 +218,7 @@ impl Shard {
             Command::PresenceStats(data) => self.handle_presence(now, at, data.channel, true),
             Command::History(data) => self.handle_history(now, at, data),
             Command::LargeData(chunk) => {
-                self.handle_large_data(now, at, *chunk, envelope.session_id.as_deref());
+                self.handle_large_data(now, at, &chunk, envelope.session_id.as_deref());
             }
             Command::Fault(data) => self.handle_fault(now, id, reply_to, &data),
         }

@@ -21,7 +21,7 @@ impl Shard {
             match key {
                 TimerKey::Connection(id) => self.handle_connection_timer(now, id),
                 TimerKey::Home(key) => {
-                    self.with_homes(now, |homes, env| homes.handle_timer(env, key))
+                    self.with_homes(now, |homes, env| homes.handle_timer(env, key));
                 }
             }
         }

@@ -71,7 +71,8 @@ fn accept_offer(offer: &str) -> Option<Negotiated> {
     let mut response =
         String::from("permessage-deflate; server_no_context_takeover; client_no_context_takeover");
     if let Some(bits) = server_bits {
-        response.push_str(&format!("; server_max_window_bits={bits}"));
+        response.push_str("; server_max_window_bits=");
+        response.push_str(&bits.to_string());
     }
     let compress = server_bits.is_none_or(|bits| bits == SERVER_WINDOW_BITS);
     Some(Negotiated { response, compress })

@@ -1,6 +1,6 @@
 //! A node in a test: shards, their mailboxes, virtual time, and clients that speak WebSocket into it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -60,7 +60,7 @@ pub struct Node {
     pub events: Vec<Event>,
     pub control: Vec<ControlMessage>,
     pub admission: Arc<Admission>,
-    by_id: HashMap<ConnectionId, Client>,
+    by_id: BTreeMap<ConnectionId, Client>,
     correlation: u64,
 }
 
@@ -189,7 +189,7 @@ impl Node {
             events: Vec::new(),
             control: Vec::new(),
             admission,
-            by_id: HashMap::new(),
+            by_id: BTreeMap::new(),
             correlation: 0,
         }
     }

@@ -5,7 +5,7 @@
 //! `lost` (or bridged by an honest `subscribed`); at rest every subscriber stands at the top; nothing leaks.
 //! `SIM_SEEDS=n` runs more seeds, `SIM_SEED=s` one.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gateway_core::message::{ChannelOp, ChannelOutcome, HistoryQuery};
@@ -20,7 +20,7 @@ const CHANNELS: [&str; 5] = ["chat:a", "chat:b", "live:c", "live:d", "session:e"
 /// What a client knows of a channel: the offset up to which it has seen or been told everything.
 #[derive(Default)]
 struct Seen {
-    by_channel: HashMap<String, (u64, String)>,
+    by_channel: BTreeMap<String, (u64, String)>,
 }
 
 struct Sim {

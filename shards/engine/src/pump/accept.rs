@@ -22,6 +22,9 @@ use crate::placement::{PEEK_BYTES_MAX, user_of};
 use crate::ring::{Completion, Op};
 use crate::tls::Tls;
 
+/// Sockets of a shard whose first bytes are awaited; more are placed by address at once.
+const WAITING_MAX: usize = 1024;
+
 /// Sockets whose first bytes are awaited. Each waits at most the handshake timeout.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
@@ -126,7 +129,8 @@ impl Pump {
         let address_ip = address.ip().to_canonical();
         let peer = Peer { address: address_ip, port: address.port(), tls: self.tls.is_some() };
         let placed = PlacedSocket { socket, peer };
-        if self.placer.needs_first_bytes() && !peer.tls {
+        let may_wait = self.shutdown_until.is_none() && self.waiting.sockets.len() < WAITING_MAX;
+        if may_wait && self.placer.needs_first_bytes() && !peer.tls {
             let deadline = self.now.mono + self.settings.limits.handshake_timeout;
             let key = self.waiting.add(WaitingSocket { deadline, placed, expired: false });
             if let Some(waiting) = self.waiting.get(key) {
@@ -139,6 +143,12 @@ impl Pump {
     }
 
     fn move_to(&mut self, target: gateway_core::ids::ShardId, placed: PlacedSocket) {
+        if target != self.id && self.shutdown_until.is_some() {
+            // The other shard may have ended already.
+            self.placer.keep(target);
+            self.serve(placed);
+            return;
+        }
         if target == self.id {
             self.metrics.placed[target.index()] += 1;
             self.serve(placed);
@@ -183,6 +193,13 @@ impl Pump {
             }
         }
         busy
+    }
+
+    /// Places every waiting socket without its first bytes, as soon as the ring lets go of it.
+    pub(super) fn stop_waiting(&mut self) {
+        for socket in self.waiting.sockets.iter_mut().flatten() {
+            socket.deadline = self.now.mono;
+        }
     }
 
     /// A socket to be served here; it is counted on this shard already.
@@ -249,6 +266,10 @@ impl Pump {
     }
 
     /// Takes what clients have put into the kernel's queue, then closes.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "non-blocking, after the ring's accept has ended"
+    )]
     fn close_listener(&mut self, key: usize) {
         let Some(Listener { socket, .. }) = self.listeners[key].take() else { return };
         while let Ok((accepted, _)) = socket.accept() {

@@ -32,8 +32,7 @@ impl Pump {
                 Output::Close { id } => self.start_closing(id),
                 Output::Abort { id } => self.kill(id),
                 Output::Event(event) => self.log.event(self.now, &event),
-                Output::Fault(Fault::Stall(duration)) => std::thread::sleep(duration),
-                Output::Fault(Fault::PanicShard) => panic!("a test asked for a panic of the shard"),
+                Output::Fault(fault) => misbehave(fault),
             }
         }
         busy
@@ -178,5 +177,13 @@ impl Pump {
 
     fn open_connections(&self) -> Vec<ConnectionId> {
         self.connections.iter().flatten().map(|connection| connection.id).collect()
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "stalling the shard is what the fault is")]
+fn misbehave(fault: Fault) {
+    match fault {
+        Fault::Stall(duration) => std::thread::sleep(duration),
+        Fault::PanicShard => panic!("fault injection: a panic of the shard"),
     }
 }

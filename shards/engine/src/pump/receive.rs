@@ -9,9 +9,11 @@ use crate::connection::{Phase, Received};
 use crate::ring::{Buffer, Completion, Op};
 
 impl Pump {
-    /// Arms the receives that were paused or ended without an end of the stream.
+    /// Arms receives that were paused or ended without an end of the stream: not more in one turn than there are
+    /// buffers, because the others would only find none and come back.
     pub(super) fn arm_receives(&mut self) {
-        for id in std::mem::take(&mut self.rearm) {
+        for _ in 0..self.config.receive_buffers {
+            let Some(id) = self.rearm.pop_front() else { return };
             let Some(connection) = lookup(&mut self.connections, id) else { continue };
             let wanted = matches!(connection.phase, Phase::Open | Phase::Closing);
             if wanted && !connection.receiving && !connection.ended {
@@ -109,9 +111,9 @@ impl Pump {
         match -result {
             libc::ENOBUFS => {
                 self.metrics.receive_buffers_exhausted += 1;
-                self.rearm.push(id);
+                self.rearm.push_back(id);
             }
-            ..0 | libc::ECANCELED | libc::EINTR | libc::EAGAIN => self.rearm.push(id),
+            ..0 | libc::ECANCELED | libc::EINTR | libc::EAGAIN => self.rearm.push_back(id),
             _ => self.note_end(id),
         }
         self.settle(id);

@@ -111,6 +111,10 @@ impl BufferRing {
         unsafe { std::slice::from_raw_parts_mut(start, length) }
     }
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "giving back ends the caller's right to the bytes"
+    )]
     pub(super) fn give_back(&mut self, buffer: Buffer) {
         assert_eq!(buffer.owner, self.owner, "a buffer is given back to the ring it came from");
         self.offer(buffer.index);

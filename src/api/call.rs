@@ -1,0 +1,165 @@
+//! The table of methods: path, request, result and function, once.
+//!
+//! Routes, the commands of `batch` and the OpenAPI paths are all made from it, so none of them can be forgotten.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{FromRequest, Request, State};
+use axum::http::Response;
+use axum::response::IntoResponse;
+use axum::routing::post;
+use gateway_core::error::ErrorCode;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Body as _;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use utoipa::{OpenApi, ToSchema};
+
+use super::error::{ErrorBody, ErrorEnvelope};
+use super::requests::*;
+use super::results::*;
+use super::{ApiError, batch, connections, large_data, publish, reads, users};
+use crate::plane::SharedPlane;
+
+/// A request body, read within its bounds and strictly typed.
+#[derive(Debug)]
+struct Call<T>(T);
+
+impl<T: DeserializeOwned> FromRequest<SharedPlane> for Call<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, plane: &SharedPlane) -> Result<Self, ApiError> {
+        let max = plane.api.load().body_bytes_max;
+        let too_large = || {
+            ApiError::new(
+                ErrorCode::MessageTooLarge,
+                format!("the body is larger than `api.body_bytes_max`, {max}"),
+            )
+        };
+        let body = request.into_body();
+        // A length that is announced need not be read first.
+        if body.size_hint().lower() > max as u64 {
+            return Err(too_large());
+        }
+        match Limited::new(body, max).collect().await {
+            Ok(body) => parse(&body.to_bytes()).map(Self),
+            Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+            Err(_) => Err(ApiError::bad_request("the body did not arrive whole")),
+        }
+    }
+}
+
+/// Reads a body; an empty one stands for `{}`.
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
+    serde_json::from_slice(body)
+        .map_err(|error| ApiError::bad_request(format!("malformed request: {error}")))
+}
+
+fn answer<T: Serialize>(outcome: Result<T, ApiError>) -> Response<Body> {
+    match outcome {
+        Ok(result) => axum::Json(Reply { result }).into_response(),
+        Err(error) => error.into_response(),
+    }
+}
+
+macro_rules! methods {
+    ($($(#[doc = $doc:literal])+ $variant:ident $name:ident($path:literal, $request:ident) -> $result:ident = $function:path;)+) => {
+        /// One command of a batch: `{"<method>": {..}}`.
+        #[derive(Debug, Deserialize, ToSchema)]
+        #[serde(rename_all = "snake_case")]
+        pub(crate) enum Command {
+            $($(#[doc = $doc])+ $variant($request),)+
+        }
+
+        /// Answer to one command of a batch: `{"<method>": {..}}` or `{"error": {..}}`.
+        #[derive(Debug, Serialize, ToSchema)]
+        #[serde(rename_all = "snake_case")]
+        pub(crate) enum CommandReply {
+            $($(#[doc = $doc])+ $variant($result),)+
+            /// What went wrong.
+            Error(ErrorBody),
+        }
+
+        /// Runs one command of a batch.
+        pub(super) async fn run(plane: &SharedPlane, command: Command) -> CommandReply {
+            let outcome = match command {
+                $(Command::$variant(request) => $function(plane, request).await.map(CommandReply::$variant),)+
+            };
+            outcome.unwrap_or_else(|error| CommandReply::Error(error.body()))
+        }
+
+        $(
+            $(#[doc = $doc])+
+            #[utoipa::path(
+                post, path = $path, request_body = $request,
+                responses(
+                    (status = 200, description = "The result, or `{\"error\":{..}}`", body = Reply<$result>),
+                    (status = 401, description = "No valid API key", body = ErrorEnvelope),
+                ),
+                security(("api_key" = [])),
+            )]
+            async fn $name(State(plane): State<SharedPlane>, Call(request): Call<$request>) -> Response<Body> {
+                answer($function(&plane, request).await)
+            }
+        )+
+
+        /// Several commands in one request.
+        #[utoipa::path(
+            post, path = "/api/batch", request_body = BatchRequest,
+            responses(
+                (status = 200, description = "The result, or `{\"error\":{..}}`", body = Reply<BatchResult>),
+                (status = 401, description = "No valid API key", body = ErrorEnvelope),
+            ),
+            security(("api_key" = [])),
+        )]
+        async fn run_batch(State(plane): State<SharedPlane>, Call(request): Call<BatchRequest>) -> Response<Body> {
+            answer(batch::batch(&plane, request).await)
+        }
+
+        /// Routes of all methods.
+        pub(super) fn methods() -> Router<SharedPlane> {
+            Router::new()$(.route($path, post($name)))+.route("/api/batch", post(run_batch))
+        }
+
+        /// Paths and schemas of all methods.
+        #[derive(Debug, OpenApi)]
+        #[openapi(paths($($name,)+ run_batch), components(schemas(ErrorEnvelope)))]
+        pub(super) struct Paths;
+    };
+}
+
+methods! {
+    /// Publishes to a channel.
+    Publish publish_one("/api/publish", PublishRequest) -> PositionResult = publish::publish;
+    /// Publishes the same to several channels.
+    Broadcast broadcast("/api/broadcast", BroadcastRequest) -> BroadcastResult = publish::broadcast;
+    /// Publishes a large payload as checksummed chunks.
+    LargeData publish_large("/api/large_data", LargeDataRequest) -> LargeDataResult = large_data::large_data;
+    /// Subscribes a user's connections to a channel.
+    Subscribe subscribe("/api/subscribe", SubscriptionRequest) -> AffectedResult = users::subscribe;
+    /// Unsubscribes a user's connections from a channel.
+    Unsubscribe unsubscribe("/api/unsubscribe", SubscriptionRequest) -> AffectedResult = users::unsubscribe;
+    /// Ends a user's connections.
+    Disconnect disconnect("/api/disconnect", DisconnectRequest) -> AffectedResult = users::disconnect;
+    /// Refuses tokens from now on and ends the connections that hold one.
+    Revoke revoke("/api/revoke", RevokeRequest) -> AffectedResult = users::revoke;
+    /// Online state of users.
+    UserStatus user_status("/api/user_status", UserStatusRequest) -> UserStatusResult = users::user_status;
+    /// Members of a channel.
+    Presence presence("/api/presence", ChannelRequest) -> PresenceResult = reads::presence;
+    /// Number of members of a channel.
+    PresenceStats presence_stats("/api/presence_stats", ChannelRequest) -> PresenceStatsResult = reads::presence_stats;
+    /// Publications kept in a channel.
+    History history("/api/history", HistoryRequest) -> HistoryResult = reads::history;
+    /// Forgets the publications of a channel.
+    HistoryRemove history_remove("/api/history_remove", ChannelRequest) -> PositionResult = reads::history_remove;
+    /// Channels of the node.
+    Channels channels("/api/channels", ChannelsRequest) -> ChannelsResult = reads::channels;
+    /// Connections of the node, in pages.
+    Connections list_connections("/api/connections", ConnectionsRequest) -> ConnectionsResult = connections::connections;
+    /// One connection in detail.
+    Connection inspect("/api/connection", ConnectionRequest) -> ConnectionResult = connections::connection;
+    /// The node and its size.
+    Info info("/api/info", InfoRequest) -> InfoResult = connections::info;
+}

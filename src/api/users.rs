@@ -1,0 +1,161 @@
+//! What is done to a user's connections: `subscribe`, `unsubscribe`, `disconnect`, `revoke`, `user_status`.
+
+use std::time::Duration;
+
+use gateway_core::error::Disconnect;
+use gateway_core::message::{
+    ChannelName, ChannelOp, ChannelOutcome, Revocation, ShardOp, ShardOutcome, Target,
+};
+use gateway_core::settings::Settings;
+
+use super::requests::{DisconnectRequest, RevokeRequest, SubscriptionRequest, UserStatusRequest};
+use super::results::{AffectedResult, UserStatus, UserStatusResult};
+use super::{ApiError, payload};
+use crate::plane::SharedPlane;
+
+/// Subscribes connections by the server's will.
+pub(super) async fn subscribe(
+    plane: &SharedPlane,
+    request: SubscriptionRequest,
+) -> Result<AffectedResult, ApiError> {
+    let settings = plane.settings.load_full();
+    let target = target(request.user, request.session, &settings)?;
+    payload::check_channel(&request.channel, &settings)?;
+    let channel = ChannelName::from(request.channel);
+    affect(plane, || ShardOp::Subscribe {
+        target: target.clone(),
+        channel: ChannelName::clone(&channel),
+    })
+    .await
+}
+
+/// Unsubscribes connections.
+pub(super) async fn unsubscribe(
+    plane: &SharedPlane,
+    request: SubscriptionRequest,
+) -> Result<AffectedResult, ApiError> {
+    let settings = plane.settings.load_full();
+    let target = target(request.user, request.session, &settings)?;
+    payload::check_channel(&request.channel, &settings)?;
+    let channel = ChannelName::from(request.channel);
+    affect(plane, || ShardOp::Unsubscribe {
+        target: target.clone(),
+        channel: ChannelName::clone(&channel),
+    })
+    .await
+}
+
+/// Ends connections.
+pub(super) async fn disconnect(
+    plane: &SharedPlane,
+    request: DisconnectRequest,
+) -> Result<AffectedResult, ApiError> {
+    let settings = plane.settings.load_full();
+    let target = target(request.user, request.session, &settings)?;
+    let reason =
+        if request.reconnect { Disconnect::ForceReconnect } else { Disconnect::ForceNoReconnect };
+    affect(plane, || ShardOp::Disconnect { target: target.clone(), reason }).await
+}
+
+/// Refuses tokens from now on and ends the connections that hold one.
+pub(super) async fn revoke(
+    plane: &SharedPlane,
+    request: RevokeRequest,
+) -> Result<AffectedResult, ApiError> {
+    let settings = plane.settings.load_full();
+    let revocation = revocation(plane, request, &settings)?;
+    let result = affect(plane, || ShardOp::Revoke(revocation.clone())).await;
+    tracing::info!(category = "security", event = "tokens_revoked", complete = result.is_ok());
+    result
+}
+
+/// Online state of users.
+pub(super) async fn user_status(
+    plane: &SharedPlane,
+    request: UserStatusRequest,
+) -> Result<UserStatusResult, ApiError> {
+    let max = plane.api.load().batch_max;
+    if request.users.is_empty() || request.users.len() > max {
+        return Err(ApiError::bad_request(format!("`users` must hold 1 to {max} user ids")));
+    }
+    let settings = plane.settings.load_full();
+    let mut pending = Vec::with_capacity(request.users.len());
+    for user in request.users {
+        payload::check_text("users", &user, &settings.limits)?;
+        let answer = plane.bridge.begin(&format!("user:{user}"), ChannelOp::UserStatus)?;
+        pending.push((user, answer));
+    }
+    let mut statuses = Vec::with_capacity(pending.len());
+    for (user, answer) in pending {
+        let ChannelOutcome::UserStatus { connections, last_seen } = answer.wait().await? else {
+            return Err(ApiError::unexpected_answer());
+        };
+        let last_seen = last_seen.map(|at| at.as_secs());
+        statuses.push(UserStatus { user, online: connections > 0, connections, last_seen });
+    }
+    Ok(UserStatusResult { statuses })
+}
+
+/// Asks every shard and adds up; an incomplete answer is an error, because the caller must know that a connection may
+/// have been missed.
+async fn affect(
+    plane: &SharedPlane,
+    make: impl Fn() -> ShardOp,
+) -> Result<AffectedResult, ApiError> {
+    let gathered = plane.bridge.ask_all(make).await?;
+    let mut affected = 0;
+    for (_, outcome) in gathered.answers {
+        let ShardOutcome::Affected(count) = outcome else {
+            return Err(ApiError::unexpected_answer());
+        };
+        affected += u64::from(count);
+    }
+    if gathered.partial { Err(ApiError::partial()) } else { Ok(AffectedResult { affected }) }
+}
+
+fn target(
+    user: Option<String>,
+    session: Option<String>,
+    settings: &Settings,
+) -> Result<Target, ApiError> {
+    match (user, session) {
+        (_, Some(session)) => {
+            payload::check_text("session", &session, &settings.limits)?;
+            Ok(Target::Session(session.into()))
+        }
+        (Some(user), None) => {
+            payload::check_text("user", &user, &settings.limits)?;
+            Ok(Target::User(user.into()))
+        }
+        (None, None) => Err(ApiError::bad_request("missing field `user` (or `session`)")),
+    }
+}
+
+fn revocation(
+    plane: &SharedPlane,
+    request: RevokeRequest,
+    settings: &Settings,
+) -> Result<Revocation, ApiError> {
+    let now = plane.bridge.shards().now().unix;
+    let issued_before = request.issued_before.map(Duration::from_secs);
+    match (request.user, request.token_id, issued_before, request.expires_at) {
+        (Some(user), None, before, None) => {
+            payload::check_text("user", &user, &settings.limits)?;
+            Ok(Revocation::User { user: user.into(), issued_before: before.unwrap_or(now) })
+        }
+        (None, Some(token_id), None, Some(expires_at)) => {
+            payload::check_text("token_id", &token_id, &settings.limits)?;
+            Ok(Revocation::TokenId {
+                token_id: token_id.into(),
+                expires_at: Duration::from_secs(expires_at),
+            })
+        }
+        (None, None, Some(before), None) => Ok(Revocation::IssuedBefore(before)),
+        (None, Some(_), _, None) => Err(ApiError::bad_request(
+            "`expires_at` is needed with `token_id`: until then the entry is kept",
+        )),
+        _ => Err(ApiError::bad_request(
+            "give `user` (with or without `issued_before`), or `token_id` with `expires_at`, or `issued_before` alone",
+        )),
+    }
+}

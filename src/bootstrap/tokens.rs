@@ -1,0 +1,105 @@
+//! From the configured keys to the core's authenticator.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use gateway_core::auth::{
+    Authenticator, KeyAlgorithm, KeyError, KeySet, TokenRules, VerificationKey,
+};
+
+use crate::config::sections::Algorithm;
+use crate::config::{Config, TokenKey};
+use crate::keys::{JwksSettings, KeyLoadError, KeySource, KeyStore};
+
+/// The keys for tokens cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TokenKeysError {
+    /// A connection key.
+    #[error(transparent)]
+    Load(#[from] KeyLoadError),
+    /// The secret of channel tokens.
+    #[error("auth.channel_token_secret cannot be used: {0}")]
+    Channel(#[source] KeyError),
+}
+
+/// Reads all configured keys; `previous` lends the keys of URLs that do not answer now.
+pub(crate) async fn load(
+    config: &Config,
+    previous: Option<&KeyStore>,
+) -> Result<KeyStore, KeyLoadError> {
+    let sources = config.token_keys.iter().map(source).collect();
+    let auth = &config.auth;
+    let jwks = JwksSettings {
+        timeout: auth.jwks_timeout,
+        interval: auth.jwks_refresh_interval,
+        interval_min: auth.jwks_retry_interval,
+        retry_min: auth.jwks_retry_interval.min(Duration::from_secs(1)),
+        retry_max: auth.jwks_refresh_interval,
+        allow_http: config.is_development(),
+        ..JwksSettings::default()
+    };
+    KeyStore::load_after(previous, sources, jwks).await
+}
+
+/// Rules of the configuration with the keys in force.
+pub(crate) fn authenticator(
+    config: &Config,
+    keys: KeySet,
+) -> Result<Authenticator, TokenKeysError> {
+    let auth = &config.auth;
+    let boxed = |list: &[String]| list.iter().map(|text| text.as_str().into()).collect();
+    let rules = TokenRules {
+        issuers: boxed(&auth.issuers),
+        audiences: boxed(&auth.audiences),
+        leeway: auth.leeway,
+        require_exp: auth.require_exp,
+        token_bytes_max: auth.token_bytes_max,
+        user_claim: auth.user_claim.as_str().into(),
+    };
+    let channel_keys = match &auth.channel_token_secret {
+        None => None,
+        Some(secret) => {
+            let key = VerificationKey::from_secret(KeyAlgorithm::Hs256, secret.expose().as_bytes());
+            Some(KeySet::from(vec![key.map_err(TokenKeysError::Channel)?]))
+        }
+    };
+    Ok(Authenticator::new(rules, keys, channel_keys))
+}
+
+/// Files of key sets that are looked at again at every refresh interval.
+pub(crate) fn watched_files(config: &Config) -> Vec<PathBuf> {
+    let file = |key: &TokenKey| match key {
+        TokenKey::JwksFile(path) => Some(path.clone()),
+        _ => None,
+    };
+    config.token_keys.iter().filter_map(file).collect()
+}
+
+fn source(key: &TokenKey) -> KeySource {
+    match key {
+        TokenKey::Secret { algorithm, secret } => KeySource::Secret {
+            algorithm: core_algorithm(*algorithm),
+            id: None,
+            secret: String::from_utf8_lossy(secret.expose()).into(),
+        },
+        TokenKey::PublicKey { algorithm, path, .. } => KeySource::PemFile {
+            algorithm: core_algorithm(*algorithm),
+            id: None,
+            path: path.clone(),
+        },
+        TokenKey::JwksFile(path) => KeySource::JwksFile { path: path.clone() },
+        TokenKey::JwksUrl(url) => KeySource::JwksUrl { url: url.clone() },
+    }
+}
+
+fn core_algorithm(algorithm: Algorithm) -> KeyAlgorithm {
+    match algorithm {
+        Algorithm::Hs256 => KeyAlgorithm::Hs256,
+        Algorithm::Hs384 => KeyAlgorithm::Hs384,
+        Algorithm::Hs512 => KeyAlgorithm::Hs512,
+        Algorithm::Rs256 => KeyAlgorithm::Rs256,
+        Algorithm::Ps256 => KeyAlgorithm::Ps256,
+        Algorithm::Es256 => KeyAlgorithm::Es256,
+        Algorithm::EdDsa => KeyAlgorithm::EdDsa,
+    }
+}

@@ -1,0 +1,42 @@
+//! The task that empties the control queue.
+//!
+//! The engine signals an eventfd after pushing; this task sleeps on it and hands every event on without waiting for
+//! anything, so that a slow HTTP client can never hold up an answer.
+
+use std::io;
+
+use gateway_engine::{ControlEvent, ControlReceiver, HttpConnection};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::Bridge;
+
+/// Events taken in one go before other tasks get their turn.
+const BATCH: usize = 256;
+
+/// Hands events on until the future is dropped or the descriptor cannot be watched.
+pub(crate) async fn run(
+    receiver: ControlReceiver,
+    bridge: Bridge,
+    mut serve: impl FnMut(HttpConnection),
+) -> io::Result<()> {
+    #[allow(
+        deprecated,
+        reason = "the successor is unsafe; owning the receiver keeps its descriptor open as long as needed"
+    )]
+    let mut receiver = AsyncFd::with_interest(receiver, Interest::READABLE)?;
+    loop {
+        // Cleared before draining, so that a wake-up that comes meanwhile is not cleared away; a drain that stops at
+        // its batch makes the descriptor readable again.
+        receiver.readable().await?.clear_ready();
+        for event in receiver.get_mut().drain(BATCH) {
+            match event {
+                ControlEvent::Core(message) => bridge.handle_message(message),
+                ControlEvent::Snapshot { correlation, shard, snapshot } => {
+                    bridge.handle_snapshot(correlation, shard, snapshot);
+                }
+                ControlEvent::Http(connection) => serve(connection),
+            }
+        }
+    }
+}

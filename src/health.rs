@@ -1,0 +1,197 @@
+//! What the gateway says about itself: liveness, readiness, components.
+//!
+//! `/live` fails when a shard has stopped turning (restart the process); `/ready` and `/health` fail also while the
+//! node starts or drains (send clients elsewhere). None of them waits for a shard: the heartbeats are read from
+//! shared memory. Only `/health/detailed` and the JSON endpoints gather counters.
+
+mod websocket;
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{Response, StatusCode};
+use axum::response::IntoResponse;
+use gateway_core::ids::ShardId;
+use serde_json::{Value, json};
+
+pub(crate) use websocket::{health as websocket_health, metrics as websocket_metrics};
+
+use crate::bridge::Shards;
+use crate::metrics::loop_lag_json;
+use crate::plane::{Plane, SharedPlane};
+
+/// Where the process stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LifePhase {
+    /// Not listening yet.
+    Starting,
+    /// Serving.
+    Ready,
+    /// Clients are being told to move.
+    Draining,
+}
+
+impl LifePhase {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// Phase of life, and how long a shard may stand still.
+#[derive(Debug)]
+pub(crate) struct Health {
+    phase: AtomicU8,
+    stall_limit: Duration,
+}
+
+impl Health {
+    /// Starting; a shard whose heartbeat is older than `stall_limit` is stalled.
+    pub(crate) fn new(stall_limit: Duration) -> Self {
+        Self { phase: AtomicU8::new(LifePhase::Starting as u8), stall_limit }
+    }
+
+    /// Enters a phase.
+    pub(crate) fn enter(&self, phase: LifePhase) {
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// The phase now.
+    pub(crate) fn phase(&self) -> LifePhase {
+        match self.phase.load(Ordering::Acquire) {
+            value if value == LifePhase::Starting as u8 => LifePhase::Starting,
+            value if value == LifePhase::Ready as u8 => LifePhase::Ready,
+            _ => LifePhase::Draining,
+        }
+    }
+
+    /// Whether a shard has stopped turning.
+    pub(crate) fn is_stalled(&self, shards: &dyn Shards, shard: ShardId) -> bool {
+        shards.heartbeat_age(shard) > self.stall_limit
+    }
+
+    /// Whether any shard has stopped turning.
+    pub(crate) fn any_stalled(&self, shards: &dyn Shards) -> bool {
+        (0..shards.count()).any(|shard| self.is_stalled(shards, ShardId(shard)))
+    }
+}
+
+impl Plane {
+    /// `healthy`, or what is wrong.
+    fn status(&self) -> &'static str {
+        match self.health.phase() {
+            _ if self.health.any_stalled(self.bridge.shards()) => "unhealthy",
+            LifePhase::Ready => "healthy",
+            phase => phase.as_str(),
+        }
+    }
+}
+
+fn answer(ok: bool, body: Value) -> Response<Body> {
+    let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(body)).into_response()
+}
+
+/// `GET /health`.
+pub(crate) async fn summary(State(plane): State<SharedPlane>) -> Response<Body> {
+    let status = plane.status();
+    answer(status == "healthy", json!({"status": status}))
+}
+
+/// `GET /live`.
+pub(crate) async fn live(State(plane): State<SharedPlane>) -> Response<Body> {
+    let stalled = plane.health.any_stalled(plane.bridge.shards());
+    answer(!stalled, json!({"status": if stalled { "stalled" } else { "live" }}))
+}
+
+/// `GET /ready`.
+pub(crate) async fn ready(State(plane): State<SharedPlane>) -> Response<Body> {
+    let status = plane.status();
+    answer(
+        status == "healthy",
+        json!({"status": if status == "healthy" { "ready" } else { status }}),
+    )
+}
+
+/// `GET /health/detailed`.
+pub(crate) async fn detailed(State(plane): State<SharedPlane>) -> Response<Body> {
+    let snapshots = plane.bridge.snapshots().await;
+    let status = plane.status();
+    let shards: Vec<Value> = plane
+        .bridge
+        .shard_ids()
+        .map(|shard| {
+            let heartbeat_age = plane.bridge.shards().heartbeat_age(shard);
+            let stalled = plane.health.is_stalled(plane.bridge.shards(), shard);
+            let mut report = json!({
+                "shard": shard.0,
+                "status": if stalled { "stalled" } else { "healthy" },
+                "heartbeat_age_seconds": heartbeat_age.as_secs_f64(),
+            });
+            if let Some(snapshot) = snapshots.shards.get(shard.index()).and_then(Option::as_deref) {
+                report["connections"] = snapshot.core.connections.into();
+                report["sessions"] = snapshot.core.sessions.into();
+                report["channels"] = snapshot.core.channels.into();
+                report["subscriptions"] = snapshot.core.subscriptions.into();
+                report["outbox_bytes"] = snapshot.core.outbox_bytes.into();
+                report["mailbox_depth"] = snapshot.mailbox_depth.into();
+                report["loop_lag_seconds"] = loop_lag_json(snapshot);
+            }
+            report
+        })
+        .collect();
+    let history_bytes: u64 =
+        snapshots.known().map(|(_, snapshot)| snapshot.core.history_bytes).sum();
+    let settings = plane.settings.load();
+    let limits = &settings.limits;
+    let body = json!({
+        "status": status,
+        "phase": plane.health.phase().as_str(),
+        "node": &*settings.node,
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_seconds": plane.uptime().as_secs(),
+        "partial": snapshots.partial,
+        "components": {
+            "shards": shards,
+            "broker": {"status": "healthy", "kind": "memory", "history_bytes": history_bytes},
+            "tls": tls(&plane),
+            "control": {
+                "requests_in_flight": plane.bridge.requests_in_flight(),
+                "late_answers": plane.bridge.late_answers(),
+                "http_connections": plane.http.connections(),
+            },
+        },
+        "limits": {
+            "connections_max": limits.connections_max,
+            "connections_per_user_max": limits.connections_per_user_max,
+            "connections_per_address_max": limits.connections_per_address_max,
+            "handshakes_per_second": limits.handshakes.per_second,
+            "message_bytes_max": limits.message_bytes_max,
+            "outbox_bytes_max": limits.outbox_bytes_max,
+            "subscriptions_max": limits.subscriptions_max,
+        },
+    });
+    answer(status == "healthy", body)
+}
+
+fn tls(plane: &Plane) -> Value {
+    let Some(expiry) = plane.tls_expiry.get() else {
+        return json!({"enabled": false, "status": "healthy"});
+    };
+    let left = expiry - plane.bridge.shards().now().unix.as_secs() as i64;
+    json!({
+        "enabled": true,
+        "status": if left > 0 { "healthy" } else { "expired" },
+        "expires_at": expiry,
+        "expires_in_seconds": left,
+    })
+}
+
+#[cfg(test)]
+mod tests;

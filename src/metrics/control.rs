@@ -1,0 +1,160 @@
+//! What the control plane counts itself.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::http::{Method, StatusCode};
+use prometheus::proto::MetricFamily;
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
+
+use super::families::Families;
+use crate::plane::Plane;
+
+/// Upper bounds of request durations in seconds.
+const REQUEST_SECONDS: &[f64] =
+    &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Counters and gauges of the control plane.
+#[derive(Debug)]
+pub(crate) struct ControlMetrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    /// Calls without a valid API key.
+    pub api_unauthorized: IntCounter,
+    reload_failures: IntCounter,
+    reload_success: IntGauge,
+    reload_timestamp: IntGauge,
+}
+
+impl ControlMetrics {
+    /// All zero, registered.
+    ///
+    /// # Errors
+    /// When a name or label is invalid or taken; both are constants, so a test finds it.
+    pub(crate) fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let requests = IntCounterVec::new(
+            Opts::new("archmesh_http_requests_total", "HTTP requests by route, method and status."),
+            &["route", "method", "status"],
+        )?;
+        let request_seconds = HistogramVec::new(
+            HistogramOpts::new(
+                "archmesh_http_request_duration_seconds",
+                "Duration of HTTP requests by route.",
+            )
+            .buckets(REQUEST_SECONDS.to_vec()),
+            &["route"],
+        )?;
+        let api_unauthorized = IntCounter::new(
+            "archmesh_api_unauthorized_total",
+            "Server API calls without a valid key.",
+        )?;
+        let reload_failures = IntCounter::new(
+            "archmesh_config_reload_failures_total",
+            "Reloads refused because the new configuration is bad; the old one stayed in use.",
+        )?;
+        let reload_success = IntGauge::new(
+            "archmesh_config_last_reload_success",
+            "1 when the last reload, or the start, succeeded.",
+        )?;
+        let reload_timestamp = IntGauge::new(
+            "archmesh_config_last_reload_success_timestamp_seconds",
+            "Unix time at which the configuration in use was loaded.",
+        )?;
+        registry.register(Box::new(requests.clone()))?;
+        registry.register(Box::new(request_seconds.clone()))?;
+        registry.register(Box::new(api_unauthorized.clone()))?;
+        registry.register(Box::new(reload_failures.clone()))?;
+        registry.register(Box::new(reload_success.clone()))?;
+        registry.register(Box::new(reload_timestamp.clone()))?;
+        Ok(Self {
+            registry,
+            requests,
+            request_seconds,
+            api_unauthorized,
+            reload_failures,
+            reload_success,
+            reload_timestamp,
+        })
+    }
+
+    /// Counts an answered request. `route` is a pattern of ours, never a client's path.
+    pub(crate) fn count_request(
+        &self,
+        route: &str,
+        method: &Method,
+        status: StatusCode,
+        took: Duration,
+    ) {
+        let method = match *method {
+            Method::GET => "GET",
+            Method::POST => "POST",
+            Method::OPTIONS => "OPTIONS",
+            Method::HEAD => "HEAD",
+            _ => "other",
+        };
+        self.requests.with_label_values(&[route, method, status.as_str()]).inc();
+        self.request_seconds.with_label_values(&[route]).observe(took.as_secs_f64());
+    }
+
+    /// A new configuration, or the first one, is in force.
+    pub(crate) fn reload_succeeded(&self) {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.reload_success.set(1);
+        self.reload_timestamp.set(unix.as_secs() as i64);
+    }
+
+    /// A new configuration was refused.
+    pub(crate) fn reload_failed(&self) {
+        self.reload_failures.inc();
+        self.reload_success.set(0);
+    }
+
+    /// Families that have at least one series.
+    pub(super) fn gather(&self) -> Vec<MetricFamily> {
+        self.registry.gather()
+    }
+}
+
+/// Gauges that are read at scrape.
+pub(super) fn collect(families: &mut Families, plane: &Plane) {
+    families.info(
+        "archmesh_build_info",
+        "Version of the gateway, by label.",
+        &[("version", env!("CARGO_PKG_VERSION")), ("architecture", std::env::consts::ARCH)],
+    );
+    families.gauge(
+        "archmesh_uptime_seconds",
+        "Seconds since the process started.",
+        plane.uptime().as_secs_f64(),
+    );
+    families.gauge(
+        "archmesh_http_connections",
+        "Open HTTP connections.",
+        plane.http.connections() as f64,
+    );
+    families.counter(
+        "archmesh_http_connections_refused_total",
+        "HTTP connections refused because too many were open.",
+        plane.http.refused() as f64,
+    );
+    families.gauge(
+        "archmesh_control_requests_in_flight",
+        "Questions of the control plane that wait for a shard's answer.",
+        plane.bridge.requests_in_flight() as f64,
+    );
+    families.counter(
+        "archmesh_control_late_answers_total",
+        "Answers of shards that came after their deadline.",
+        plane.bridge.late_answers() as f64,
+    );
+    if let Some(expiry) = plane.tls_expiry.get() {
+        families.gauge(
+            "archmesh_tls_certificate_expiry_timestamp_seconds",
+            "Unix time at which the certificate in use expires.",
+            expiry as f64,
+        );
+    }
+}

@@ -1,0 +1,135 @@
+//! What every request handler and background task of the control plane can reach.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use gateway_core::settings::Settings;
+
+use crate::api::ApiPolicy;
+use crate::bridge::Bridge;
+use crate::health::Health;
+use crate::http::HttpServer;
+use crate::metrics::ControlMetrics;
+use crate::sampler::Sampler;
+
+/// Shared state of the control plane. Parts that a reload replaces are swapped whole.
+#[derive(Debug)]
+pub(crate) struct Plane {
+    /// Client of the shards.
+    pub bridge: Bridge,
+    /// What the shards were configured with last.
+    pub settings: ArcSwap<Settings>,
+    /// Keys and bounds of the server API.
+    pub api: ArcSwap<ApiPolicy>,
+    /// Starting, ready, draining; stalled shards.
+    pub health: Health,
+    /// Counters of the control plane itself.
+    pub metrics: ControlMetrics,
+    /// Rates between two samples.
+    pub sampler: Sampler,
+    /// The HTTP server, for its connection counts.
+    pub http: HttpServer,
+    /// Expiry of the certificate in use.
+    pub tls_expiry: TlsExpiry,
+}
+
+impl Plane {
+    /// Monotonic time since the process started.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.bridge.shards().now().mono
+    }
+}
+
+/// Shared by every handler.
+pub(crate) type SharedPlane = Arc<Plane>;
+
+/// Unix time at which the certificate in use expires.
+#[derive(Debug)]
+pub(crate) struct TlsExpiry(AtomicI64);
+
+impl TlsExpiry {
+    /// `None` when TLS is off.
+    pub(crate) fn new(expiry: Option<i64>) -> Self {
+        Self(AtomicI64::new(expiry.unwrap_or(i64::MIN)))
+    }
+
+    /// Replaces the time after a reload.
+    pub(crate) fn set(&self, expiry: Option<i64>) {
+        self.0.store(expiry.unwrap_or(i64::MIN), Ordering::Relaxed);
+    }
+
+    /// Seconds since the Unix epoch; `None` when TLS is off.
+    pub(crate) fn get(&self) -> Option<i64> {
+        let expiry = self.0.load(Ordering::Relaxed);
+        (expiry != i64::MIN).then_some(expiry)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod testing {
+    //! A control plane over shards that the test plays itself.
+
+    use gateway_core::auth::{Authenticator, KeySet, TokenRules};
+
+    use super::*;
+    use crate::bridge::BridgeLimits;
+    use crate::bridge::testing::TestShards;
+    use crate::config::{Config, DEVELOPMENT_API_KEY, Sources};
+    use crate::health::LifePhase;
+    use crate::http::HttpLimits;
+    use crate::reload;
+    use crate::routes::{self, RouteOptions, Routers};
+
+    /// Key that the plane accepts.
+    pub(crate) const KEY: &str = DEVELOPMENT_API_KEY;
+
+    /// Bounds of the HTTP server in tests.
+    pub(crate) const HTTP_LIMITS: HttpLimits = HttpLimits {
+        connections_max: 2,
+        header_timeout: Duration::from_secs(5),
+        keep_alive_timeout: Duration::from_secs(5),
+        head_bytes_max: 8 * 1024,
+        headers_max: 64,
+    };
+
+    /// A ready plane with the development configuration.
+    pub(crate) fn plane() -> (Arc<TestShards>, SharedPlane) {
+        let config = Config::load(&Sources::default()).unwrap().config;
+        let authenticator = Authenticator::new(TokenRules::default(), KeySet::default(), None);
+        let shards = Arc::new(TestShards::new(64));
+        let limits = BridgeLimits {
+            request_timeout: Duration::from_millis(200),
+            snapshot_timeout: Duration::from_millis(20),
+            requests_max: 64,
+        };
+        let plane = Plane {
+            bridge: Bridge::new(Arc::clone(&shards) as _, limits),
+            settings: ArcSwap::from_pointee(config.core_settings(Arc::new(authenticator), 2)),
+            api: ArcSwap::from_pointee(reload::api_policy(
+                &config,
+                Arc::new(tokio::sync::Semaphore::new(8)),
+            )),
+            health: Health::new(Duration::from_secs(2)),
+            metrics: ControlMetrics::new().unwrap(),
+            sampler: Sampler::default(),
+            http: HttpServer::new(HTTP_LIMITS),
+            tls_expiry: TlsExpiry::new(Some(1_900_000_000)),
+        };
+        plane.health.enter(LifePhase::Ready);
+        (shards, Arc::new(plane))
+    }
+
+    /// Routers with everything switched on and an internal listener.
+    pub(crate) fn routers(plane: &SharedPlane) -> Routers {
+        let options = RouteOptions {
+            internal: true,
+            api: true,
+            metrics: true,
+            cors: Some(Duration::from_secs(60)),
+        };
+        routes::build(plane, options)
+    }
+}

@@ -1,0 +1,254 @@
+//! Everything that changes while the node runs: SIGHUP, rotated keys.
+//!
+//! A reload first makes all new parts, certificates and keys included, and only then puts them in force: a bad
+//! configuration is refused as a whole, loudly, and the old one stays. What can change only at a restart is named in a
+//! warning and keeps its old value.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use gateway_core::auth::KeySet;
+use gateway_core::message::ShardOp;
+use gateway_core::settings::Settings;
+use gateway_engine::EngineHandle;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::api::{ApiKey, ApiPolicy};
+use crate::bootstrap::tokens;
+use crate::config::sections::TlsVersion;
+use crate::config::{Config, Loaded, restart_only_changes};
+use crate::keys::KeyStore;
+use crate::logging::{self, Logging};
+use crate::plane::SharedPlane;
+use crate::tls::{self, LoadedTls, TlsError};
+
+/// Between two tries to reach a shard whose mailbox is full.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A reload is refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReloadError {
+    /// The configuration itself.
+    #[error("{0}")]
+    Config(#[from] crate::config::ConfigErrors),
+    /// Certificate or key.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Keys for tokens.
+    #[error(transparent)]
+    Keys(#[from] tokens::TokenKeysError),
+    /// The log filter.
+    #[error(transparent)]
+    Logging(#[from] logging::LoggingError),
+}
+
+impl From<crate::keys::KeyLoadError> for ReloadError {
+    fn from(error: crate::keys::KeyLoadError) -> Self {
+        Self::Keys(error.into())
+    }
+}
+
+/// The configuration in force, and what is needed to replace it.
+#[derive(Debug)]
+pub(crate) struct Controller {
+    /// In force.
+    pub loaded: Loaded,
+    plane: SharedPlane,
+    engine: EngineHandle,
+    logging: Arc<Logging>,
+    keys: Keys,
+}
+
+/// Keys in force, and the tasks that keep them fresh.
+#[derive(Debug)]
+struct Keys {
+    store: KeyStore,
+    changes: watch::Receiver<KeySet>,
+    _refresh: JoinSet<()>,
+    files: Vec<(PathBuf, Option<SystemTime>)>,
+}
+
+impl Keys {
+    fn new(store: KeyStore, config: &Config) -> Self {
+        let files = tokens::watched_files(config).into_iter().map(|path| {
+            let modified = modified(&path);
+            (path, modified)
+        });
+        let files = files.collect();
+        Self { changes: store.subscribe(), _refresh: store.spawn_refresh(), store, files }
+    }
+
+    fn files_changed(&self) -> bool {
+        self.files.iter().any(|(path, known)| modified(path) != *known)
+    }
+}
+
+fn modified(path: &std::path::Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
+}
+
+impl Controller {
+    /// Takes what the node was started with; starts the refresh of remote keys. Must be called inside the runtime.
+    pub(crate) fn new(
+        loaded: Loaded,
+        plane: SharedPlane,
+        engine: EngineHandle,
+        logging: Arc<Logging>,
+        store: KeyStore,
+    ) -> Self {
+        let keys = Keys::new(store, &loaded.config);
+        Self { loaded, plane, engine, logging, keys }
+    }
+
+    /// Waits until keys were rotated behind a URL or in a file.
+    ///
+    /// # Cancel safety
+    /// No change is lost when the future is dropped.
+    pub(crate) async fn keys_rotated(&mut self) {
+        let interval = self.loaded.config.auth.jwks_refresh_interval;
+        loop {
+            tokio::select! {
+                // The store lives in `self`, so its sender cannot be gone.
+                _ = self.keys.changes.changed() => return,
+                () = sleep(interval) => if self.keys.files_changed() { return },
+            }
+        }
+    }
+
+    /// Puts rotated keys in force.
+    pub(crate) async fn apply_rotated_keys(&mut self) {
+        let result = self.rotate().await;
+        if let Err(error) = result {
+            tracing::error!(category = "security", event = "key_rotation_failed", %error);
+        }
+    }
+
+    async fn rotate(&mut self) -> Result<(), ReloadError> {
+        if self.keys.files_changed() {
+            let store = tokens::load(&self.loaded.config, Some(&self.keys.store)).await?;
+            self.keys = Keys::new(store, &self.loaded.config);
+        }
+        let settings = settings(&self.loaded.config, &self.keys.store, self.engine.shards())?;
+        self.reconfigure(settings).await;
+        tracing::info!(
+            category = "security",
+            event = "keys_rotated",
+            keys = self.keys.store.current().len()
+        );
+        Ok(())
+    }
+
+    /// A token named an unknown key: the URLs are asked early.
+    pub(crate) fn note_unknown_kid(&self) {
+        self.keys.store.note_unknown_kid();
+    }
+
+    /// Reads the configuration again and puts it in force, or refuses it and keeps the old one.
+    pub(crate) async fn reload(&mut self) {
+        tracing::info!(category = "system", event = "reload_started");
+        match self.try_reload().await {
+            Ok(()) => {
+                self.plane.metrics.reload_succeeded();
+                tracing::info!(category = "system", event = "reload_finished");
+            }
+            Err(error) => {
+                self.plane.metrics.reload_failed();
+                tracing::error!(
+                    category = "error",
+                    event = "reload_refused",
+                    %error,
+                    "the new configuration is refused; the old one stays in force",
+                );
+            }
+        }
+    }
+
+    async fn try_reload(&mut self) -> Result<(), ReloadError> {
+        let new = self.loaded.reload()?;
+        logging::parse(&new.config.log.level)?;
+        let tls = if self.loaded.config.tls.enabled { load_tls(&new.config)? } else { None };
+        let store = tokens::load(&new.config, Some(&self.keys.store)).await?;
+        let mut settings = settings(&new.config, &store, self.engine.shards())?;
+        // The name changes only at a restart, and so does what clients see of it.
+        settings.node = Arc::clone(&self.plane.settings.load().node);
+        // From here on nothing fails.
+        let changes = restart_only_changes(&self.loaded.config, &new.config);
+        if !changes.is_empty() {
+            tracing::warn!(
+                category = "system",
+                event = "restart_needed",
+                keys = changes.join(", ")
+            );
+        }
+        self.logging.set_filter(&new.config.log.level)?;
+        if let Some(tls) = tls {
+            self.engine.replace_tls(tls.config);
+            self.plane.tls_expiry.set(Some(tls.expires_at));
+        }
+        let workers = Arc::clone(&self.plane.api.load().workers);
+        self.plane.api.store(Arc::new(api_policy(&new.config, workers)));
+        self.keys = Keys::new(store, &new.config);
+        self.loaded = new;
+        self.reconfigure(settings).await;
+        Ok(())
+    }
+
+    /// Gives every shard the new settings; a shard with a full mailbox is tried until the watchdog's limit.
+    async fn reconfigure(&self, settings: Settings) {
+        let settings = Arc::new(settings);
+        self.plane.settings.store(Arc::clone(&settings));
+        let deadline = Instant::now() + self.loaded.config.engine.watchdog_timeout;
+        for shard in self.plane.bridge.shard_ids() {
+            while self
+                .plane
+                .bridge
+                .tell(shard, ShardOp::Reconfigure(Arc::clone(&settings)))
+                .is_err()
+            {
+                if Instant::now() >= deadline {
+                    tracing::error!(
+                        category = "error",
+                        event = "reconfigure_not_delivered",
+                        shard = shard.0
+                    );
+                    break;
+                }
+                sleep(RETRY_INTERVAL).await;
+            }
+        }
+    }
+}
+
+/// Settings of the shards with the keys in force.
+pub(crate) fn settings(
+    config: &Config,
+    keys: &KeyStore,
+    shards: u16,
+) -> Result<Settings, tokens::TokenKeysError> {
+    Ok(config.core_settings(Arc::new(tokens::authenticator(config, keys.current())?), shards))
+}
+
+/// Certificate and key, when TLS is on.
+pub(crate) fn load_tls(config: &Config) -> Result<Option<LoadedTls>, TlsError> {
+    match (&config.tls.certificate_path, &config.tls.key_path) {
+        (Some(certificate), Some(key)) if config.tls.enabled => {
+            let only_1_3 = config.tls.min_version == TlsVersion::Tls13;
+            tls::load(certificate, key, only_1_3).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Keys and bounds of the server API.
+pub(crate) fn api_policy(config: &Config, workers: Arc<tokio::sync::Semaphore>) -> ApiPolicy {
+    ApiPolicy {
+        keys: config.api_keys.iter().map(|key| ApiKey::new(&key.name, key.key.expose())).collect(),
+        body_bytes_max: config.api.body_bytes_max,
+        timeout: config.api.timeout,
+        batch_max: config.api.batch_max as usize,
+        workers,
+    }
+}

@@ -12,7 +12,7 @@ const EXAMPLES_MAX: usize = 8;
 /// What went wrong, by kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Violation {
+pub(crate) enum Violation {
     /// A publication that came before, or came after a later one.
     Duplicate,
     /// Publications that were left out; counted each.
@@ -47,14 +47,19 @@ pub enum Violation {
 
 /// Counts of violations, with a few described.
 #[derive(Clone, Debug, Default)]
-pub struct Violations {
+pub(crate) struct Violations {
     counts: BTreeMap<Violation, u64>,
     examples: Vec<String>,
 }
 
 impl Violations {
     /// Counts `count` of a kind.
-    pub fn add(&mut self, violation: Violation, count: u64, describe: impl FnOnce() -> String) {
+    pub(crate) fn add(
+        &mut self,
+        violation: Violation,
+        count: u64,
+        describe: impl FnOnce() -> String,
+    ) {
         if count == 0 {
             return;
         }
@@ -65,24 +70,24 @@ impl Violations {
     }
 
     /// All kinds together.
-    pub fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.counts.values().sum()
     }
 
     /// Counts by kind.
-    pub fn counts(&self) -> &BTreeMap<Violation, u64> {
+    pub(crate) fn counts(&self) -> &BTreeMap<Violation, u64> {
         &self.counts
     }
 
     /// The first few, described.
-    pub fn examples(&self) -> &[String] {
+    pub(crate) fn examples(&self) -> &[String] {
         &self.examples
     }
 }
 
 /// What a publication means to a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// The next one.
     InOrder,
     /// Not newer than what was seen.
@@ -95,23 +100,23 @@ pub enum Verdict {
 
 /// One connection's view of one channel.
 #[derive(Clone, Copy, Debug)]
-pub struct Subscription {
+pub(crate) struct Subscription {
     /// Index of the channel.
-    pub channel: u32,
+    pub(crate) channel: u32,
     /// Newest position seen; none before the first `subscribed`.
-    pub position: Option<(Epoch, u64)>,
+    pub(crate) position: Option<(Epoch, u64)>,
     /// Whether `subscribed` has come on the present connection.
-    pub live: bool,
+    pub(crate) live: bool,
 }
 
 impl Subscription {
     /// A subscription that is not made yet.
-    pub fn new(channel: u32) -> Self {
+    pub(crate) fn new(channel: u32) -> Self {
         Self { channel, position: None, live: false }
     }
 
     /// Judges a publication and moves on to it, unless it is old.
-    pub fn accept(&mut self, epoch: Epoch, offset: u64) -> Verdict {
+    pub(crate) fn accept(&mut self, epoch: Epoch, offset: u64) -> Verdict {
         let Some((current, last)) = self.position else {
             self.position = Some((epoch, offset));
             return Verdict::InOrder;

@@ -20,8 +20,8 @@ use rustix::time::{
     timerfd_settime,
 };
 
-pub use connection::Abandon;
-pub use upgrade::request;
+pub(crate) use connection::Abandon;
+pub(crate) use upgrade::request;
 
 use crate::output::Progress;
 use crate::schedule::{Clock, MILLISECOND, Nanos, SECOND};
@@ -38,7 +38,7 @@ const TICK_MAX: Nanos = 100 * MILLISECOND;
 
 /// A connection of the fleet; never mistaken for a later one in the same slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ConnId {
+pub(crate) struct ConnId {
     slot: u32,
     generation: u32,
 }
@@ -53,14 +53,14 @@ impl ConnId {
     }
 
     /// Index that is unique among the open connections.
-    pub fn slot(self) -> usize {
+    pub(crate) fn slot(self) -> usize {
         self.slot as usize
     }
 }
 
 /// Why a connection is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub(crate) enum Ending {
     /// The upgrade was answered with another status than 101.
     Refused(u16, String),
     /// The server sent a close frame, first or in answer to ours.
@@ -87,7 +87,7 @@ impl std::fmt::Display for Ending {
 
 /// Something that happened to a connection.
 #[derive(Debug)]
-pub enum Event<'a> {
+pub(crate) enum Event<'a> {
     /// The WebSocket is open.
     Open,
     /// A text message.
@@ -102,7 +102,7 @@ pub enum Event<'a> {
 
 /// What the fleet does between two questions to the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub(crate) enum Next {
     /// Waits for events until then at the latest.
     Until(Nanos),
     /// Stops.
@@ -110,7 +110,7 @@ pub enum Next {
 }
 
 /// Who decides.
-pub trait Driver {
+pub(crate) trait Driver {
     /// What is due; asked after every turn.
     fn tick(&mut self, fleet: &mut Fleet, now: Nanos) -> Next;
     /// What happened.
@@ -121,22 +121,22 @@ pub trait Driver {
 
 /// Counted by the fleet itself.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Traffic {
+pub(crate) struct Traffic {
     /// Bytes read from sockets.
-    pub bytes_in: u64,
+    pub(crate) bytes_in: u64,
     /// Bytes written to sockets.
-    pub bytes_out: u64,
+    pub(crate) bytes_out: u64,
     /// Pings answered.
-    pub pings: u64,
+    pub(crate) pings: u64,
 }
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub struct Fleet {
+pub(crate) struct Fleet {
     /// The generator's clock.
-    pub clock: Clock,
+    pub(crate) clock: Clock,
     /// What went over the wire.
-    pub traffic: Traffic,
+    pub(crate) traffic: Traffic,
     poll: Poll,
     timer: OwnedFd,
     slots: Vec<(u32, Option<Connection>)>,
@@ -151,7 +151,7 @@ pub struct Fleet {
 impl Fleet {
     /// An empty fleet. Connections to the IPv4 loopback come from so many source addresses (127.0.0.1 and on), because
     /// one address has only about 28,000 ports.
-    pub fn new(clock: Clock, sources: u8) -> io::Result<Self> {
+    pub(crate) fn new(clock: Clock, sources: u8) -> io::Result<Self> {
         let poll = Poll::new()?;
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
@@ -172,12 +172,17 @@ impl Fleet {
     }
 
     /// Starts a WebSocket connection that sends `head` once TCP is up. A failure is told by [`Event::Ended`] too.
-    pub fn dial(&mut self, address: SocketAddr, head: Vec<u8>, abandon: Option<Abandon>) -> ConnId {
+    pub(crate) fn dial(
+        &mut self,
+        address: SocketAddr,
+        head: Vec<u8>,
+        abandon: Option<Abandon>,
+    ) -> ConnId {
         self.start(address, Phase::Connecting { head, abandon })
     }
 
     /// Starts an HTTP connection for [`Self::send_raw`].
-    pub fn dial_http(&mut self, address: SocketAddr) -> ConnId {
+    pub(crate) fn dial_http(&mut self, address: SocketAddr) -> ConnId {
         self.start(address, Phase::Http)
     }
 
@@ -215,18 +220,18 @@ impl Fleet {
     }
 
     /// Sends a text message.
-    pub fn send(&mut self, id: ConnId, payload: &[u8]) {
+    pub(crate) fn send(&mut self, id: ConnId, payload: &[u8]) {
         let mask = mask_of(payload.len() as u64 ^ self.traffic.bytes_out);
         self.write(id, |out| framing::push_text(out, payload, mask));
     }
 
     /// Sends bytes as they are.
-    pub fn send_raw(&mut self, id: ConnId, bytes: &[u8]) {
+    pub(crate) fn send_raw(&mut self, id: ConnId, bytes: &[u8]) {
         self.write(id, |out| out.extend_from_slice(bytes));
     }
 
     /// Sends a close frame; [`Event::Ended`] comes with the server's answer.
-    pub fn close(&mut self, id: ConnId) {
+    pub(crate) fn close(&mut self, id: ConnId) {
         if let Some(connection) = self.get(id)
             && let Phase::Open(decoder) = &mut connection.phase
         {
@@ -236,7 +241,7 @@ impl Fleet {
     }
 
     /// Ends the connection at once with a reset; no event follows.
-    pub fn abort(&mut self, id: ConnId) {
+    pub(crate) fn abort(&mut self, id: ConnId) {
         if let Some(connection) = self.remove(id) {
             connection.reset_on_close();
         }
@@ -266,7 +271,7 @@ impl Fleet {
     fn wait(&mut self, events: &mut Events, now: Nanos, until: Nanos) -> io::Result<()> {
         let wait = until.saturating_sub(now).min(TICK_MAX);
         if wait > 0 {
-            let at = Timespec { tv_sec: 0, tv_nsec: wait.min(SECOND - 1) as i64 };
+            let at = Timespec { tv_sec: 0, tv_nsec: wait.min(SECOND - 1).cast_signed() };
             let never = Timespec { tv_sec: 0, tv_nsec: 0 };
             let time = Itimerspec { it_interval: never, it_value: at };
             timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &time)?;
@@ -413,7 +418,7 @@ impl Fleet {
             },
             Phase::Open(decoder) | Phase::Closing(decoder) => {
                 let Some((item, used)) = decoder.next(input)? else { return Ok(None) };
-                self.item(id, item, input, driver, now);
+                self.item(id, item, input, driver);
                 Ok(Some(used))
             }
             Phase::Http => {
@@ -426,7 +431,8 @@ impl Fleet {
         }
     }
 
-    fn item(&mut self, id: ConnId, item: Item, input: &[u8], driver: &mut dyn Driver, now: Nanos) {
+    fn item(&mut self, id: ConnId, item: Item, input: &[u8], driver: &mut dyn Driver) {
+        let now = self.clock.now();
         match item {
             Item::Text(place) => driver.event(self, id, Event::Message(&input[place]), now),
             Item::Assembled(payload) => driver.event(self, id, Event::Message(&payload), now),
@@ -460,7 +466,11 @@ fn mask_of(seed: u64) -> [u8; 4] {
 }
 
 /// Runs `driver` on the fleet until it is done.
-pub fn run(fleet: &mut Fleet, driver: &mut dyn Driver, progress: &mut Progress) -> io::Result<()> {
+pub(crate) fn run(
+    fleet: &mut Fleet,
+    driver: &mut dyn Driver,
+    progress: &mut Progress,
+) -> io::Result<()> {
     let mut events = Events::with_capacity(EVENTS_MAX);
     loop {
         fleet.tell_endings(driver);

@@ -9,25 +9,25 @@ const MICROS_MAX: u64 = 600_000_000;
 
 /// One kind of latency.
 #[derive(Clone, Debug)]
-pub struct Latency(Histogram<u64>);
+pub(crate) struct Latency(Histogram<u64>);
 
 /// A histogram in a few numbers; milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// Samples.
-    pub count: u64,
+    pub(crate) count: u64,
     /// Mean.
-    pub mean: f64,
+    pub(crate) mean: f64,
     /// Percentiles.
-    pub p50: f64,
+    pub(crate) p50: f64,
     /// See `p50`.
-    pub p90: f64,
+    pub(crate) p90: f64,
     /// See `p50`.
-    pub p99: f64,
+    pub(crate) p99: f64,
     /// See `p50`.
-    pub p999: f64,
+    pub(crate) p999: f64,
     /// Largest.
-    pub max: f64,
+    pub(crate) max: f64,
 }
 
 impl Default for Latency {
@@ -41,12 +41,12 @@ impl Default for Latency {
 
 impl Latency {
     /// Records the time from `from` to `to`.
-    pub fn record(&mut self, from: Nanos, to: Nanos) {
+    pub(crate) fn record(&mut self, from: Nanos, to: Nanos) {
         self.0.saturating_record(to.saturating_sub(from) / 1_000);
     }
 
     /// The histogram in numbers; `None` when nothing was recorded.
-    pub fn summary(&self) -> Option<Summary> {
+    pub(crate) fn summary(&self) -> Option<Summary> {
         let ms = |micros: u64| micros as f64 / 1_000.0;
         (!self.0.is_empty()).then(|| Summary {
             count: self.0.len(),
@@ -62,26 +62,26 @@ impl Latency {
 
 /// All latencies of a scenario.
 #[derive(Clone, Debug, Default)]
-pub struct Latencies {
+pub(crate) struct Latencies {
     /// From dialing to `welcome`.
-    pub connect: Latency,
+    pub(crate) connect: Latency,
     /// From dialing to the answer of the last subscription.
-    pub ready: Latency,
+    pub(crate) ready: Latency,
     /// From the scheduled time of a publication to its delivery.
-    pub deliver: Latency,
+    pub(crate) deliver: Latency,
     /// From the scheduled time of a publication to its acknowledgement.
-    pub acknowledge: Latency,
+    pub(crate) acknowledge: Latency,
     /// From the moment everybody was to come back to the end of a connection's recovery.
-    pub recover: Latency,
+    pub(crate) recover: Latency,
     /// From a ping to its pong.
-    pub ping: Latency,
+    pub(crate) ping: Latency,
     /// From the scheduled time of a publication to the moment the generator sent it.
-    pub behind: Latency,
+    pub(crate) behind: Latency,
 }
 
 impl Latencies {
     /// Names and summaries of those that have samples. The generator's own lateness is not among them.
-    pub fn summaries(&self) -> Vec<(&'static str, Summary)> {
+    pub(crate) fn summaries(&self) -> Vec<(&'static str, Summary)> {
         [
             ("connect", &self.connect),
             ("ready", &self.ready),

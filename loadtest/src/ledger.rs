@@ -54,18 +54,18 @@ impl ChannelLog {
 
 /// See the module's documentation.
 #[derive(Clone, Debug)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     publications: Vec<Publication>,
     channels: Vec<ChannelLog>,
     /// Sent and not answered yet.
-    pub outstanding: u64,
+    pub(crate) outstanding: u64,
     /// Answered with a position.
-    pub acknowledged: u64,
+    pub(crate) acknowledged: u64,
 }
 
 impl Ledger {
     /// An empty ledger of so many channels.
-    pub fn new(channels: u32) -> Self {
+    pub(crate) fn new(channels: u32) -> Self {
         Self {
             publications: Vec::new(),
             channels: vec![ChannelLog::default(); channels as usize],
@@ -75,12 +75,12 @@ impl Ledger {
     }
 
     /// Publications sent.
-    pub fn sent(&self) -> u64 {
+    pub(crate) fn sent(&self) -> u64 {
         self.publications.len() as u64
     }
 
     /// Enters a publication that was due at `scheduled` and answers its number.
-    pub fn enter(&mut self, channel: u32, scheduled: Nanos, recorded: bool) -> u64 {
+    pub(crate) fn enter(&mut self, channel: u32, scheduled: Nanos, recorded: bool) -> u64 {
         let state = State::Sent;
         self.publications.push(Publication { scheduled, channel, state, recorded });
         self.outstanding += 1;
@@ -88,14 +88,14 @@ impl Ledger {
     }
 
     /// A subscription found the channel at this position, before anything of the load that it does not know.
-    pub fn begin(&mut self, channel: u32, epoch: Epoch, offset: u64) {
+    pub(crate) fn begin(&mut self, channel: u32, epoch: Epoch, offset: u64) {
         if let Some(log) = self.channels.get_mut(channel as usize) {
             log.base.get_or_insert((epoch, offset));
         }
     }
 
     /// The publication was acknowledged. Answers when it was due, if that counts.
-    pub fn acknowledge(
+    pub(crate) fn acknowledge(
         &mut self,
         number: u64,
         (epoch, offset): (Epoch, u64),
@@ -126,7 +126,7 @@ impl Ledger {
     }
 
     /// The publication was answered with an error.
-    pub fn refuse(&mut self, number: u64) {
+    pub(crate) fn refuse(&mut self, number: u64) {
         if let Some(publication) = self.publications.get_mut(number as usize)
             && publication.state == State::Sent
         {
@@ -136,7 +136,11 @@ impl Ledger {
     }
 
     /// A publication was delivered. Answers when it was due, if that counts.
-    pub fn deliver(&mut self, delivered: &Delivered, violations: &mut Violations) -> Option<Nanos> {
+    pub(crate) fn deliver(
+        &mut self,
+        delivered: &Delivered,
+        violations: &mut Violations,
+    ) -> Option<Nanos> {
         let number = delivered.number?;
         let publication = self.publications.get(number as usize).copied();
         let fits = publication.is_some_and(|publication| publication.channel == delivered.channel)
@@ -157,7 +161,7 @@ impl Ledger {
     }
 
     /// Largest acknowledged offset of a channel; 0 when there is none.
-    pub fn top(&self, channel: u32) -> u64 {
+    pub(crate) fn top(&self, channel: u32) -> u64 {
         self.channels.get(channel as usize).map_or(0, |log| log.top)
     }
 }

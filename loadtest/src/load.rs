@@ -20,34 +20,34 @@ use crate::server::{self, Sample};
 use crate::target::{Minter, Target};
 use crate::wire::{Names, Reader};
 
-pub use api::ApiAccess;
+pub(crate) use api::ApiAccess;
 use api::ApiPool;
 use members::Member;
 
 /// Everything about the run that is not the scenario.
 #[derive(Clone, Debug)]
-pub struct Environment {
+pub(crate) struct Environment {
     /// WebSocket endpoint.
-    pub target: Target,
+    pub(crate) target: Target,
     /// Metrics endpoint.
-    pub metrics: Target,
+    pub(crate) metrics: Target,
     /// Publishes through the server API when given.
-    pub api: Option<ApiAccess>,
+    pub(crate) api: Option<ApiAccess>,
     /// Token secret.
-    pub secret: String,
+    pub(crate) secret: String,
     /// Claim with the user id.
-    pub user_claim: String,
+    pub(crate) user_claim: String,
     /// `iss` and `aud`; empty = left out.
-    pub issuer_audience: (String, String),
+    pub(crate) issuer_audience: (String, String),
     /// What every channel name begins with.
-    pub channel_prefix: String,
+    pub(crate) channel_prefix: String,
     /// Without any progress for this long, a phase is given up.
-    pub patience: Nanos,
+    pub(crate) patience: Nanos,
 }
 
 /// Something that a scenario may want to act on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notice {
+pub(crate) enum Notice {
     /// A member is connected and subscribed.
     Ready(u32),
     /// A publication of this member was answered.
@@ -60,25 +60,25 @@ pub enum Notice {
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub struct Load {
+pub(crate) struct Load {
     /// The plan.
-    pub plan: Plan,
+    pub(crate) plan: Plan,
     /// The run.
-    pub environment: Environment,
+    pub(crate) environment: Environment,
     /// What went wrong.
-    pub violations: Violations,
+    pub(crate) violations: Violations,
     /// How long things took.
-    pub latencies: Latencies,
+    pub(crate) latencies: Latencies,
     /// What was published.
-    pub ledger: Ledger,
+    pub(crate) ledger: Ledger,
     /// Publications delivered in order, all subscriptions together, recovered ones included.
-    pub delivered: u64,
+    pub(crate) delivered: u64,
     /// Publications that came with a `subscribed` reply.
-    pub recovered: u64,
+    pub(crate) recovered: u64,
     /// From now on connections may end.
-    pub closing: bool,
+    pub(crate) closing: bool,
     /// Server figures by moment.
-    pub samples: Vec<(&'static str, Sample)>,
+    pub(crate) samples: Vec<(&'static str, Sample)>,
     names: Names,
     reader: Reader,
     minter: Minter,
@@ -95,7 +95,7 @@ pub struct Load {
 
 impl Load {
     /// A load with nobody connected. `run` tells it from every other run.
-    pub fn new(plan: Plan, environment: Environment, run: u64) -> Result<Self, String> {
+    pub(crate) fn new(plan: Plan, environment: Environment, run: u64) -> Result<Self, String> {
         let stem = format!("{}load-{run:x}-", environment.channel_prefix);
         let names = Names { stem: stem.clone(), run };
         let (issuer, audience) = &environment.issuer_audience;
@@ -128,14 +128,14 @@ impl Load {
     }
 
     /// Asks the server for its figures and files them under `moment`.
-    pub fn sample(&mut self, fleet: &Fleet, moment: &'static str) {
+    pub(crate) fn sample(&mut self, fleet: &Fleet, moment: &'static str) {
         if let Some(sample) = server::sample(&self.environment.metrics, fleet.clock.now()) {
             self.samples.push((moment, sample));
         }
     }
 
     /// Whether everything published is answered, and everything acknowledged has reached every live subscription.
-    pub fn is_settled(&self) -> bool {
+    pub(crate) fn is_settled(&self) -> bool {
         self.ledger.outstanding == 0 && self.members.iter().all(|member| self.behind(member) == 0)
     }
 
@@ -150,7 +150,7 @@ impl Load {
     }
 
     /// Counts what is missing when nothing more is waited for.
-    pub fn count_missing(&mut self) {
+    pub(crate) fn count_missing(&mut self) {
         let behind: u64 = self.members.iter().map(|member| self.behind(member)).sum();
         self.violations.add(Violation::Undelivered, behind, || {
             format!("{behind} acknowledged publications did not reach a live subscription")
@@ -162,7 +162,7 @@ impl Load {
     }
 
     /// Whether nothing has come or happened for the patience of the run.
-    pub fn is_stuck(&mut self, fleet: &Fleet, now: Nanos) -> bool {
+    pub(crate) fn is_stuck(&mut self, fleet: &Fleet, now: Nanos) -> bool {
         let progress = fleet.traffic.bytes_in + u64::from(self.ready);
         if progress != self.last_progress.1 || self.last_progress.0 == 0 {
             self.last_progress = (now, progress);
@@ -171,12 +171,12 @@ impl Load {
     }
 
     /// Members that are connected and subscribed.
-    pub fn ready(&self) -> u32 {
+    pub(crate) fn ready(&self) -> u32 {
         self.ready
     }
 
     /// One line about how it goes.
-    pub fn progress(&self) -> String {
+    pub(crate) fn progress(&self) -> String {
         format!(
             "{} of {} connected, {} published, {} acknowledged, {} delivered, {} violations",
             self.ready,

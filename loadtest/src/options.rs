@@ -26,7 +26,7 @@ const API_CONNECTIONS: u32 = 16;
 /// Exit codes: 0 passed, 1 a threshold or promise was broken, 2 wrong usage, 3 the run could not be made.
 #[derive(Debug, Parser)]
 #[command(name = "archmesh-loadtest", version)]
-pub struct Options {
+pub(crate) struct Options {
     /// WebSocket endpoint of the gateway.
     #[arg(long, default_value = "ws://127.0.0.1:8080/ws")]
     url: Target,
@@ -38,7 +38,7 @@ pub struct Options {
     size: Size,
     /// Print the built-in scenarios and end.
     #[arg(long)]
-    pub list: bool,
+    pub(crate) list: bool,
     /// HS256 secret that tokens are made with. Default: the gateway's built-in one of the development environment.
     #[arg(long, env = "JWT_SECRET", hide_env_values = true)]
     secret: Option<String>,
@@ -68,22 +68,25 @@ pub struct Options {
     patience: Span,
     /// Also writes the reports to this file, as a JSON array.
     #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    pub(crate) json: Option<PathBuf>,
     /// No progress on standard error.
     #[arg(long)]
-    pub quiet: bool,
+    pub(crate) quiet: bool,
     #[command(flatten)]
     values: Values,
 }
 
 impl Options {
     /// The scenarios to be run.
-    pub fn plans(&self) -> Result<Vec<Plan>, String> {
+    pub(crate) fn plans(&self) -> Result<Vec<Plan>, String> {
         let mut plans = Vec::new();
         for asked in &self.scenarios {
-            let all = Scenario::names().filter(|_| asked == "all");
-            let one = (asked != "all").then_some(asked.as_str());
-            for name in all.chain(one) {
+            let names: Vec<String> = if asked == "all" {
+                Scenario::names().map(str::to_owned).collect()
+            } else {
+                vec![asked.clone()]
+            };
+            for name in &names {
                 plans.push(Scenario::load(name)?.plan(name, self.size, &self.values)?);
             }
         }
@@ -91,7 +94,7 @@ impl Options {
     }
 
     /// Everything that is the same for all of them.
-    pub fn environment(&self) -> Environment {
+    pub(crate) fn environment(&self) -> Environment {
         let or = |given: &Option<String>, default: &str| {
             given.clone().unwrap_or_else(|| default.to_owned())
         };

@@ -7,20 +7,20 @@ use std::io::{IsTerminal, Write};
 use crate::schedule::{Nanos, SECOND};
 
 /// Prints a finished report.
-pub fn report(text: &str) {
+pub(crate) fn report(text: &str) {
     print!("{text}");
     // A closed pipe must not hide the exit code.
     let _ = std::io::stdout().flush();
 }
 
 /// Prints why something did not work.
-pub fn fault(text: &str) {
+pub(crate) fn fault(text: &str) {
     eprintln!("error: {text}");
 }
 
 /// A line on standard error each second; on a terminal it is written over the one before.
 #[derive(Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     quiet: bool,
     terminal: bool,
     next_at: Nanos,
@@ -28,12 +28,12 @@ pub struct Progress {
 
 impl Progress {
     /// `quiet` switches it off.
-    pub fn new(quiet: bool) -> Self {
+    pub(crate) fn new(quiet: bool) -> Self {
         Self { quiet, terminal: std::io::stderr().is_terminal(), next_at: 0 }
     }
 
     /// Writes what `line` says when a second has passed.
-    pub fn tell(&mut self, now: Nanos, line: impl FnOnce() -> String) {
+    pub(crate) fn tell(&mut self, now: Nanos, line: impl FnOnce() -> String) {
         if self.quiet || now < self.next_at {
             return;
         }
@@ -47,7 +47,7 @@ impl Progress {
     }
 
     /// Ends the line.
-    pub fn finish(&self) {
+    pub(crate) fn finish(&self) {
         if !self.quiet && self.terminal {
             eprintln!();
         }

@@ -23,7 +23,7 @@ const PUBLISHER_RATE: f64 = 40.0;
 /// Size tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
-pub enum Size {
+pub(crate) enum Size {
     /// 100 connections.
     Small,
     /// 1,000 connections.
@@ -37,7 +37,7 @@ pub enum Size {
 /// What a scenario does.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Open-loop publications to subscribed connections.
     Fanout,
     /// Connections that are kept open.
@@ -53,11 +53,11 @@ pub enum Kind {
 /// A scenario file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Scenario {
+pub(crate) struct Scenario {
     /// What it does.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// What it shows, in a sentence.
-    pub about: String,
+    pub(crate) about: String,
     /// Values of every size.
     #[serde(default)]
     values: Values,
@@ -73,12 +73,12 @@ pub struct Scenario {
 
 impl Scenario {
     /// Names of the built-in scenarios.
-    pub fn names() -> impl Iterator<Item = &'static str> + use<> {
+    pub(crate) fn names() -> impl Iterator<Item = &'static str> {
         BUILT_IN.iter().map(|(name, _)| *name)
     }
 
     /// Finds a built-in scenario by name, or reads a file.
-    pub fn load(name: &str) -> Result<Self, String> {
+    pub(crate) fn load(name: &str) -> Result<Self, String> {
         let text = match BUILT_IN.iter().find(|(known, _)| *known == name) {
             Some((_, text)) => (*text).to_owned(),
             None if Path::new(name).extension().is_some_and(|extension| extension == "toml") => {
@@ -96,7 +96,7 @@ impl Scenario {
     }
 
     /// The plan of this scenario for a size, with flags on top.
-    pub fn plan(&self, name: &str, size: Size, flags: &Values) -> Result<Plan, String> {
+    pub(crate) fn plan(&self, name: &str, size: Size, flags: &Values) -> Result<Plan, String> {
         let of_size = match size {
             Size::Small => &self.small,
             Size::Medium => &self.medium,
@@ -110,56 +110,57 @@ impl Scenario {
 
 /// A scenario with every value settled.
 #[derive(Clone, Debug, Serialize)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Name of the scenario.
-    pub name: String,
+    pub(crate) name: String,
     /// What it does.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// See [`Values`] for this and the following.
-    pub connections: u32,
+    pub(crate) connections: u32,
     /// Channels.
-    pub channels: u32,
+    pub(crate) channels: u32,
     /// Subscriptions per connection.
-    pub subscriptions: u32,
+    pub(crate) subscriptions: u32,
     /// Publications per second.
-    pub rate: f64,
+    pub(crate) rate: f64,
     /// Payload.
-    pub payload_bytes: usize,
+    pub(crate) payload_bytes: usize,
     /// Length of the load.
     #[serde(rename = "duration_nanos")]
-    pub duration: Nanos,
+    pub(crate) duration: Nanos,
     /// Length of the warm-up before it.
     #[serde(rename = "warmup_nanos")]
-    pub warmup: Nanos,
+    pub(crate) warmup: Nanos,
     /// Connections that publish.
-    pub publishers: u32,
+    pub(crate) publishers: u32,
     /// Publications in flight per connection.
-    pub in_flight: u32,
+    pub(crate) in_flight: u32,
     /// Connect-and-close cycles.
-    pub cycles: u32,
+    pub(crate) cycles: u32,
     /// One in so many is abandoned.
-    pub abort_every: u32,
+    pub(crate) abort_every: u32,
     /// Publications per channel missed.
-    pub missed: u32,
+    pub(crate) missed: u32,
     /// Handshakes at one time.
-    pub concurrency: u32,
+    pub(crate) concurrency: u32,
     /// New connections per second; 0 = unlimited.
-    pub connect_rate: f64,
+    pub(crate) connect_rate: f64,
     /// When the run counts as failed.
-    pub thresholds: Thresholds,
+    pub(crate) thresholds: Thresholds,
 }
 
 /// When a run counts as failed.
+#[allow(clippy::struct_field_names, reason = "the names of the flags")]
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Thresholds {
+pub(crate) struct Thresholds {
     /// 99th percentile of the main latency, in milliseconds.
-    pub max_p99_ms: Option<f64>,
+    pub(crate) max_p99_ms: Option<f64>,
     /// Violations.
-    pub max_errors: u64,
+    pub(crate) max_errors: u64,
     /// Growth of the server's resident memory in percent.
-    pub max_rss_growth: Option<f64>,
+    pub(crate) max_rss_growth: Option<f64>,
     /// Growth of the server's open descriptors.
-    pub max_fd_growth: Option<u32>,
+    pub(crate) max_fd_growth: Option<u32>,
 }
 
 impl Plan {
@@ -215,18 +216,18 @@ impl Plan {
     }
 
     /// Channels of one connection.
-    pub fn channels_of(&self, member: u32) -> impl Iterator<Item = u32> + use<> {
+    pub(crate) fn channels_of(&self, member: u32) -> impl Iterator<Item = u32> + use<> {
         let channels = self.channels;
         (0..self.subscriptions).map(move |nth| (member + nth) % channels)
     }
 
     /// Channel that a member publishes in when it publishes by itself.
-    pub fn channel_of(&self, member: u32) -> u32 {
+    pub(crate) fn channel_of(&self, member: u32) -> u32 {
         member % self.channels
     }
 
     /// Connections that are open at one time, for the descriptor limit.
-    pub fn sockets(&self) -> u32 {
+    pub(crate) fn sockets(&self) -> u32 {
         if self.kind == Kind::Churn { self.concurrency } else { self.connections }
     }
 }

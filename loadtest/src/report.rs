@@ -13,12 +13,12 @@ use crate::server::Sample;
 
 /// A finished scenario, judged.
 #[derive(Debug)]
-pub struct Report {
+pub(crate) struct Report {
     outcome: Outcome,
     /// CPU seconds of the generator.
     own_cpu_seconds: f64,
     /// Why it failed; empty = passed.
-    pub failures: Vec<String>,
+    pub(crate) failures: Vec<String>,
 }
 
 /// What the server spent between the two compared moments.
@@ -35,14 +35,14 @@ struct ServerCost {
 
 impl Report {
     /// Judges an outcome.
-    pub fn new(outcome: Outcome, own_cpu_seconds: f64) -> Self {
+    pub(crate) fn new(outcome: Outcome, own_cpu_seconds: f64) -> Self {
         let mut report = Self { outcome, own_cpu_seconds, failures: Vec::new() };
         report.failures = report.judge();
         report
     }
 
     /// Whether every threshold holds.
-    pub fn passed(&self) -> bool {
+    pub(crate) fn passed(&self) -> bool {
         self.failures.is_empty()
     }
 
@@ -112,7 +112,7 @@ impl Report {
     }
 
     /// The report as JSON.
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         let outcome = &self.outcome;
         let object = |pairs: Vec<(&str, Value)>| -> Value {
             let pairs = pairs.into_iter().map(|(name, value)| (name.to_owned(), value));
@@ -142,7 +142,7 @@ impl Report {
     }
 
     /// The report for people.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut out = String::new();
         self.write_text(&mut out).expect("a String takes any text");
         out

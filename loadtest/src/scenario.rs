@@ -24,28 +24,28 @@ const CLOSE_TIME: Nanos = 10 * SECOND;
 
 /// What came of a scenario.
 #[derive(Debug)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// What was done.
-    pub plan: Plan,
+    pub(crate) plan: Plan,
     /// What went wrong.
-    pub violations: Violations,
+    pub(crate) violations: Violations,
     /// How long things took.
-    pub latencies: Latencies,
+    pub(crate) latencies: Latencies,
     /// Counts by name, in the order of the report.
-    pub counts: Vec<(&'static str, u64)>,
+    pub(crate) counts: Vec<(&'static str, u64)>,
     /// Lengths of the phases.
-    pub phases: Vec<(&'static str, Nanos)>,
+    pub(crate) phases: Vec<(&'static str, Nanos)>,
     /// Server figures by moment.
-    pub samples: Vec<(&'static str, Sample)>,
+    pub(crate) samples: Vec<(&'static str, Sample)>,
     /// The two moments between which the server's growth is judged and its CPU time counted.
-    pub compared: (&'static str, &'static str),
+    pub(crate) compared: (&'static str, &'static str),
     /// What went over the wire.
-    pub traffic: Traffic,
+    pub(crate) traffic: Traffic,
 }
 
 impl Outcome {
     /// The latency that a threshold is about.
-    pub fn main_latency(&self) -> (&'static str, &Latency) {
+    pub(crate) fn main_latency(&self) -> (&'static str, &Latency) {
         match self.plan.kind {
             Kind::Fanout => ("deliver", &self.latencies.deliver),
             Kind::Hold => ("ping", &self.latencies.ping),
@@ -56,12 +56,12 @@ impl Outcome {
     }
 
     /// A count by name; 0 when there is none.
-    pub fn count(&self, name: &str) -> u64 {
+    pub(crate) fn count(&self, name: &str) -> u64 {
         self.counts.iter().find(|(known, _)| *known == name).map_or(0, |(_, count)| *count)
     }
 
     /// A sample by moment.
-    pub fn sample(&self, moment: &str) -> Option<&Sample> {
+    pub(crate) fn sample(&self, moment: &str) -> Option<&Sample> {
         self.samples.iter().find(|(known, _)| *known == moment).map(|(_, sample)| sample)
     }
 }
@@ -218,7 +218,7 @@ fn stage(
 }
 
 /// Runs a plan. `run` is a number that no other run has.
-pub fn run(
+pub(crate) fn run(
     plan: Plan,
     environment: &Environment,
     run: u64,

@@ -6,42 +6,42 @@
 use std::time::{Duration, Instant};
 
 /// Nanoseconds since the generator started.
-pub type Nanos = u64;
+pub(crate) type Nanos = u64;
 
 /// Nanoseconds of one second and one millisecond.
-pub const SECOND: Nanos = 1_000_000_000;
+pub(crate) const SECOND: Nanos = 1_000_000_000;
 /// See [`SECOND`].
-pub const MILLISECOND: Nanos = 1_000_000;
+pub(crate) const MILLISECOND: Nanos = 1_000_000;
 
 /// The generator's clock.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock(Instant);
+pub(crate) struct Clock(Instant);
 
 impl Clock {
     /// Starts at zero.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self(Instant::now())
     }
 
     /// Time since the start.
-    pub fn now(self) -> Nanos {
+    pub(crate) fn now(self) -> Nanos {
         self.0.elapsed().as_nanos() as Nanos
     }
 }
 
 /// A [`Duration`] on the generator's axis.
-pub fn nanos(duration: Duration) -> Nanos {
+pub(crate) fn nanos(duration: Duration) -> Nanos {
     u64::try_from(duration.as_nanos()).unwrap_or(Nanos::MAX)
 }
 
 /// Seconds, for reports.
-pub fn seconds(nanos: Nanos) -> f64 {
+pub(crate) fn seconds(nanos: Nanos) -> f64 {
     nanos as f64 / SECOND as f64
 }
 
 /// Events at a fixed rate, from a start, up to a number of them.
 #[derive(Clone, Debug)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     start: Nanos,
     per_second: f64,
     next: u64,
@@ -50,13 +50,13 @@ pub struct Schedule {
 
 impl Schedule {
     /// Events at `per_second` (above 0) from `start` on, as many as fit into `length`.
-    pub fn new(start: Nanos, per_second: f64, length: Nanos) -> Self {
+    pub(crate) fn new(start: Nanos, per_second: f64, length: Nanos) -> Self {
         let count = (seconds(length) * per_second).round() as u64;
         Self { start, per_second, next: 0, count }
     }
 
     /// Takes the next event that is due: its number and the time it was due at.
-    pub fn poll(&mut self, now: Nanos) -> Option<(u64, Nanos)> {
+    pub(crate) fn poll(&mut self, now: Nanos) -> Option<(u64, Nanos)> {
         let due = self.next_at()?;
         if due > now {
             return None;
@@ -66,7 +66,7 @@ impl Schedule {
     }
 
     /// When the next event is due; `None` when all have been taken.
-    pub fn next_at(&self) -> Option<Nanos> {
+    pub(crate) fn next_at(&self) -> Option<Nanos> {
         // From the number each time: adding intervals would add their rounding errors.
         let offset = self.next as f64 * SECOND as f64 / self.per_second;
         (self.next < self.count).then_some(self.start + offset as Nanos)

@@ -17,16 +17,16 @@ const BODY_BYTES_MAX: u64 = 16 << 20;
 
 /// The figures at one moment; absent ones were not told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Sample {
+pub(crate) struct Sample {
     /// When, on the generator's clock.
     #[serde(skip)]
-    pub at: Nanos,
+    pub(crate) at: Nanos,
     /// User and system CPU seconds of the process.
-    pub cpu_seconds: Option<f64>,
+    pub(crate) cpu_seconds: Option<f64>,
     /// Resident memory in bytes.
-    pub resident_bytes: Option<f64>,
+    pub(crate) resident_bytes: Option<f64>,
     /// Open descriptors.
-    pub open_fds: Option<f64>,
+    pub(crate) open_fds: Option<f64>,
 }
 
 impl Sample {
@@ -55,7 +55,7 @@ fn value(text: &str, name: &str) -> Option<f64> {
 }
 
 /// Asks once; `None` when there is no usable answer.
-pub fn sample(target: &Target, at: Nanos) -> Option<Sample> {
+pub(crate) fn sample(target: &Target, at: Nanos) -> Option<Sample> {
     let mut stream = TcpStream::connect_timeout(&target.address, TIMEOUT).ok()?;
     stream.set_read_timeout(Some(TIMEOUT)).ok()?;
     stream.set_write_timeout(Some(TIMEOUT)).ok()?;

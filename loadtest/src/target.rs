@@ -12,13 +12,13 @@ const TOKEN_LIFETIME: Duration = Duration::from_secs(86_400);
 
 /// A `ws://` or `http://` address, resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub(crate) struct Target {
     /// First address that the name resolves to.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// `Host` header.
-    pub host: String,
+    pub(crate) host: String,
     /// Request target, `/` at least.
-    pub path: String,
+    pub(crate) path: String,
 }
 
 impl FromStr for Target {
@@ -46,14 +46,14 @@ impl FromStr for Target {
 impl Target {
     /// Another path on the same server.
     #[must_use]
-    pub fn with_path(&self, path: &str) -> Self {
+    pub(crate) fn with_path(&self, path: &str) -> Self {
         Self { path: path.to_owned(), ..self.clone() }
     }
 }
 
 /// Makes the tokens of the load's users.
 #[derive(Debug)]
-pub struct Minter {
+pub(crate) struct Minter {
     key: SigningKey,
     claims: Map<String, Value>,
     user_claim: String,
@@ -62,7 +62,7 @@ pub struct Minter {
 impl Minter {
     /// Tokens signed with an HS256 secret that allow to subscribe to and publish in every channel that begins with
     /// `channel_prefix`. `issuer` and `audience` are left out when empty.
-    pub fn new(
+    pub(crate) fn new(
         secret: &str,
         channel_prefix: &str,
         user_claim: &str,
@@ -84,7 +84,7 @@ impl Minter {
     }
 
     /// A token of `user`.
-    pub fn token(&mut self, user: &str) -> Result<String, MintError> {
+    pub(crate) fn token(&mut self, user: &str) -> Result<String, MintError> {
         self.claims.insert(self.user_claim.clone(), json!(user));
         mint(&self.key, &self.claims)
     }

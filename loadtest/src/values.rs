@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A duration with a unit: `250ms`, `30s`, `5m`, `1h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span(pub Duration);
+pub(crate) struct Span(pub Duration);
 
 impl FromStr for Span {
     type Err = String;
@@ -55,61 +55,61 @@ impl Serialize for Span {
 #[derive(Args, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 #[command(next_help_heading = "Scenario")]
-pub struct Values {
+pub(crate) struct Values {
     /// Connections.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub connections: Option<u32>,
+    pub(crate) connections: Option<u32>,
     /// Channels; the connections are spread over them.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub channels: Option<u32>,
+    pub(crate) channels: Option<u32>,
     /// Channels that each connection subscribes to.
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=10_000))]
-    pub subscriptions: Option<u32>,
+    pub(crate) subscriptions: Option<u32>,
     /// Publications per second, all channels together (open loop).
     #[arg(long)]
-    pub rate: Option<f64>,
+    pub(crate) rate: Option<f64>,
     /// Bytes of a publication's payload.
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
-    pub payload_bytes: Option<u32>,
+    pub(crate) payload_bytes: Option<u32>,
     /// How long the load lasts.
     #[arg(long)]
-    pub duration: Option<Span>,
+    pub(crate) duration: Option<Span>,
     /// Load before the measurement begins.
     #[arg(long)]
-    pub warmup: Option<Span>,
+    pub(crate) warmup: Option<Span>,
     /// Connections that publish; 0 = so many that each stays below 40 messages per second.
     #[arg(long)]
-    pub publishers: Option<u32>,
+    pub(crate) publishers: Option<u32>,
     /// Publications in flight per connection (closed loop).
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub in_flight: Option<u32>,
+    pub(crate) in_flight: Option<u32>,
     /// Connect-and-close cycles.
     #[arg(long)]
-    pub cycles: Option<u32>,
+    pub(crate) cycles: Option<u32>,
     /// Of the cycles, one in so many is left in the middle of the handshake; 0 = none.
     #[arg(long)]
-    pub abort_every: Option<u32>,
+    pub(crate) abort_every: Option<u32>,
     /// Publications per channel that everybody misses before reconnecting.
     #[arg(long)]
-    pub missed: Option<u32>,
+    pub(crate) missed: Option<u32>,
     /// Handshakes at one time.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=20_000))]
-    pub concurrency: Option<u32>,
+    pub(crate) concurrency: Option<u32>,
     /// New connections per second; 0 = as fast as `concurrency` allows.
     #[arg(long)]
-    pub connect_rate: Option<f64>,
+    pub(crate) connect_rate: Option<f64>,
     /// Fails when the 99th percentile of the scenario's main latency is above this.
     #[arg(long, value_name = "MS")]
-    pub max_p99_ms: Option<f64>,
+    pub(crate) max_p99_ms: Option<f64>,
     /// Fails when there are more violations than this.
     #[arg(long, value_name = "COUNT")]
-    pub max_errors: Option<u64>,
+    pub(crate) max_errors: Option<u64>,
     /// Fails when the server's resident memory has grown by more than this.
     #[arg(long, value_name = "PERCENT")]
-    pub max_rss_growth: Option<f64>,
+    pub(crate) max_rss_growth: Option<f64>,
     /// Fails when the server has so many more descriptors open than before.
     #[arg(long, value_name = "COUNT")]
-    pub max_fd_growth: Option<u32>,
+    pub(crate) max_fd_growth: Option<u32>,
 }
 
 macro_rules! over {
@@ -121,7 +121,7 @@ macro_rules! over {
 impl Values {
     /// These values, with `lower` where they say nothing.
     #[must_use]
-    pub fn over(&self, lower: &Self) -> Self {
+    pub(crate) fn over(&self, lower: &Self) -> Self {
         over!(
             self,
             lower,
@@ -147,7 +147,7 @@ impl Values {
     }
 
     /// What holds when nobody says anything.
-    pub fn fallback() -> Self {
+    pub(crate) fn fallback() -> Self {
         Self {
             connections: Some(100),
             channels: Some(10),

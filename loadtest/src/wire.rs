@@ -17,87 +17,87 @@ const MEMORY: usize = 4096;
 
 /// The outer object of a server message.
 #[derive(Debug, Deserialize)]
-pub struct Envelope<'a> {
+pub(crate) struct Envelope<'a> {
     /// `type`.
     #[serde(rename = "type", borrow)]
-    pub kind: Cow<'a, str>,
+    pub(crate) kind: Cow<'a, str>,
     /// Id of the command that is answered.
     #[serde(default, borrow)]
-    pub reply_to: Option<Cow<'a, str>>,
+    pub(crate) reply_to: Option<Cow<'a, str>>,
     /// Channel.
     #[serde(default, borrow)]
-    pub channel: Option<Cow<'a, str>>,
+    pub(crate) channel: Option<Cow<'a, str>>,
     /// Place in the channel's stream.
     #[serde(default)]
-    pub offset: Option<u64>,
+    pub(crate) offset: Option<u64>,
     /// Incarnation of the stream.
     #[serde(default, borrow)]
-    pub epoch: Option<Cow<'a, str>>,
+    pub(crate) epoch: Option<Cow<'a, str>>,
     /// `data`, unread.
     #[serde(default, borrow)]
-    pub data: Option<&'a RawValue>,
+    pub(crate) data: Option<&'a RawValue>,
 }
 
 impl<'a> Envelope<'a> {
     /// Reads `data`; `None` when it is not what is expected.
-    pub fn typed<T: Deserialize<'a>>(&self) -> Option<T> {
+    pub(crate) fn typed<T: Deserialize<'a>>(&self) -> Option<T> {
         serde_json::from_str(self.data?.get()).ok()
     }
 }
 
 /// `data` of `subscribed`.
 #[derive(Debug, Deserialize)]
-pub struct Subscribed<'a> {
+pub(crate) struct Subscribed<'a> {
     /// Newest offset.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// Epoch.
     #[serde(borrow)]
-    pub epoch: Cow<'a, str>,
+    pub(crate) epoch: Cow<'a, str>,
     /// Whether everything missed is in `messages`.
     #[serde(default)]
-    pub recovered: Option<bool>,
+    pub(crate) recovered: Option<bool>,
     /// What was missed.
     #[serde(default, borrow)]
-    pub messages: Vec<&'a RawValue>,
+    pub(crate) messages: Vec<&'a RawValue>,
 }
 
 /// `data` of `published`, and `result` of the server API's publish.
 #[derive(Debug, Deserialize)]
-pub struct Published<'a> {
+pub(crate) struct Published<'a> {
     /// Offset given to the publication.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// Epoch.
     #[serde(borrow)]
-    pub epoch: Cow<'a, str>,
+    pub(crate) epoch: Cow<'a, str>,
 }
 
 /// Answer of the server API.
 #[derive(Debug, Deserialize)]
-pub struct ApiAnswer<'a> {
+pub(crate) struct ApiAnswer<'a> {
     /// On success.
     #[serde(default, borrow)]
-    pub result: Option<Published<'a>>,
+    pub(crate) result: Option<Published<'a>>,
 }
 
 /// `data` of `error`.
 #[derive(Debug, Deserialize)]
-pub struct Refusal<'a> {
+pub(crate) struct Refusal<'a> {
     /// Stable code.
     #[serde(borrow)]
-    pub error_code: Cow<'a, str>,
+    pub(crate) error_code: Cow<'a, str>,
     /// What is wrong.
     #[serde(default, borrow)]
-    pub error_message: Cow<'a, str>,
+    pub(crate) error_message: Cow<'a, str>,
 }
 
 /// `data` of `disconnect`.
 #[derive(Debug, Deserialize)]
-pub struct Disconnect<'a> {
+pub(crate) struct Disconnect<'a> {
     /// Close code.
-    pub code: u16,
+    pub(crate) code: u16,
     /// Stable reason.
     #[serde(borrow)]
-    pub reason: Cow<'a, str>,
+    pub(crate) reason: Cow<'a, str>,
 }
 
 /// Payload of a publication of this load.
@@ -109,20 +109,20 @@ struct Payload {
 
 /// A publication in a channel of this load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Delivered {
+pub(crate) struct Delivered {
     /// Index of the channel.
-    pub channel: u32,
+    pub(crate) channel: u32,
     /// Place in its stream.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// Incarnation of the stream.
-    pub epoch: Epoch,
+    pub(crate) epoch: Epoch,
     /// Number that the load gave the publication; absent when its payload is not ours.
-    pub number: Option<u64>,
+    pub(crate) number: Option<u64>,
 }
 
 /// What a message is.
 #[derive(Debug)]
-pub enum Incoming<'a> {
+pub(crate) enum Incoming<'a> {
     /// A publication in a channel of this load.
     Publication(Delivered),
     /// Everything else.
@@ -131,28 +131,28 @@ pub enum Incoming<'a> {
 
 /// Names of the load's channels and of its publications.
 #[derive(Clone, Debug)]
-pub struct Names {
+pub(crate) struct Names {
     /// What every channel name begins with.
-    pub stem: String,
+    pub(crate) stem: String,
     /// Number of the run, in every payload.
-    pub run: u64,
+    pub(crate) run: u64,
 }
 
 impl Names {
     /// Name of a channel.
-    pub fn channel(&self, index: u32) -> String {
+    pub(crate) fn channel(&self, index: u32) -> String {
         format!("{}{index}", self.stem)
     }
 
     /// Index of a channel; `None` when it is not one of the load.
-    pub fn index(&self, channel: &str) -> Option<u32> {
+    pub(crate) fn index(&self, channel: &str) -> Option<u32> {
         channel.strip_prefix(self.stem.as_str())?.parse().ok()
     }
 }
 
 /// Reads server messages.
 #[derive(Debug)]
-pub struct Reader {
+pub(crate) struct Reader {
     names: Names,
     hash: FixedState,
     memory: Vec<Option<(Box<[u8]>, Delivered)>>,
@@ -160,12 +160,12 @@ pub struct Reader {
 
 impl Reader {
     /// A reader that has seen nothing.
-    pub fn new(names: Names) -> Self {
+    pub(crate) fn new(names: Names) -> Self {
         Self { names, hash: FixedState::default(), memory: vec![None; MEMORY] }
     }
 
     /// Reads a message; `None` when it is no envelope.
-    pub fn read<'a>(&mut self, payload: &'a [u8]) -> Option<Incoming<'a>> {
+    pub(crate) fn read<'a>(&mut self, payload: &'a [u8]) -> Option<Incoming<'a>> {
         let slot = self.hash.hash_one(payload) as usize % MEMORY;
         if let Some((seen, delivered)) = &self.memory[slot]
             && **seen == *payload
@@ -198,13 +198,13 @@ impl Reader {
 }
 
 /// An epoch; one that cannot be one of the gateway's is none at all.
-pub fn epoch(text: &str) -> Epoch {
+pub(crate) fn epoch(text: &str) -> Epoch {
     Epoch::parse(text).unwrap_or(Epoch::NONE)
 }
 
 /// What a command is about, and thereby its `id`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CommandId {
+pub(crate) enum CommandId {
     /// Subscribes to the channel with this index.
     Subscribe(u32),
     /// Publishes the publication with this number.
@@ -223,7 +223,7 @@ impl CommandId {
     }
 
     /// Reads a `reply_to`.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         match text.split_at_checked(1)? {
             ("s", rest) => rest.parse().ok().map(Self::Subscribe),
             ("p", rest) => rest.parse().ok().map(Self::Publish),
@@ -243,7 +243,7 @@ fn command(kind: &str, id: CommandId, fill: impl FnOnce(&mut Object<'_>)) -> Vec
 }
 
 /// `subscribe`, recovering from a position when one is given.
-pub fn subscribe(names: &Names, channel: u32, recover: Option<(Epoch, u64)>) -> Vec<u8> {
+pub(crate) fn subscribe(names: &Names, channel: u32, recover: Option<(Epoch, u64)>) -> Vec<u8> {
     command("subscribe", CommandId::Subscribe(channel), |data| {
         data.str("channel", &names.channel(channel));
         if let Some((epoch, offset)) = recover {
@@ -255,12 +255,12 @@ pub fn subscribe(names: &Names, channel: u32, recover: Option<(Epoch, u64)>) -> 
 }
 
 /// `ping`.
-pub fn ping() -> Vec<u8> {
+pub(crate) fn ping() -> Vec<u8> {
     command("ping", CommandId::Ping, |_| {})
 }
 
 /// `publish` over a socket.
-pub fn publish(names: &Names, channel: u32, number: u64, payload_bytes: usize) -> Vec<u8> {
+pub(crate) fn publish(names: &Names, channel: u32, number: u64, payload_bytes: usize) -> Vec<u8> {
     command("publish", CommandId::Publish(number), |data| {
         data.str("channel", &names.channel(channel));
         data.raw("data", &payload(names.run, number, payload_bytes));
@@ -268,7 +268,12 @@ pub fn publish(names: &Names, channel: u32, number: u64, payload_bytes: usize) -
 }
 
 /// Body of a publish of the server API.
-pub fn api_publish(names: &Names, channel: u32, number: u64, payload_bytes: usize) -> Vec<u8> {
+pub(crate) fn api_publish(
+    names: &Names,
+    channel: u32,
+    number: u64,
+    payload_bytes: usize,
+) -> Vec<u8> {
     let mut out = Vec::with_capacity(128 + payload_bytes);
     let mut object = Object::begin(&mut out);
     object.str("channel", &names.channel(channel));

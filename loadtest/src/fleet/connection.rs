@@ -11,7 +11,7 @@ use super::framing::Decoder;
 
 /// Where to leave a connection on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Abandon {
+pub(crate) enum Abandon {
     /// As soon as TCP is connected.
     Connected,
     /// In the middle of the request head.

@@ -11,7 +11,7 @@ const MESSAGE_BYTES_MAX: u64 = 64 << 20;
 
 /// Something complete in the input.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Item {
+pub(crate) enum Item {
     /// A text message that lies in the input.
     Text(Range<usize>),
     /// A text message put together from fragments.
@@ -28,13 +28,13 @@ pub enum Item {
 
 /// Puts frames together to messages.
 #[derive(Debug, Default)]
-pub struct Decoder {
+pub(crate) struct Decoder {
     fragments: Option<Vec<u8>>,
 }
 
 impl Decoder {
     /// Takes one frame from the front of `input`; answers it with the bytes it took, or `None` when it is not all there.
-    pub fn next(&mut self, input: &[u8]) -> Result<Option<(Item, usize)>, &'static str> {
+    pub(crate) fn next(&mut self, input: &[u8]) -> Result<Option<(Item, usize)>, &'static str> {
         let parsed = Header::parse(input).map_err(|_| "malformed frame header")?;
         let Some((header, start)) = parsed else { return Ok(None) };
         if header.mask.is_some() {
@@ -83,17 +83,17 @@ impl Decoder {
 }
 
 /// Appends a masked text frame.
-pub fn push_text(out: &mut Vec<u8>, payload: &[u8], mask: [u8; 4]) {
+pub(crate) fn push_text(out: &mut Vec<u8>, payload: &[u8], mask: [u8; 4]) {
     frame::encode_masked(out, Opcode::Text, payload, mask);
 }
 
 /// Appends a masked pong.
-pub fn push_pong(out: &mut Vec<u8>, payload: &[u8], mask: [u8; 4]) {
+pub(crate) fn push_pong(out: &mut Vec<u8>, payload: &[u8], mask: [u8; 4]) {
     frame::encode_masked(out, Opcode::Pong, payload, mask);
 }
 
 /// Appends a masked close frame with a code.
-pub fn push_close(out: &mut Vec<u8>, code: u16, mask: [u8; 4]) {
+pub(crate) fn push_close(out: &mut Vec<u8>, code: u16, mask: [u8; 4]) {
     frame::encode_masked(out, Opcode::Close, &code.to_be_bytes(), mask);
 }
 
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn frames_are_found_whatever_the_pieces() {
         let mut input = server(Opcode::Text, true, b"hello");
-        input.extend(server(Opcode::Text, true, &[b'x'; 70_000]));
+        input.extend(server(Opcode::Text, true, &vec![b'x'; 70_000]));
         input.extend(server(Opcode::Ping, true, b"now"));
         input.extend(server(Opcode::Close, true, &4001_u16.to_be_bytes()));
         assert_eq!(

@@ -13,7 +13,7 @@ const HEADERS_MAX: usize = 64;
 const BODY_BYTES_MAX: usize = 64 << 20;
 
 /// The head of an upgrade request with a bearer token.
-pub fn request(target: &Target, token: &str) -> Vec<u8> {
+pub(crate) fn request(target: &Target, token: &str) -> Vec<u8> {
     format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {KEY}\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: archmesh.v1\r\nUser-Agent: archmesh-loadtest\r\n\
@@ -25,7 +25,7 @@ pub fn request(target: &Target, token: &str) -> Vec<u8> {
 
 /// What came in answer to an upgrade request.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Upgrade {
+pub(crate) enum Upgrade {
     /// The head is not complete.
     Partial,
     /// A WebSocket; frames begin after so many bytes.
@@ -35,7 +35,7 @@ pub enum Upgrade {
 }
 
 /// Reads the answer to an upgrade request.
-pub fn read_upgrade(input: &[u8]) -> Result<Upgrade, &'static str> {
+pub(crate) fn read_upgrade(input: &[u8]) -> Result<Upgrade, &'static str> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut response = httparse::Response::new(&mut headers);
     let httparse::Status::Complete(end) =
@@ -61,15 +61,15 @@ fn find<'b>(headers: &[httparse::Header<'b>], name: &str) -> Option<&'b [u8]> {
 
 /// A plain HTTP response in the input.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Response {
+pub(crate) struct Response {
     /// Status code.
-    pub status: u16,
+    pub(crate) status: u16,
     /// Place of the body.
-    pub body: std::ops::Range<usize>,
+    pub(crate) body: std::ops::Range<usize>,
 }
 
 /// Reads a response with a `Content-Length`; `None` when it is not all there.
-pub fn read_response(input: &[u8]) -> Result<Option<Response>, &'static str> {
+pub(crate) fn read_response(input: &[u8]) -> Result<Option<Response>, &'static str> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut response = httparse::Response::new(&mut headers);
     let httparse::Status::Complete(start) =

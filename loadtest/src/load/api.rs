@@ -11,13 +11,13 @@ use crate::wire::{ApiAnswer, epoch};
 
 /// Where the server API is, and who asks.
 #[derive(Clone, Debug)]
-pub struct ApiAccess {
+pub(crate) struct ApiAccess {
     /// The publish endpoint.
-    pub target: Target,
+    pub(crate) target: Target,
     /// Key.
-    pub key: String,
+    pub(crate) key: String,
     /// Connections.
-    pub connections: u32,
+    pub(crate) connections: u32,
 }
 
 #[derive(Debug, Default)]
@@ -77,11 +77,11 @@ impl Load {
         &mut self,
         fleet: &mut Fleet,
         id: ConnId,
-        event: Event<'_>,
+        event: &Event<'_>,
         now: Nanos,
     ) {
         let Some(line) = self.api.as_mut().and_then(|api| api.line(id)) else { return };
-        let number = match &event {
+        let number = match event {
             Event::Response(..) => line.number.take(),
             Event::Ended(_) => {
                 line.connection = None;
@@ -90,7 +90,7 @@ impl Load {
             Event::Open | Event::Abandoned | Event::Message(_) => return,
         };
         if let Some(number) = number {
-            self.api_answer(number, &event, now);
+            self.api_answer(number, event, now);
         }
         if let Some(api) = &mut self.api {
             api.send_waiting(fleet);

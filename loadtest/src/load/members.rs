@@ -49,12 +49,12 @@ impl Member {
 
 impl Load {
     /// Has these members connected (again), as fast as the plan allows.
-    pub fn connect(&mut self, members: std::ops::Range<u32>) {
+    pub(crate) fn connect(&mut self, members: std::ops::Range<u32>) {
         self.queue.extend(members);
     }
 
     /// Dials what may be dialed now; answers when to come back.
-    pub fn dial(&mut self, fleet: &mut Fleet, now: Nanos) -> Option<Nanos> {
+    pub(crate) fn dial(&mut self, fleet: &mut Fleet, now: Nanos) -> Option<Nanos> {
         while self.dialing < self.plan.concurrency {
             let member = *self.queue.front()?;
             if now < self.next_dial_at {
@@ -95,12 +95,12 @@ impl Load {
     }
 
     /// Whether nobody is on the way any more.
-    pub fn is_joined(&self) -> bool {
+    pub(crate) fn is_joined(&self) -> bool {
         self.queue.is_empty() && self.dialing == 0
     }
 
     /// Gives up those who are on the way.
-    pub fn give_up_joining(&mut self, fleet: &mut Fleet) {
+    pub(crate) fn give_up_joining(&mut self, fleet: &mut Fleet) {
         let queued = self.queue.len() as u64;
         self.queue.clear();
         let mut late = 0;
@@ -155,7 +155,7 @@ impl Load {
     }
 
     /// Cuts these members off without a word; they keep their positions.
-    pub fn cut_off(&mut self, fleet: &mut Fleet, members: std::ops::Range<u32>) {
+    pub(crate) fn cut_off(&mut self, fleet: &mut Fleet, members: std::ops::Range<u32>) {
         for index in members {
             if let Some(id) = self.forget(index) {
                 fleet.abort(id);
@@ -164,7 +164,7 @@ impl Load {
     }
 
     /// Closes every connection politely; [`Self::open`] falls to zero when the server has answered all.
-    pub fn close_all(&mut self, fleet: &mut Fleet) {
+    pub(crate) fn close_all(&mut self, fleet: &mut Fleet) {
         self.closing = true;
         for member in &self.members {
             if let Some(id) = member.connection {
@@ -174,17 +174,17 @@ impl Load {
     }
 
     /// Members with a connection.
-    pub fn open(&self) -> u32 {
+    pub(crate) fn open(&self) -> u32 {
         self.ready + self.dialing
     }
 
     /// Whether a member is connected and subscribed.
-    pub fn is_ready(&self, index: u32) -> bool {
+    pub(crate) fn is_ready(&self, index: u32) -> bool {
         self.members[index as usize].stage == Stage::Ready
     }
 
     /// Pings a member; answers whether it has a connection.
-    pub fn ping(&self, fleet: &mut Fleet, index: u32) -> bool {
+    pub(crate) fn ping(&self, fleet: &mut Fleet, index: u32) -> bool {
         let member = &self.members[index as usize];
         let ready = member.connection.filter(|_| member.stage == Stage::Ready);
         if let Some(id) = ready {

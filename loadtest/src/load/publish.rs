@@ -9,7 +9,7 @@ use crate::wire;
 
 impl Load {
     /// Publishes in `channel` what was due at `due`, through the member (or the API when that is used).
-    pub fn publish(
+    pub(crate) fn publish(
         &mut self,
         fleet: &mut Fleet,
         (channel, member): (u32, u32),
@@ -39,7 +39,7 @@ impl Load {
     }
 
     /// The `nth` publication of an open loop: channels and publishers take turns.
-    pub fn publish_nth(&mut self, fleet: &mut Fleet, nth: u64, due: Nanos, recorded: bool) {
+    pub(crate) fn publish_nth(&mut self, fleet: &mut Fleet, nth: u64, due: Nanos, recorded: bool) {
         let channel = (nth % u64::from(self.plan.channels)) as u32;
         let publisher = (nth % u64::from(self.plan.publishers)) as u32;
         self.publish(fleet, (channel, publisher), due, recorded);

@@ -11,7 +11,7 @@ use crate::wire::{
 
 impl Load {
     /// Takes an event of the fleet; answers what a scenario may want to act on.
-    pub fn event(
+    pub(crate) fn event(
         &mut self,
         fleet: &mut Fleet,
         id: ConnId,
@@ -19,7 +19,7 @@ impl Load {
         now: Nanos,
     ) -> Option<Notice> {
         let Some(index) = self.member_of(id) else {
-            self.api_event(fleet, id, event, now);
+            self.api_event(fleet, id, &event, now);
             return None;
         };
         match event {

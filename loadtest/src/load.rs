@@ -167,7 +167,7 @@ impl Load {
         if progress != self.last_progress.1 || self.last_progress.0 == 0 {
             self.last_progress = (now, progress);
         }
-        now - self.last_progress.0 > self.environment.patience
+        now.saturating_sub(self.last_progress.0) > self.environment.patience
     }
 
     /// Members that are connected and subscribed.

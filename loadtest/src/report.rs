@@ -157,7 +157,10 @@ impl Report {
         for (name, nanos) in &outcome.phases {
             writeln!(out, "  {name:<13} {:>10.2} s", seconds(*nanos))?;
         }
-        let load = outcome.phases.iter().find(|(name, _)| matches!(*name, "load" | "churn"));
+        // What a reconnect delivers comes in bursts: a rate over its phases would say nothing.
+        let steady = plan.kind != Kind::Reconnect;
+        let load =
+            outcome.phases.iter().find(|(name, _)| steady && matches!(*name, "load" | "churn"));
         for (name, count) in outcome.counts.iter().filter(|(_, count)| *count > 0) {
             write!(out, "  {name:<13} {count:>10}")?;
             if let Some((phase, length)) = load.filter(|(_, length)| *length > 0)

@@ -77,7 +77,11 @@ impl Timeline {
 
     fn lengths(&self, end: Nanos) -> Vec<(&'static str, Nanos)> {
         let ends = self.0.iter().skip(1).map(|(_, start)| *start).chain([end]);
-        self.0.iter().zip(ends).map(|((name, start), end)| (*name, end - start)).collect()
+        self.0
+            .iter()
+            .zip(ends)
+            .map(|((name, start), end)| (*name, end.saturating_sub(*start)))
+            .collect()
     }
 }
 

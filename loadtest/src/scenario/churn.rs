@@ -90,7 +90,7 @@ impl Churn<'_> {
         if progress != self.last_progress.1 {
             self.last_progress = (now, progress);
         }
-        now - self.last_progress.0 > self.environment.patience
+        now.saturating_sub(self.last_progress.0) > self.environment.patience
     }
 
     fn give_up(&mut self, fleet: &mut Fleet) {

@@ -45,7 +45,7 @@ impl Middle for Hold {
         let late: Vec<u32> = self
             .asked
             .iter()
-            .filter(|(_, asked)| now - **asked > patience)
+            .filter(|(_, asked)| now.saturating_sub(**asked) > patience)
             .map(|(member, _)| *member)
             .collect();
         for member in late {

@@ -3,6 +3,7 @@
 
 use super::{CHECK_INTERVAL, Middle};
 use crate::fleet::{Fleet, Next};
+use crate::latencies::Latency;
 use crate::load::{Load, Notice};
 use crate::schedule::{Nanos, SECOND, Schedule};
 
@@ -74,6 +75,9 @@ impl Middle for Reconnect {
             }
             Step::Missing => {
                 load.connect(away);
+                // The first connects were no storm.
+                load.latencies.connect = Latency::default();
+                load.latencies.ready = Latency::default();
                 let rate = load.plan.rate;
                 let schedule = (rate > 0.0).then(|| Schedule::new(now, rate, STORM_MAX));
                 self.step = Step::Returning { since: now, schedule };

@@ -28,6 +28,7 @@ use axum::http::{HeaderValue, Response, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use gateway_core::error::ErrorCode;
 
 use crate::http::ClientAddress;
 use crate::plane::SharedPlane;
@@ -105,13 +106,10 @@ async fn bound(State(plane): State<SharedPlane>, request: Request, next: Next) -
         let _worker = policy.workers.acquire().await;
         next.run(request).await
     };
-    match tokio::time::timeout(policy.timeout, work).await {
-        Ok(response) => response,
-        Err(_) => {
-            let kind = gateway_core::error::ErrorCode::ConnectionTimeout;
-            ApiError::new(kind, "the call took longer than `api.timeout`").into_response()
-        }
-    }
+    tokio::time::timeout(policy.timeout, work).await.unwrap_or_else(|_| {
+        let message = "the call took longer than `api.timeout`";
+        ApiError::new(ErrorCode::ConnectionTimeout, message).into_response()
+    })
 }
 
 fn unauthorized() -> Response<Body> {

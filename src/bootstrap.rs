@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use gateway_core::admission::Admission;
 use gateway_engine::{
     ControlReceiver, Engine, EngineError, EngineHandle, ProbeError, ShardPlacement,
@@ -204,7 +204,7 @@ impl Node {
         match tokio::time::timeout(SHUTDOWN_TIMEOUT, &mut self.engine_end).await {
             Ok(Ok(Ok(()))) => tracing::info!(category = "system", event = "engine_stopped"),
             Ok(end) => {
-                tracing::error!(category = "error", event = "engine_failed", error = %engine_error(end))
+                tracing::error!(category = "error", event = "engine_failed", error = %engine_error(end));
             }
             Err(_) => tracing::warn!(category = "system", event = "engine_cut"),
         }
@@ -244,6 +244,7 @@ fn plane(
         sampler: Sampler::default(),
         http,
         tls_expiry: TlsExpiry::new(tls.map(|tls| tls.expires_at)),
+        keys: ArcSwapOption::empty(),
     }))
 }
 

@@ -1,7 +1,7 @@
 //! The control plane's client of the shards.
 //!
-//! A question goes into a shard's mailbox with a correlation number; the answer comes back on the control queue and is
-//! matched to the waiting task here. The table of waiting questions is bounded, every wait has a deadline, and an
+//! A question goes into a shard's mailbox with a correlation number; the answer comes back on the control queue and
+//! is matched to the waiting task here. The table of waiting questions is bounded, every wait has a deadline, and an
 //! answer that comes after its deadline is counted and dropped. A full mailbox is an error of the caller, at once:
 //! nothing here ever waits for room.
 //!

@@ -34,7 +34,7 @@ impl Pace {
             0 => Duration::ZERO,
             rate => Duration::from_secs_f64(connections as f64 / f64::from(rate)),
         };
-        Self { spread: wanted.min(limit - limit / RESERVE_PART), limit }
+        Self { spread: wanted.min(limit.saturating_sub(limit / RESERVE_PART)), limit }
     }
 }
 

@@ -161,6 +161,7 @@ pub(crate) async fn detailed(State(plane): State<SharedPlane>) -> Response<Body>
             "shards": shards,
             "broker": {"status": "healthy", "kind": "memory", "history_bytes": history_bytes},
             "tls": tls(&plane),
+            "keys": keys(&plane),
             "control": {
                 "requests_in_flight": plane.bridge.requests_in_flight(),
                 "late_answers": plane.bridge.late_answers(),
@@ -180,11 +181,26 @@ pub(crate) async fn detailed(State(plane): State<SharedPlane>) -> Response<Body>
     answer(status == "healthy", body)
 }
 
+/// How the URLs of key sets are doing. Old keys stay in force while one does not answer.
+fn keys(plane: &Plane) -> Value {
+    let keys = plane.keys.load();
+    let urls = keys.as_ref().map(|keys| keys.status()).unwrap_or_default();
+    let urls = urls.into_iter().map(|status| {
+        json!({
+            "url": status.url,
+            "status": if status.failures == 0 { "healthy" } else { "degraded" },
+            "keys": status.keys,
+            "failures": status.failures,
+        })
+    });
+    urls.collect()
+}
+
 fn tls(plane: &Plane) -> Value {
     let Some(expiry) = plane.tls_expiry.get() else {
         return json!({"enabled": false, "status": "healthy"});
     };
-    let left = expiry - plane.bridge.shards().now().unix.as_secs() as i64;
+    let left = expiry - plane.bridge.shards().now().unix.as_secs().cast_signed();
     json!({
         "enabled": true,
         "status": if left > 0 { "healthy" } else { "expired" },

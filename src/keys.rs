@@ -12,4 +12,4 @@ mod store;
 mod tests;
 
 pub(crate) use source::{KeyLoadError, KeySource};
-pub(crate) use store::{JwksSettings, JwksStatus, KeyStore};
+pub(crate) use store::{JwksSettings, KeyStore};

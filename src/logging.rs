@@ -1,8 +1,8 @@
 //! Logs: JSON lines on standard error (readable text in development), and warnings and errors in a file as well.
 //!
 //! Lines are written by threads of their own through bounded queues, so that a slow disk or terminal costs lines and
-//! never time of a shard; lost lines are counted. Records carry a `category` (connection, message, performance, error,
-//! security, system) and mostly an `event`. No record carries a payload, token or key.
+//! never time of a shard; lost lines are counted. Records carry a `category` (connection, message, performance,
+//! error, security, system) and mostly an `event`. No record carries a payload, token or key.
 
 mod json;
 

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use gateway_core::settings::Settings;
 
 use crate::api::ApiPolicy;
 use crate::bridge::Bridge;
 use crate::health::Health;
 use crate::http::HttpServer;
+use crate::keys::KeyStore;
 use crate::metrics::ControlMetrics;
 use crate::sampler::Sampler;
 
@@ -33,6 +34,8 @@ pub(crate) struct Plane {
     pub http: HttpServer,
     /// Expiry of the certificate in use.
     pub tls_expiry: TlsExpiry,
+    /// Keys for tokens, for how their URLs are doing; set once the node runs.
+    pub keys: ArcSwapOption<KeyStore>,
 }
 
 impl Plane {
@@ -117,6 +120,7 @@ pub(crate) mod testing {
             sampler: Sampler::default(),
             http: HttpServer::new(HTTP_LIMITS),
             tls_expiry: TlsExpiry::new(Some(1_900_000_000)),
+            keys: ArcSwapOption::empty(),
         };
         plane.health.enter(LifePhase::Ready);
         (shards, Arc::new(plane))

@@ -99,6 +99,7 @@ impl Controller {
         logging: Arc<Logging>,
         store: KeyStore,
     ) -> Self {
+        plane.keys.store(Some(Arc::new(store.clone())));
         let keys = Keys::new(store, &loaded.config);
         Self { loaded, plane, engine, logging, keys }
     }
@@ -129,6 +130,7 @@ impl Controller {
     async fn rotate(&mut self) -> Result<(), ReloadError> {
         if self.keys.files_changed() {
             let store = tokens::load(&self.loaded.config, Some(&self.keys.store)).await?;
+            self.plane.keys.store(Some(Arc::new(store.clone())));
             self.keys = Keys::new(store, &self.loaded.config);
         }
         let settings = settings(&self.loaded.config, &self.keys.store, self.engine.shards())?;
@@ -190,6 +192,7 @@ impl Controller {
         }
         let workers = Arc::clone(&self.plane.api.load().workers);
         self.plane.api.store(Arc::new(api_policy(&new.config, workers)));
+        self.plane.keys.store(Some(Arc::new(store.clone())));
         self.keys = Keys::new(store, &new.config);
         self.loaded = new;
         self.reconfigure(settings).await;

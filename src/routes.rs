@@ -89,6 +89,7 @@ pub(crate) fn error_response(
     (status, axum::Json(body)).into_response()
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "the layer calls it so")]
 fn panicked(panic: Box<dyn std::any::Any + Send + 'static>) -> Response<Body> {
     let text = panic
         .downcast_ref::<&str>()

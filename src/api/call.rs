@@ -16,8 +16,16 @@ use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
 
 use super::error::{ErrorBody, ErrorEnvelope};
-use super::requests::*;
-use super::results::*;
+use super::requests::{
+    BatchRequest, BroadcastRequest, ChannelRequest, ChannelsRequest, ConnectionRequest,
+    ConnectionsRequest, DisconnectRequest, HistoryRequest, InfoRequest, LargeDataRequest,
+    PublishRequest, RevokeRequest, SubscriptionRequest, UserStatusRequest,
+};
+use super::results::{
+    AffectedResult, BatchResult, BroadcastResult, ChannelsResult, ConnectionResult,
+    ConnectionsResult, HistoryResult, InfoResult, LargeDataResult, PositionResult, PresenceResult,
+    PresenceStatsResult, Reply, UserStatusResult,
+};
 use super::{ApiError, batch, connections, large_data, publish, reads, users};
 use crate::plane::SharedPlane;
 
@@ -64,7 +72,10 @@ fn answer<T: Serialize>(outcome: Result<T, ApiError>) -> Response<Body> {
 }
 
 macro_rules! methods {
-    ($($(#[doc = $doc:literal])+ $variant:ident $name:ident($path:literal, $request:ident) -> $result:ident = $function:path;)+) => {
+    ($(
+        $(#[doc = $doc:literal])+
+        $variant:ident $name:ident($path:literal, $request:ident) -> $result:ident = $function:path;
+    )+) => {
         /// One command of a batch: `{"<method>": {..}}`.
         #[derive(Debug, Deserialize, ToSchema)]
         #[serde(rename_all = "snake_case")]
@@ -149,7 +160,8 @@ methods! {
     /// Members of a channel.
     Presence presence("/api/presence", ChannelRequest) -> PresenceResult = reads::presence;
     /// Number of members of a channel.
-    PresenceStats presence_stats("/api/presence_stats", ChannelRequest) -> PresenceStatsResult = reads::presence_stats;
+    PresenceStats presence_stats("/api/presence_stats", ChannelRequest) -> PresenceStatsResult =
+        reads::presence_stats;
     /// Publications kept in a channel.
     History history("/api/history", HistoryRequest) -> HistoryResult = reads::history;
     /// Forgets the publications of a channel.
@@ -157,7 +169,8 @@ methods! {
     /// Channels of the node.
     Channels channels("/api/channels", ChannelsRequest) -> ChannelsResult = reads::channels;
     /// Connections of the node, in pages.
-    Connections list_connections("/api/connections", ConnectionsRequest) -> ConnectionsResult = connections::connections;
+    Connections list_connections("/api/connections", ConnectionsRequest) -> ConnectionsResult =
+        connections::connections;
     /// One connection in detail.
     Connection inspect("/api/connection", ConnectionRequest) -> ConnectionResult = connections::connection;
     /// The node and its size.

@@ -1,6 +1,6 @@
 //! API keys: kept as digests, compared in constant time.
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use sha2::{Digest, Sha256};
 
 use super::KEY_HEADER;
@@ -28,7 +28,7 @@ impl ApiKey {
 pub(super) fn find(keys: &[ApiKey], headers: &HeaderMap) -> Option<KeyName> {
     let given = headers
         .get(KEY_HEADER)
-        .map(|key| key.as_bytes())
+        .map(HeaderValue::as_bytes)
         .or_else(|| from_authorization(headers))?;
     let digest: [u8; 32] = Sha256::digest(given).into();
     let mut found = None;
@@ -50,7 +50,7 @@ fn from_authorization(headers: &HeaderMap) -> Option<&[u8]> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use axum::http::{HeaderName, HeaderValue};
+    use axum::http::HeaderName;
 
     use super::*;
 

@@ -19,6 +19,7 @@ use crate::plane::SharedPlane;
 
 /// `data` of one chunk.
 #[derive(Debug, Serialize)]
+#[allow(clippy::struct_field_names, reason = "the names are those on the wire")]
 struct Chunk<'a> {
     data_id: &'a str,
     chunk_index: u32,

@@ -119,7 +119,7 @@ fn prepare(
         skip_history: request.skip_history,
         transient: false,
         sender: None,
-        extra: request.tags.as_ref().map(|tags| tags_member(tags)),
+        extra: request.tags.as_ref().map(tags_member),
         no_echo: false,
         accepted_at: plane.uptime(),
     })

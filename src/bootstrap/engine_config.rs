@@ -63,6 +63,7 @@ pub(super) fn engine_config(
         completion_entries: engine.ring_completions,
         accept_pause: engine.accept_pause,
         stall_threshold: engine.stall_threshold,
+        log_records_per_second: config.log.sample_per_second,
         started,
         seed: seeds.stream,
         hash_seed: seeds.hash,

@@ -38,7 +38,10 @@ pub(crate) async fn load(
         allow_http: config.is_development(),
         ..JwksSettings::default()
     };
-    KeyStore::load_after(previous, sources, jwks).await
+    match previous {
+        None => KeyStore::load(sources, jwks).await,
+        Some(previous) => KeyStore::load_after(Some(previous), sources, jwks).await,
+    }
 }
 
 /// Rules of the configuration with the keys in force.

@@ -1,7 +1,7 @@
 //! `GET /api/v1/websocket/health` and `/metrics`: the JSON that the product's dashboards read.
 //!
-//! Times of responses are in milliseconds, durations of connections and the uptime in seconds, rates per second or 0 to
-//! 1. A connection without a finished handshake or token counts as idle.
+//! Times of responses are in milliseconds, durations of connections and the uptime in seconds, rates per second or
+//! from 0 to 1. A connection without a finished handshake or token counts as idle.
 
 use axum::Json;
 use axum::body::Body;

@@ -1,4 +1,8 @@
 #![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the clients of these tests are blocking, on loopback"
+)]
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream as StdStream};

@@ -200,7 +200,7 @@ mod tests {
         let mut stream = Timed::new(near, phase.clone(), SHORT, SHORT);
         far.write_all(b"GET / HTTP/1.1").await.unwrap();
         let mut buf = [0; 64];
-        stream.read(&mut buf).await.unwrap();
+        assert_eq!(stream.read(&mut buf).await.unwrap(), 14);
         let busy = phase.enter_request();
         assert!(
             tokio::time::timeout(SHORT * 3, stream.read(&mut buf)).await.is_err(),

@@ -45,7 +45,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
             Err(error) => return Poll::Ready(Err(error)),
         }
         if let Err(error) = self.session.process_new_packets() {
-            // The alert that says why is the last thing the peer gets; when it cannot be sent the socket closes anyway.
+            // The alert that says why is the last thing the peer gets; if it cannot be sent the socket closes.
             let _alert = self.poll_send_records(cx);
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
         }

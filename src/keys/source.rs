@@ -20,6 +20,10 @@ pub(crate) enum KeySource {
         secret: Box<str>,
     },
     /// A file that holds a shared secret; one line end after it is not part of it.
+    #[cfg_attr(
+        not(test),
+        allow(dead_code, reason = "today the configuration reads this file itself")
+    )]
     SecretFile {
         /// HS256, HS384 or HS512.
         algorithm: KeyAlgorithm,

@@ -1,7 +1,7 @@
 //! One JSON object per record, with every field at the top level.
 //!
-//! Records of the shards name their category as the target; records of the control plane as the field `category`. Both
-//! come out as `category`, so that a log store needs to know one form only. Anything else is category `system`.
+//! Records of the shards name their category as the target; records of the control plane as the field `category`.
+//! Both come out as `category`, so that a log store needs to know one form only. Anything else is category `system`.
 
 use std::fmt;
 
@@ -43,12 +43,17 @@ where
         };
         let unix =
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        // Records of libraries that use the `log` crate carry where they come from in fields of their own.
+        let target =
+            fields.remove("log.target").and_then(|target| target.as_str().map(str::to_owned));
+        fields.retain(|name, _| !name.starts_with("log."));
+        let target = target.unwrap_or_else(|| metadata.target().to_owned());
         let mut line = Map::new();
         line.insert("timestamp".to_owned(), String::from_utf8_lossy(&rfc3339(unix)).into());
         line.insert("level".to_owned(), metadata.level().as_str().into());
         line.insert("category".to_owned(), category);
-        if !CATEGORIES.contains(&metadata.target()) {
-            line.insert("target".to_owned(), metadata.target().into());
+        if !CATEGORIES.contains(&&*target) {
+            line.insert("target".to_owned(), target.into());
         }
         line.extend(fields);
         writeln!(writer, "{}", Value::Object(line))

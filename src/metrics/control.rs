@@ -103,7 +103,7 @@ impl ControlMetrics {
     pub(crate) fn reload_succeeded(&self) {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.reload_success.set(1);
-        self.reload_timestamp.set(unix.as_secs() as i64);
+        self.reload_timestamp.set(unix.as_secs().cast_signed());
     }
 
     /// A new configuration was refused.

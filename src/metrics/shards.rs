@@ -280,6 +280,11 @@ fn engine(families: &mut Families, snapshots: &Snapshots) {
         "Longest turn of the shard's loop.",
         |s| s.engine.stall_us_max as f64 / 1e6,
     );
+    engine_loop(families, snapshots);
+    engine_io(families, snapshots);
+}
+
+fn engine_loop(families: &mut Families, snapshots: &Snapshots) {
     let mut count = |name, help, read: fn(&EngineMetrics) -> u64| {
         let values = snapshots
             .known()
@@ -312,6 +317,15 @@ fn engine(families: &mut Families, snapshots: &Snapshots) {
     count("archmesh_tls_handshake_failures_total", "TLS handshakes that failed.", |e| {
         e.tls_failures
     });
+}
+
+fn engine_io(families: &mut Families, snapshots: &Snapshots) {
+    let mut count = |name, help, read: fn(&EngineMetrics) -> u64| {
+        let values = snapshots
+            .known()
+            .map(|(shard, snapshot)| (shard.to_string(), read(&snapshot.engine) as f64));
+        families.counters(name, help, SHARD, values);
+    };
     count("archmesh_network_received_bytes_total", "Bytes received from sockets.", |e| e.bytes_in);
     count("archmesh_network_sent_bytes_total", "Bytes given to sockets.", |e| e.bytes_out);
     count("archmesh_sends_total", "Send calls.", |e| e.sends);

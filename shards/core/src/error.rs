@@ -37,6 +37,23 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// Every variant, for documentation and metrics.
+    pub const ALL: [Self; 13] = [
+        Self::InvalidMessageFormat,
+        Self::MessageTooLarge,
+        Self::AuthenticationFailed,
+        Self::TokenExpired,
+        Self::PermissionDenied,
+        Self::NotFound,
+        Self::LimitExceeded,
+        Self::RateLimitExceeded,
+        Self::AlreadySubscribed,
+        Self::UnrecoverablePosition,
+        Self::Unavailable,
+        Self::ConnectionTimeout,
+        Self::SystemError,
+    ];
+
     /// Name in `error_code` on the wire.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -42,6 +42,12 @@ pub enum Class {
     },
 }
 
+impl Class {
+    fn is_of(&self, local: u32) -> bool {
+        matches!(self, Self::Publication { channel, .. } if *channel == local)
+    }
+}
+
 /// What came of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PushResult {
@@ -204,6 +210,23 @@ impl Outbox {
             }
         }
         self.free_if_empty();
+    }
+
+    /// The local index of `channel` will stand for another channel: what is queued of this one is sent as it is, and
+    /// never counted among the other's publications or losses. Every loss must be encoded.
+    pub fn retire(&mut self, channel: u32) {
+        let Some(inner) = &mut self.0 else { return };
+        for item in &mut inner.items {
+            match item {
+                Item::Data { class, .. } if class.is_of(channel) => *class = Class::Control,
+                Item::Lost { loss, encoded } if loss.channel == channel => {
+                    if let Some(bytes) = encoded.take() {
+                        *item = Item::Data { bytes, class: Class::Control };
+                    }
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Forgets everything; answers how many unsent bytes that were.

@@ -103,7 +103,7 @@ pub(crate) enum PendingKind {
     /// A position to recover for a subscription that is live already.
     Recover,
     Publish,
-    /// Chunks of a large transfer are published without answers.
+    /// Chunks of a large transfer: only a failure is answered.
     Silent,
     Presence,
     PresenceStats,

@@ -47,7 +47,7 @@ pub enum Balance {
 /// Everything an engine needs to know.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    /// One entry per shard, 1-1,024.
+    /// One entry per shard, 1-256.
     pub shards: Vec<ShardPlacement>,
     /// Addresses to listen on, at least one.
     pub listeners: Vec<ListenerConfig>,
@@ -73,6 +73,8 @@ pub struct EngineConfig {
     pub accept_pause: Duration,
     /// A turn that takes longer is a stall: counted and logged.
     pub stall_threshold: Duration,
+    /// Log records of one kind per second and shard; the others are counted. 0 = unlimited.
+    pub log_records_per_second: u32,
     /// Zero of `Now::mono` on every shard and on the control plane.
     pub started: Instant,
     /// Seed of the shards' random streams.
@@ -90,7 +92,8 @@ impl EngineConfig {
         let rule = |holds: bool, what: &'static str| {
             if holds { Ok(()) } else { Err(EngineError::Config(what)) }
         };
-        rule((1..=1024).contains(&self.shards.len()), "shards: 1-1,024 are needed")?;
+        let shards_max = usize::from(gateway_core::home::SHARDS_MAX);
+        rule((1..=shards_max).contains(&self.shards.len()), "shards: 1-256 are needed")?;
         rule(!self.listeners.is_empty(), "listeners: at least one address is needed")?;
         rule(self.listeners.len() <= 64, "listeners: at most 64 addresses")?;
         rule(self.backlog >= 1, "backlog: at least 1")?;

@@ -1,7 +1,7 @@
 //! Turns the core's events into `tracing` records: category as target, event name as the `event` field.
 //!
-//! Events that a client can cause at will are sampled: the first of each kind in a second is written, the next record
-//! tells how many were left out.
+//! Events that a client can cause at will are sampled: so many of each kind are written in a second, and the first
+//! record of the next one tells how many were left out.
 
 use std::time::Duration;
 
@@ -15,21 +15,32 @@ const SECURITY: &str = "security";
 const PERFORMANCE: &str = "performance";
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// Lets one record pass in a second and counts the others.
+/// Lets some records pass in a second and counts the others.
 #[derive(Debug, Default)]
 pub(crate) struct Sampler {
-    open_until: Option<Duration>,
+    /// 0 = all of them.
+    per_second: u32,
+    window_until: Duration,
+    passed: u32,
     left_out: u64,
 }
 
 impl Sampler {
+    fn new(per_second: u32) -> Self {
+        Self { per_second, ..Self::default() }
+    }
+
     /// `Some(left out since the last record)` when a record may be written.
     pub(crate) fn pass(&mut self, now: Now) -> Option<u64> {
-        if self.open_until.is_some_and(|until| now.mono < until) {
+        if now.mono >= self.window_until {
+            self.window_until = now.mono + WINDOW;
+            self.passed = 0;
+        }
+        if self.per_second > 0 && self.passed >= self.per_second {
             self.left_out += 1;
             return None;
         }
-        self.open_until = Some(now.mono + WINDOW);
+        self.passed += 1;
         Some(std::mem::take(&mut self.left_out))
     }
 }
@@ -38,6 +49,8 @@ impl Sampler {
 #[derive(Debug)]
 pub(crate) struct Log {
     shard: ShardId,
+    connected: Sampler,
+    disconnected: Sampler,
     rate_limited: Sampler,
     slow_consumer: Sampler,
     authentication_failed: Sampler,
@@ -49,31 +62,44 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    pub(crate) fn new(shard: ShardId) -> Self {
+    /// `per_second`: records of one kind in a second; 0 = unlimited.
+    pub(crate) fn new(shard: ShardId, per_second: u32) -> Self {
+        let sampler = || Sampler::new(per_second);
         Self {
             shard,
-            rate_limited: Sampler::default(),
-            slow_consumer: Sampler::default(),
-            authentication_failed: Sampler::default(),
-            handshake_refused: Sampler::default(),
-            gap_found: Sampler::default(),
-            stall: Sampler::default(),
-            panic: Sampler::default(),
-            accept: Sampler::default(),
+            connected: sampler(),
+            disconnected: sampler(),
+            rate_limited: sampler(),
+            slow_consumer: sampler(),
+            authentication_failed: sampler(),
+            handshake_refused: sampler(),
+            gap_found: sampler(),
+            stall: sampler(),
+            panic: sampler(),
+            accept: sampler(),
         }
     }
 
     pub(crate) fn event(&mut self, now: Now, event: &Event) {
         match event {
-            Event::Connected { connection, session, user, address } => info!(
-                target: CONNECTION, event = "connected", %connection, session = &**session,
-                user = &**user, %address, "session opened"
-            ),
-            Event::Disconnected { connection, session, user, reason, duration } => info!(
-                target: CONNECTION, event = "disconnected", %connection, session = &**session,
-                user = &**user, reason = reason.reason(), code = reason.close_code(),
-                duration_ms = duration.as_millis() as u64, "session closed"
-            ),
+            Event::Connected { connection, session, user, address } => {
+                if let Some(left_out) = self.connected.pass(now) {
+                    info!(
+                        target: CONNECTION, event = "connected", %connection, session = &**session,
+                        user = &**user, %address, left_out, "session opened"
+                    );
+                }
+            }
+            Event::Disconnected { connection, session, user, reason, duration } => {
+                if let Some(left_out) = self.disconnected.pass(now) {
+                    info!(
+                        target: CONNECTION, event = "disconnected", %connection,
+                        session = &**session, user = &**user, reason = reason.reason(),
+                        code = reason.close_code(), duration_ms = duration.as_millis() as u64,
+                        left_out, "session closed"
+                    );
+                }
+            }
             _ => self.sampled_event(now, event),
         }
     }
@@ -158,13 +184,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sampler_passes_one_record_a_second() {
+    fn sampler_passes_so_many_records_a_second() {
         let at = |ms| Now { mono: Duration::from_millis(ms), unix: Duration::ZERO };
-        let mut sampler = Sampler::default();
+        let mut sampler = Sampler::new(2);
         assert_eq!(sampler.pass(at(0)), Some(0));
-        assert_eq!(sampler.pass(at(1)), None);
+        assert_eq!(sampler.pass(at(1)), Some(0));
+        assert_eq!(sampler.pass(at(2)), None);
         assert_eq!(sampler.pass(at(999)), None);
         assert_eq!(sampler.pass(at(1000)), Some(2));
         assert_eq!(sampler.pass(at(2500)), Some(0));
+        let mut all = Sampler::new(0);
+        assert!((0..1000).all(|_| all.pass(at(0)) == Some(0)));
     }
 }

@@ -151,7 +151,7 @@ impl Pump {
             live: 0,
             tls: config.tls.clone(),
             metrics: EngineMetrics::new(shards),
-            log: Log::new(id),
+            log: Log::new(id, config.log_records_per_second),
             now,
             turn: 0,
             completions: Vec::new(),

@@ -16,8 +16,6 @@ section! {
         keep_alive_timeout: Duration = Kind::Duration(100, 600_000), Restart;
         /// HTTP connections at one time; more are refused.
         connections_max: u32 = Kind::Count(1, 100_000), Restart;
-        /// Body of a request that is not for the API.
-        body_bytes_max: usize = Kind::Size(0, 16 << 20), Restart;
         /// Whether pages of `websocket.origins` get CORS headers.
         cors: bool = Kind::Bool, Restart;
         /// How long a browser may remember a CORS answer.
@@ -60,8 +58,8 @@ section! {
         format: LogFormat = LogFormat::KIND, Restart;
         /// File that warnings and errors are written to as well, as JSON.
         error_file: Option<PathBuf> = Kind::File, Restart;
-        /// Lines of one noisy event per second; the others are counted and summed up. 0 = unlimited.
-        sample_per_second: u32 = Kind::Count(0, 1_000_000), Live;
+        /// Lines of one event per second and shard; the others are counted and summed up. 0 = unlimited.
+        sample_per_second: u32 = Kind::Count(0, 1_000_000), Restart;
     }
 }
 

@@ -94,14 +94,23 @@ pub fn lost(channel: &str, loss: &Loss, reason: &str, id: &str, unix: Duration) 
         .frame
 }
 
-/// `error`, as a reply when `reply_to` is not empty.
-pub fn error(error: &ClientError, reply_to: &str, id: &str, unix: Duration) -> Bytes {
-    EnvelopeWriter::new("error", id, unix, error.message.len() + 128)
+/// `error`, as a reply when `reply_to` is not empty. `session` is the public session id; empty before
+/// authentication.
+pub fn error(
+    error: &ClientError,
+    reply_to: &str,
+    session: &str,
+    (id, unix): (&str, Duration),
+) -> Bytes {
+    EnvelopeWriter::new("error", id, unix, error.message.len() + 192)
         .reply_to(reply_to)
         .data(|data| {
             data.str("error_code", error.code.as_str()).str("error_message", &error.message);
             data.object("error_details", |details| {
                 details.bool("temporary", error.code.is_temporary());
+                if !session.is_empty() {
+                    details.str("session_id", session);
+                }
                 if let Some(after) = error.retry_after {
                     let ms = after.as_millis() as u64;
                     // Seconds, rounded up, as the API has always given it, beside the exact value.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Shard;
 use crate::auth::{AuthError, Claims};
@@ -14,6 +15,9 @@ use crate::proto::reply::{self, Welcome};
 use crate::session::{Attaching, PendingKind, Phase, recover_position};
 use crate::time::Now;
 use crate::ws::handshake::Refusal;
+
+/// When a client may try again after a limit that other connections fill.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Stable word and message for a refused token. All causes but expiry look alike from outside.
 pub(super) fn explain(error: AuthError) -> (&'static str, &'static str) {
@@ -69,7 +73,8 @@ impl Shard {
                 429,
                 "connection_limit",
                 "this user has too many connections (limits.connections_per_user_max)",
-            ));
+            )
+            .with_retry_after(RETRY_AFTER));
         }
         if let Some(session) = self.session_mut(id) {
             session.user_counted = true;

@@ -82,8 +82,11 @@ impl Shard {
         let held = session.large_data.take().map_or(0, |reassembly| reassembly.bytes());
         let channels: Vec<_> = session.subscriptions.iter().map(|s| s.channel.clone()).collect();
         self.large_data_bytes = self.large_data_bytes.saturating_sub(held);
+        // Nothing is queued for an ending session any more, so what is queued need not be told apart.
         for channel in channels {
-            self.end_subscription(now, id, &channel);
+            if let Some(request) = self.forget_subscription(id, &channel) {
+                self.request(now, request);
+            }
         }
     }
 

@@ -205,7 +205,11 @@ impl Shard {
                 self.large_data_answer(now, at, &data_id, ("checksum_mismatch", total_size));
             }
             Ok((channel, Progress::Received { data_id, total_size, chunks })) => {
+<<<<<<< HEAD
+                match self.publish_chunks(now, (id, reply_to), &channel, (&chunk, chunks)) {
+=======
                 match self.publish_chunks(now, id, &channel, (chunk, chunks)) {
+>>>>>>> main
                     Ok(()) => self.large_data_answer(now, at, &data_id, ("received", total_size)),
                     Err(error) => self.reply_error(now, id, reply_to, &error),
                 }
@@ -285,10 +289,11 @@ impl Shard {
         progress.map_err(|error: LargeDataError| ClientError::new(error.code(), error.to_string()))
     }
 
+    /// Publishes a whole transfer. What a home refuses later is told once, as an error to the last chunk.
     fn publish_chunks(
         &mut self,
         now: Now,
-        id: ConnectionId,
+        (id, reply_to): (ConnectionId, &str),
         channel: &ChannelName,
         (last, chunks): (&LargeDataChunk, Vec<Bytes>),
     ) -> Result<(), ClientError> {
@@ -314,7 +319,7 @@ impl Shard {
                 ..Publish::default()
             };
             let Some(session) = self.session_mut(id) else { return Ok(()) };
-            let request = session.expect_reply("", PendingKind::Silent);
+            let request = session.expect_reply(reply_to, PendingKind::Silent);
             self.ask(now, (id, request), channel, ChannelOp::Publish(publish))?;
         }
         Ok(())

@@ -45,7 +45,16 @@ impl Shard {
             _ => {}
         }
         match pending.kind {
-            PendingKind::Silent | PendingKind::SubscribeByServer => {}
+            PendingKind::SubscribeByServer => {}
+            PendingKind::Silent => {
+                // The other chunks of the transfer need no further word.
+                if let Some(session) = self.session_mut(id) {
+                    session.pending.retain(|other| {
+                        other.kind != PendingKind::Silent || other.reply_to != pending.reply_to
+                    });
+                }
+                self.reply_error(now, id, &pending.reply_to, error);
+            }
             PendingKind::Attach if error.code == ErrorCode::Unavailable => {
                 self.disconnect(now, id, Disconnect::Unavailable);
             }

@@ -81,7 +81,11 @@ impl Shard {
     /// Whether the session has room for one more command that a home answers.
     pub(super) fn check_in_flight(&self, id: ConnectionId) -> Result<(), ClientError> {
         let limit = self.settings.limits.requests_in_flight_max as usize;
-        if self.session(id).is_some_and(|session| session.pending.len() >= limit) {
+        // Chunks of transfers are not commands of their own: many at once are what a transfer is.
+        let waiting = |session: &Session| {
+            session.pending.iter().filter(|p| p.kind != PendingKind::Silent).count()
+        };
+        if self.session(id).is_some_and(|session| waiting(session) >= limit) {
             let message = "too many commands of this connection wait for an answer";
             return Err(ClientError::new(ErrorCode::LimitExceeded, message));
         }
@@ -237,6 +241,10 @@ impl Shard {
         id: ConnectionId,
         channel: &str,
     ) -> Option<ChannelRequest> {
+        // A loss is told by the channel's name, which the hub may give up now.
+        if self.session(id).is_some_and(|session| session.outbox.has_losses()) {
+            self.encode_losses(id);
+        }
         let session = self.session_mut(id)?;
         let index = session.subscriptions.iter().position(|s| &*s.channel == channel)?;
         let subscription = session.subscriptions.swap_remove(index);
@@ -252,7 +260,11 @@ impl Shard {
 
     /// Ends a subscription here and at the home. Answers whether there was one.
     pub(super) fn end_subscription(&mut self, now: Now, id: ConnectionId, channel: &str) -> bool {
+        let local = self.session(id).and_then(|s| s.subscription(channel)).map(|s| s.local);
         let Some(request) = self.forget_subscription(id, channel) else { return false };
+        if let (Some(local), Some(session)) = (local, self.session_mut(id)) {
+            session.outbox.retire(local);
+        }
         self.request(now, request);
         true
     }

@@ -3,10 +3,15 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod auth;
+mod compression;
 mod connect;
+mod large_data;
+mod limits;
 mod node;
+mod outbox;
 mod presence;
 mod pubsub;
 mod recovery;
+mod schema;
 mod simulation;
 mod slow;

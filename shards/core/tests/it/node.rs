@@ -20,6 +20,7 @@ use gateway_core::metrics::ShardMetrics;
 use gateway_core::route::home_shard;
 use gateway_core::settings::*;
 use gateway_core::time::Now;
+use gateway_core::ws::deflate::Inflater;
 use gateway_core::ws::frame::{self, Header, Opcode};
 use gateway_core::{Output, Shard, ShardInit};
 use serde_json::{Value, json};
@@ -38,6 +39,12 @@ pub struct ClientState {
     pub inbox: VecDeque<Value>,
     /// Pings received.
     pub pings: usize,
+    /// Payloads of the pongs received.
+    pub pongs: Vec<Vec<u8>>,
+    /// Compressed messages received.
+    pub compressed: usize,
+    /// Speaks to the echo endpoint, whose messages are its own.
+    pub echo: bool,
     /// Close code received.
     pub close_code: Option<u16>,
     /// Whether the socket is gone.
@@ -227,6 +234,7 @@ impl Node {
     /// Opens a WebSocket whose request target is `target`, with more header lines.
     pub fn upgrade(&mut self, shard: u16, target: &str, headers: &str) -> Client {
         let client = self.dial(shard);
+        self.clients[client].echo = target.starts_with("/echo");
         let request = format!(
             "GET {target} HTTP/1.1\r\nHost: gateway.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{headers}\r\n"
@@ -261,12 +269,17 @@ impl Node {
     pub fn call(&mut self, client: Client, kind: &str, data: Value) -> Value {
         self.correlation += 1;
         let id = format!("c{}", self.correlation);
-        self.send(client, &json!({"type": kind, "id": id, "data": data}));
+        let command = json!({"type": kind, "id": id, "data": data});
+        self.send(client, &command);
         self.settle();
         let inbox = &mut self.clients[client].inbox;
         let at = inbox.iter().position(|m| m["reply_to"] == id.as_str());
         let at = at.unwrap_or_else(|| panic!("no answer to {kind}; inbox {inbox:?}"));
-        inbox.remove(at).unwrap()
+        let reply = inbox.remove(at).unwrap();
+        if reply["data"]["error_code"] != "INVALID_MESSAGE_FORMAT" {
+            crate::schema::check_command(&command);
+        }
+        reply
     }
 
     pub fn subscribe(&mut self, client: Client, channel: &str) -> Value {
@@ -505,13 +518,26 @@ impl Node {
             let payload = &frame[header_len..];
             match header.opcode {
                 Opcode::Text => {
-                    assert!(!header.rsv1, "this client negotiated no compression");
-                    state.inbox.push_back(serde_json::from_slice(payload).unwrap());
+                    let mut inflated = Vec::new();
+                    let mut text = payload;
+                    if header.rsv1 {
+                        let extensions = "Sec-WebSocket-Extensions: permessage-deflate";
+                        assert!(state.head.contains(extensions), "compression was not negotiated");
+                        Inflater::new().inflate(payload, &mut inflated, 16 << 20).unwrap();
+                        state.compressed += 1;
+                        text = &inflated;
+                    }
+                    let message = serde_json::from_slice(text).unwrap();
+                    if !state.echo {
+                        crate::schema::check_server_message(&message);
+                    }
+                    state.inbox.push_back(message);
                 }
                 Opcode::Ping => {
                     state.pings += 1;
                     pongs += usize::from(!state.silent);
                 }
+                Opcode::Pong => state.pongs.push(payload.to_vec()),
                 Opcode::Close => {
                     state.close_code = Some(u16::from_be_bytes([payload[0], payload[1]]))
                 }

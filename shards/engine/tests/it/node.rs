@@ -62,6 +62,7 @@ pub(crate) fn config(shards: usize) -> EngineConfig {
         receive_budget_bytes: 256 * 1024,
         completion_entries: 4096,
         accept_pause: Duration::from_millis(50),
+        log_records_per_second: 0,
         stall_threshold: Duration::from_millis(50),
         started: Instant::now(),
         seed: [7; 32],

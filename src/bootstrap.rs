@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use crate::bridge::{self, Bridge, BridgeLimits};
-use crate::config::sections::LogFormat;
+use crate::config::sections::{Environment, LogFormat};
 use crate::config::{Config, Loaded};
 use crate::health::{Health, LifePhase};
 use crate::http::{HttpLimits, HttpServer, serve_listener};
@@ -253,6 +253,7 @@ fn route_options(config: &Config) -> RouteOptions {
         internal: config.listen.internal.is_some(),
         api: config.api.enabled,
         metrics: config.metrics.enabled,
+        example_page: config.node.environment == Environment::Development,
         cors: config.http.cors.then_some(config.http.cors_max_age),
     }
 }

@@ -17,11 +17,11 @@ mod plane;
 mod reload;
 mod routes;
 mod sampler;
-pub mod schema;
+mod schema;
 mod signals;
 mod supervise;
 mod tls;
-pub mod welcome_page;
+mod welcome_page;
 
 use std::process::ExitCode;
 

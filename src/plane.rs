@@ -132,6 +132,7 @@ pub(crate) mod testing {
             internal: true,
             api: true,
             metrics: true,
+            example_page: true,
             cors: Some(Duration::from_secs(60)),
         };
         routes::build(plane, options)

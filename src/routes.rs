@@ -1,8 +1,8 @@
 //! Which paths are answered where, and what all answers have in common.
 //!
 //! With an internal listener the server API, `/metrics` and `/health/detailed` are served there only; without one the
-//! public listeners serve everything. Every answer is JSON (but `/metrics`), is counted by route and status, and is
-//! never cached.
+//! public listeners serve everything. Every answer is JSON (but `/metrics` and the example page), is counted by route and
+//! status, and is not cached unless it says so.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::plane::SharedPlane;
-use crate::{api, health, metrics};
+use crate::{api, health, metrics, schema, welcome_page};
 
 /// What the routers contain.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +29,8 @@ pub(crate) struct RouteOptions {
     pub api: bool,
     /// Whether `/metrics` is served at all.
     pub metrics: bool,
+    /// Whether `/` is the example page.
+    pub example_page: bool,
     /// Whether allowed browser pages get CORS headers, and for how long they may remember them.
     pub cors: Option<Duration>,
 }
@@ -51,12 +53,16 @@ pub(crate) fn build(plane: &SharedPlane, options: RouteOptions) -> Routers {
     if options.api {
         operators = operators.merge(api::router(plane));
     }
-    let everyone = Router::new()
+    let mut everyone = Router::new()
+        .merge(schema::router().with_state(()))
         .route("/health", get(health::summary))
         .route("/live", get(health::live))
         .route("/ready", get(health::ready))
         .route("/api/v1/websocket/health", get(health::websocket_health))
         .route("/api/v1/websocket/metrics", get(health::websocket_metrics));
+    if options.example_page {
+        everyone = everyone.merge(welcome_page::router().with_state(()));
+    }
     let everything = everyone.clone().merge(operators);
     let public = if options.internal { everyone } else { everything.clone() };
     Routers { public: finish(public, plane, options), internal: finish(everything, plane, options) }

@@ -13,17 +13,17 @@ use axum::routing::get;
 use gateway_core::large_data::checksum_hex;
 
 /// JSON Schema (2020-12) of every message of `archmesh.v1`.
-pub const JSON_SCHEMA: &str = include_str!("../docs/schema/archmesh.v1.schema.json");
+pub(crate) const JSON_SCHEMA: &str = include_str!("../docs/schema/archmesh.v1.schema.json");
 
 /// AsyncAPI 3.0 document; refers to the schema by its path.
-pub const ASYNCAPI: &str = include_str!("../docs/schema/asyncapi.json");
+pub(crate) const ASYNCAPI: &str = include_str!("../docs/schema/asyncapi.json");
 
 /// Caches ask again after five minutes; the entity tag makes that cheap.
 const CACHE_CONTROL: &str = "public, max-age=300";
 
 /// A text of the binary with its entity tag.
 #[derive(Debug)]
-pub struct Document {
+pub(crate) struct Document {
     body: &'static str,
     content_type: &'static str,
     cache_control: &'static str,
@@ -32,7 +32,7 @@ pub struct Document {
 
 impl Document {
     /// `body` does not change while the process runs.
-    pub fn new(
+    pub(crate) fn new(
         body: &'static str,
         content_type: &'static str,
         cache_control: &'static str,
@@ -43,7 +43,7 @@ impl Document {
     }
 
     /// 200 with the text, or 304 when the client holds it already.
-    pub fn respond(&self, request: &HeaderMap) -> Response {
+    pub(crate) fn respond(&self, request: &HeaderMap) -> Response {
         let headers = [
             (header::ETAG, self.etag.clone()),
             (header::CACHE_CONTROL, HeaderValue::from_static(self.cache_control)),
@@ -73,7 +73,7 @@ static ASYNCAPI_DOCUMENT: LazyLock<Document> =
     LazyLock::new(|| Document::new(ASYNCAPI, "application/json", CACHE_CONTROL));
 
 /// `GET /schema/archmesh.v1.json` and `GET /asyncapi.json`. Public: nothing in them is secret.
-pub fn router() -> Router {
+pub(crate) fn router() -> Router {
     Router::new()
         .route("/schema/archmesh.v1.json", get(|request: Request| serve(&SCHEMA_DOCUMENT, request)))
         .route("/asyncapi.json", get(|request: Request| serve(&ASYNCAPI_DOCUMENT, request)))

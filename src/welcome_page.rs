@@ -13,7 +13,7 @@ use axum::routing::get;
 use crate::schema::Document;
 
 /// The page: one file without anything to load.
-pub const PAGE: &str = include_str!("../examples/quickstart.html");
+pub(crate) const PAGE: &str = include_str!("../examples/quickstart.html");
 
 /// The page may run its own script and talk to WebSockets, and do nothing else.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
@@ -23,7 +23,7 @@ static DOCUMENT: LazyLock<Document> =
     LazyLock::new(|| Document::new(PAGE, "text/html; charset=utf-8", "no-cache"));
 
 /// `GET /`.
-pub fn router() -> Router {
+pub(crate) fn router() -> Router {
     Router::new().route("/", get(serve))
 }
 

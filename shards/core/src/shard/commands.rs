@@ -205,11 +205,7 @@ impl Shard {
                 self.large_data_answer(now, at, &data_id, ("checksum_mismatch", total_size));
             }
             Ok((channel, Progress::Received { data_id, total_size, chunks })) => {
-<<<<<<< HEAD
-                match self.publish_chunks(now, (id, reply_to), &channel, (&chunk, chunks)) {
-=======
-                match self.publish_chunks(now, id, &channel, (chunk, chunks)) {
->>>>>>> main
+                match self.publish_chunks(now, (id, reply_to), &channel, (chunk, chunks)) {
                     Ok(()) => self.large_data_answer(now, at, &data_id, ("received", total_size)),
                     Err(error) => self.reply_error(now, id, reply_to, &error),
                 }
@@ -313,6 +309,8 @@ impl Shard {
                 kind: "large_data".into(),
                 data: data.into(),
                 sender: sender.clone(),
+                // Chunks must not supersede each other under `keep_latest`.
+                key: Some(format!("{}/{}", last.data_id, index + 1).into()),
                 transient: true,
                 no_echo: true,
                 accepted_at: now.mono,

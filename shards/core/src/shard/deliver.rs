@@ -47,35 +47,25 @@ impl Shard {
         let Some(channel) = hub.get_mut(local) else { return };
         let class = class_of(local, publication, settings.namespaces.get(channel.namespace).slow);
         let limits = &settings.limits;
+        // While the shard holds more than it may, each connection may hold an equal part, so that those who caused it
+        // give way.
+        let share = limits.shard_outbox_bytes_max / metrics.connections.max(1) as usize;
+        let share = share.min(limits.outbox_bytes_max);
         let mut sent = Sent::default();
         for &id in &channel.subscribers {
             if publication.sender == Some(id) {
                 continue;
             }
-<<<<<<< HEAD
-            let bytes_max = self.outbox_bytes_max(id, publication.frame.len());
-            let Some(session) = self.session_mut(id) else { continue };
-            if catching_up
-                && session
-                    .subscription(&name)
-                    .is_none_or(|s| publication.position.offset <= s.live_from)
-            {
-                continue;
-            }
-            match hand_over(session, (local, publication), &class, bytes_max) {
-                None => {}
-                Some(handed) => self.account(id, handed, &mut slow),
-=======
             let Some(session) = session_in(slots, id) else { continue };
             if catching_up && has_already(session, &channel.name, publication) {
                 continue;
             }
             let before = session.outbox.len_bytes();
-            let over_budget = *outbox_bytes > limits.shard_outbox_bytes_max;
-            let bytes_max = if over_budget {
-                before.min(limits.outbox_bytes_max)
-            } else {
+            let bytes_max = if *outbox_bytes <= limits.shard_outbox_bytes_max {
                 limits.outbox_bytes_max
+            } else {
+                // An empty outbox always has room, so that a client that keeps up never pays for others.
+                share.max(if before == 0 { publication.frame.len() } else { 0 })
             };
             let Some(result) = hand_over(session, (local, publication), &class, bytes_max) else {
                 continue;
@@ -92,7 +82,6 @@ impl Shard {
                 }
             } else {
                 sent.unusual.push((id, result));
->>>>>>> main
             }
         }
         metrics.messages_out.add(MessageKind::Message as usize, sent.messages);
@@ -102,33 +91,10 @@ impl Shard {
         }
     }
 
-<<<<<<< HEAD
-    /// What the outbox of `id` may hold. While all of the shard together hold too much, that is an equal share, so
-    /// that those who caused it give way; an empty outbox always has room for the next publication, so that a client
-    /// that keeps up never pays for others.
-    fn outbox_bytes_max(&self, id: ConnectionId, next: usize) -> usize {
-        let limits = &self.settings.limits;
-        if self.outbox_bytes <= limits.shard_outbox_bytes_max {
-            return limits.outbox_bytes_max;
-        }
-        let share = limits.shard_outbox_bytes_max / self.metrics.connections.max(1) as usize;
-        let empty = self.unsent_bytes(id) == 0;
-        share.max(if empty { next } else { 0 }).min(limits.outbox_bytes_max)
-    }
-
-    fn account(&mut self, id: ConnectionId, handed: Handed, slow: &mut Vec<ConnectionId>) {
-        let Some(session) = self.session(id) else { return };
-        let after = session.outbox.len_bytes();
-        // What was in the outbox before is in `outbox_bytes` already; drops may have made it smaller.
-        let before = handed.bytes;
-        self.outbox_bytes = (self.outbox_bytes + after).saturating_sub(before);
-        match handed.result {
-=======
     /// A publication did not simply fit.
     fn handle_full_outbox(&mut self, now: Now, id: ConnectionId, result: &PushResult) {
         let unsent = self.unsent_bytes(id);
         match result {
->>>>>>> main
             PushResult::Queued => {}
             PushResult::Dropped { oldest, superseded, .. } => {
                 self.metrics.slow.add(SlowAction::DroppedOldest as usize, u64::from(*oldest));

@@ -67,13 +67,13 @@ fn connect(c: &mut Criterion) {
             node.settle();
         });
     });
-    let mut node = Node::new();
+    let (mut node, minter) = (Node::new(), Node::new());
     let mut user = 0_u64;
     group.bench_function("new_token", |b| {
         b.iter_batched(
             || {
                 user += 1;
-                Node::new().head(&format!("user-{user}"))
+                minter.head(&format!("user-{user}"))
             },
             |head| {
                 let id = node.connect(&head);

@@ -24,9 +24,9 @@ const SECRET: &[u8] = b"a secret of the benchmarks, 32 bytes or more";
 const HASH_SEED: u64 = 42;
 const SLICES: usize = 64;
 
-pub struct Node {
-    pub shard: Shard,
-    pub now: Now,
+pub(crate) struct Node {
+    pub(crate) shard: Shard,
+    pub(crate) now: Now,
     key: SigningKey,
 }
 
@@ -119,7 +119,7 @@ fn limits() -> Limits {
 }
 
 impl Node {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let shard = Shard::new(ShardInit {
             id: ShardId(0),
             shards: 1,
@@ -134,7 +134,7 @@ impl Node {
     }
 
     /// The request head of `user`.
-    pub fn head(&self, user: &str) -> Vec<u8> {
+    pub(crate) fn head(&self, user: &str) -> Vec<u8> {
         let issued = self.now.unix.as_secs();
         let claims = json!({"sub": user, "iat": issued, "exp": issued + 3600});
         let token = mint(&self.key, &claims).expect("claims can be signed");
@@ -148,7 +148,7 @@ impl Node {
     }
 
     /// From an accepted socket to a `welcome` that has been sent.
-    pub fn connect(&mut self, head: &[u8]) -> ConnectionId {
+    pub(crate) fn connect(&mut self, head: &[u8]) -> ConnectionId {
         let peer = Peer { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: 1, tls: false };
         let id = self.shard.open(self.now, peer).expect("nothing limits connections here");
         let sent = self.bytes(id, &mut head.to_vec());
@@ -157,27 +157,27 @@ impl Node {
     }
 
     /// Bytes from a client; answers the bytes sent to all clients in consequence.
-    pub fn bytes(&mut self, id: ConnectionId, bytes: &mut [u8]) -> usize {
+    pub(crate) fn bytes(&mut self, id: ConnectionId, bytes: &mut [u8]) -> usize {
         self.shard.handle_bytes(self.now, id, bytes);
         self.settle()
     }
 
     /// A command as a masked frame.
-    pub fn command(kind: &str, data: &serde_json::Value) -> Vec<u8> {
+    pub(crate) fn command(kind: &str, data: &serde_json::Value) -> Vec<u8> {
         let text = json!({"type": kind, "id": "1", "data": data}).to_string();
         let mut out = Vec::new();
         frame::encode_masked(&mut out, Opcode::Text, text.as_bytes(), [1, 2, 3, 4]);
         out
     }
 
-    pub fn subscribe(&mut self, id: ConnectionId, channel: &str) {
+    pub(crate) fn subscribe(&mut self, id: ConnectionId, channel: &str) {
         let mut command = Self::command("subscribe", &json!({"channel": channel}));
         let sent = self.bytes(id, &mut command);
         assert!(sent > 0, "subscribed");
     }
 
     /// A publication from the server API, up to the outboxes.
-    pub fn publish(&mut self, channel: &Arc<str>, data: &bytes::Bytes) {
+    pub(crate) fn publish(&mut self, channel: &Arc<str>, data: &bytes::Bytes) {
         let publish =
             Publish { data: data.clone(), accepted_at: self.now.mono, ..Publish::default() };
         let request = ChannelRequest {
@@ -189,7 +189,7 @@ impl Node {
     }
 
     /// Sends everything; answers the bytes.
-    pub fn settle(&mut self) -> usize {
+    pub(crate) fn settle(&mut self) -> usize {
         while let Some(output) = self.shard.poll_output() {
             assert!(!matches!(output, Output::Abort { .. }), "nobody is slow here");
         }

@@ -23,7 +23,7 @@ if [ -z "$url" ]; then
     export DEPLOYMENT_SIZE=$size
     start_gateway loadtest-gateway.log target/release/archmesh --environment development --set log.level=warn \
         --set rate_limits.connection_messages_per_second=0 --set rate_limits.user_messages_per_second=0 \
-        --set limits.connections_max=$room
+        --set limits.connections_max="$room"
     url=ws://$GATEWAY/ws
 fi
 target/release/archmesh-loadtest --url "$url" --size "$size" "$@"

@@ -23,7 +23,7 @@ fmt: ## Format the Rust code
 	cargo fmt --all
 
 bench: ## Run the criterion benchmarks (BENCH=name for one)
-	cargo bench --workspace $(if $(BENCH),--bench $(BENCH))
+	cargo bench --locked --package archmesh-gateway $(if $(BENCH),--bench $(BENCH))
 
 loadtest: ## Load a gateway (SIZE=small|medium|large|enterprise, URL=ws://... for one that runs already)
 	@scripts/loadtest.sh

@@ -18,8 +18,12 @@ cargo build --locked --release --package gateway-loadtest
 url=${URL:-}
 if [ -z "$url" ]; then
     cargo build --locked --release --package archmesh-gateway --bin archmesh
+    # A closed loop is faster than the message rate limits of people, and /metrics must be read at full house.
+    case $size in small) room=200 ;; medium) room=1100 ;; large) room=5100 ;; enterprise) room=10100 ;; esac
     export DEPLOYMENT_SIZE=$size
-    start_gateway loadtest-gateway.log target/release/archmesh --config config/dev.toml --set log.level=warn
+    start_gateway loadtest-gateway.log target/release/archmesh --environment development --set log.level=warn \
+        --set rate_limits.connection_messages_per_second=0 --set rate_limits.user_messages_per_second=0 \
+        --set limits.connections_max="$room"
     url=ws://$GATEWAY/ws
 fi
 target/release/archmesh-loadtest --url "$url" --size "$size" "$@"

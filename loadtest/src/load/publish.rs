@@ -1,0 +1,47 @@
+//! Sending publications, through the sockets of the publishing members or through the server API.
+
+use super::Load;
+use super::members::Stage;
+use crate::checker::Violation;
+use crate::fleet::Fleet;
+use crate::schedule::Nanos;
+use crate::wire;
+
+impl Load {
+    /// Publishes in `channel` what was due at `due`, through the member (or the API when that is used).
+    pub(crate) fn publish(
+        &mut self,
+        fleet: &mut Fleet,
+        (channel, member): (u32, u32),
+        due: Nanos,
+        recorded: bool,
+    ) {
+        let number = self.ledger.enter(channel, due, recorded);
+        let bytes = self.plan.payload_bytes;
+        let now = fleet.clock.now();
+        if let Some(api) = &mut self.api {
+            let body = wire::api_publish(&self.names, channel, number, bytes);
+            api.publish(fleet, number, &body);
+        } else {
+            let sender = &self.members[member as usize];
+            let Some(id) = sender.connection.filter(|_| sender.stage == Stage::Ready) else {
+                self.ledger.refuse(number);
+                self.violations.add(Violation::Refused, 1, || {
+                    format!("publication {number} was not sent: its publisher {member} is gone")
+                });
+                return;
+            };
+            fleet.send(id, &wire::publish(&self.names, channel, number, bytes));
+        }
+        if recorded {
+            self.latencies.behind.record(due, now);
+        }
+    }
+
+    /// The `nth` publication of an open loop: channels and publishers take turns.
+    pub(crate) fn publish_nth(&mut self, fleet: &mut Fleet, nth: u64, due: Nanos, recorded: bool) {
+        let channel = (nth % u64::from(self.plan.channels)) as u32;
+        let publisher = (nth % u64::from(self.plan.publishers)) as u32;
+        self.publish(fleet, (channel, publisher), due, recorded);
+    }
+}

@@ -103,7 +103,7 @@ pub struct ControlReceiver {
 pub(crate) fn control_queue(
     events_max: usize,
 ) -> std::io::Result<(ControlSender, ControlReceiver)> {
-    let queue = Arc::new(Queue { events: ArrayQueue::new(events_max), bell: Bell::new(true)? });
+    let queue = Arc::new(Queue { events: ArrayQueue::new(events_max), bell: Bell::new()? });
     queue.bell.park();
     Ok((ControlSender { queue: Arc::clone(&queue), pushed: false }, ControlReceiver { queue }))
 }

@@ -274,11 +274,6 @@ impl ShardThread {
     async fn run_pump(self) -> Result<(), EngineError> {
         let id = self.id;
         let setup = |what| move |source| EngineError::Setup { shard: id.0, what, source };
-        let wake = self.shared.mailboxes[id.index()]
-            .bell
-            .eventfd()
-            .wake_file()
-            .map_err(setup("the wake-up"))?;
         let ready = self.ready;
         let pump = Pump::new(PumpInit {
             id,
@@ -299,7 +294,7 @@ impl ShardThread {
             Latency::Matters(PUMP_LATENCY),
             "pump",
         );
-        let ended = glommio::spawn_local_into(pump.run(wake), queue)
+        let ended = glommio::spawn_local_into(pump.run(), queue)
             .map_err(|error| EngineError::Executor { shard: id.0, reason: error.to_string() })?
             .await;
         match ended {

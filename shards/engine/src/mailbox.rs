@@ -28,12 +28,9 @@ pub(crate) struct Bell {
 }
 
 impl Bell {
-    /// `nonblocking` is about reading it.
-    pub(crate) fn new(nonblocking: bool) -> io::Result<Self> {
-        Ok(Self {
-            parked: CachePadded::new(AtomicBool::new(false)),
-            eventfd: EventFd::new(nonblocking)?,
-        })
+    /// Nobody sleeps.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { parked: CachePadded::new(AtomicBool::new(false)), eventfd: EventFd::new()? })
     }
 
     /// Owner: from now on, `ring` writes. Look at the queue once more after this and before sleeping.
@@ -127,7 +124,7 @@ impl Mailbox {
     pub(crate) fn new(messages_max: usize) -> io::Result<Self> {
         Ok(Self {
             queue: ArrayQueue::new(messages_max),
-            bell: Bell::new(false)?,
+            bell: Bell::new()?,
             board: CachePadded::new(Board::default()),
             snapshots: ArrayQueue::new(SNAPSHOT_REQUESTS_MAX),
             tls: ArrayQueue::new(1),
@@ -145,10 +142,11 @@ mod tests {
     use gateway_core::ids::ShardId;
 
     use super::*;
+    use crate::ring::{Ring, RingSizes};
 
     #[test]
     fn bell_is_written_only_for_a_sleeper() {
-        let bell = Bell::new(true).unwrap();
+        let bell = Bell::new().unwrap();
         assert!(!bell.ring());
         bell.park();
         assert!(bell.ring());
@@ -162,12 +160,12 @@ mod tests {
         }
     }
 
-    /// Two senders against one receiver that sleeps on the eventfd: a lost wake-up would hang the test.
+    /// Two senders against one receiver that sleeps in a ring that watches the eventfd: a lost wake-up would hang.
     #[test]
     fn no_wakeup_is_lost_and_senders_keep_their_order() {
         const EACH: u64 = 50_000;
         let queue = ArrayQueue::<(ShardId, u64)>::new(64);
-        let bell = Bell::new(false).unwrap();
+        let bell = Bell::new().unwrap();
         thread::scope(|scope| {
             for sender in 0..2 {
                 let (queue, bell) = (&queue, &bell);
@@ -178,11 +176,19 @@ mod tests {
                     }
                 });
             }
-            let mut next = [0; 2];
+            let sizes = RingSizes { completion_entries: 64, buffers: 2, buffer_bytes: 64 };
+            let mut ring = Ring::new(sizes).unwrap();
+            ring.watch(bell.as_fd());
+            let (mut next, mut completions) = ([0; 2], Vec::new());
             while next != [EACH; 2] {
                 bell.park();
                 if queue.is_empty() {
-                    bell.eventfd().take().unwrap();
+                    ring.sleep().unwrap();
+                    ring.take_completions(&mut completions);
+                    let _ = bell.eventfd().take();
+                    if completions.iter().any(|completion| !completion.more) {
+                        ring.watch(bell.as_fd());
+                    }
                 }
                 bell.unpark();
                 while let Some((sender, number)) = queue.pop() {

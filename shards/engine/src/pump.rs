@@ -21,7 +21,6 @@ use gateway_core::ids::{ConnectionId, ShardId};
 use gateway_core::settings::Settings;
 use gateway_core::time::Now;
 use gateway_core::{Shard, ShardInit};
-use glommio::io::BufferedFile;
 
 use crate::bridge::{ControlEvent, ControlSender};
 use crate::config::EngineConfig;
@@ -115,12 +114,12 @@ impl Pump {
     pub(crate) fn new(init: PumpInit) -> io::Result<Self> {
         let PumpInit { id, config, mailboxes, rota, settings, admission, control, listeners } =
             init;
-        let ring = Ring::new(RingSizes {
+        let mut ring = Ring::new(RingSizes {
             completion_entries: config.completion_entries,
             buffers: config.receive_buffers,
             buffer_bytes: config.receive_buffer_bytes,
         })?;
-        ring.register_eventfd(std::os::fd::AsFd::as_fd(&mailboxes[id.index()].bell))?;
+        ring.watch(std::os::fd::AsFd::as_fd(&mailboxes[id.index()].bell));
         let shards = mailboxes.len();
         // Each shard has its own stream of the node's seed.
         let mut seed = config.seed;
@@ -173,13 +172,12 @@ impl Pump {
         &self.mailboxes[self.id.index()]
     }
 
-    /// Turns until the order to end is carried out. `wake` is the mailbox's eventfd.
-    pub(crate) async fn run(mut self, wake: BufferedFile) -> io::Result<()> {
-        self.ring.set_notifications(false);
-        let mut armed = false;
+    /// Turns until the order to end is carried out.
+    pub(crate) async fn run(mut self) -> io::Result<()> {
+        let mut parked = false;
         let mut woke = false;
         loop {
-            let turned = catch_unwind(AssertUnwindSafe(|| self.measured_turn(armed)));
+            let turned = catch_unwind(AssertUnwindSafe(|| self.measured_turn(parked)));
             let turn = match turned {
                 Ok(turn) => turn?,
                 Err(panic) => abort(self.id, &panic_text(panic.as_ref())),
@@ -187,38 +185,47 @@ impl Pump {
             match turn {
                 Turn::Busy => {
                     // Woken for a single turn's work, a shard is likely to sleep again at once; under load it stays
-                    // awake and spares itself and others the notifications.
-                    self.set_armed(&mut armed, std::mem::take(&mut woke));
+                    // awake and spares others the wake-up calls.
+                    self.set_parked(&mut parked, std::mem::take(&mut woke));
                     glommio::yield_if_needed().await;
                 }
-                // Only a turn that began with notifications on may be followed by sleep.
-                Turn::Idle if !armed => self.set_armed(&mut armed, true),
+                // Only a turn that began parked, so that every sender since has to ring, may be followed by sleep.
+                Turn::Idle if !parked => self.set_parked(&mut parked, true),
                 Turn::Idle => {
                     self.metrics.parks += 1;
                     self.last_busy = None;
-                    wake.read_at(0, 8).await.map_err(io::Error::from)?;
-                    self.set_armed(&mut armed, false);
+                    self.ring.sleep()?;
+                    self.set_parked(&mut parked, false);
                     woke = true;
                 }
-                Turn::Finished => break,
+                Turn::Finished => return Ok(()),
             }
         }
-        wake.close().await.map_err(io::Error::from)
     }
 
-    fn set_armed(&mut self, armed: &mut bool, to: bool) {
-        if *armed != to {
-            *armed = to;
+    fn set_parked(&self, parked: &mut bool, to: bool) {
+        if *parked != to {
+            *parked = to;
             if to {
                 self.mailbox().bell.park();
             } else {
                 self.mailbox().bell.unpark();
             }
-            self.ring.set_notifications(to);
         }
     }
 
-    fn measured_turn(&mut self, armed: bool) -> io::Result<Turn> {
+    /// Another thread rang. The counter goes back to 0, so that the next ring is seen as well.
+    fn handle_wake(&mut self, more: bool) {
+        let mailboxes = Arc::clone(&self.mailboxes);
+        let bell = &mailboxes[self.id.index()].bell;
+        // Fails when the counter was taken for an earlier completion already.
+        let _ = bell.eventfd().take();
+        if !more {
+            self.ring.watch(std::os::fd::AsFd::as_fd(bell));
+        }
+    }
+
+    fn measured_turn(&mut self, parked: bool) -> io::Result<Turn> {
         let started = Instant::now();
         if let Some(previous) = self.last_busy.take() {
             self.metrics.lagged(started - previous);
@@ -227,7 +234,7 @@ impl Pump {
         self.mailbox().board.beat(self.now);
         self.metrics.turns += 1;
         self.turn = self.turn.wrapping_add(1);
-        let turn = self.take_turn(armed)?;
+        let turn = self.take_turn(parked)?;
         if turn == Turn::Busy {
             let duration = started.elapsed();
             self.last_busy = Some(started);
@@ -240,12 +247,12 @@ impl Pump {
         Ok(turn)
     }
 
-    fn take_turn(&mut self, armed: bool) -> io::Result<Turn> {
+    fn take_turn(&mut self, parked: bool) -> io::Result<Turn> {
         let mut busy = self.take_requests();
         busy |= self.take_mail();
         self.arm_listeners();
         self.arm_receives();
-        if armed && !busy {
+        if parked && !busy {
             self.arm_timeout();
         }
         self.ring.turn(COMPLETIONS_PER_TURN)?;
@@ -362,6 +369,10 @@ impl Pump {
                     busy = true;
                 }
                 Op::TimeoutUpdate | Op::CancelOther => {}
+                Op::Wake => {
+                    self.handle_wake(completion.more);
+                    busy = true;
+                }
                 Op::Accept => {
                     self.handle_accept(completion);
                     busy = true;

@@ -13,10 +13,9 @@ mod tests;
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use glommio::io::BufferedFile;
 use io_uring::types::{CancelBuilder, Fd, TimeoutFlags, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
@@ -44,6 +43,8 @@ pub(crate) enum Op {
     TimeoutUpdate = 7,
     /// End of a cancel of an accept or a poll for input.
     CancelOther = 8,
+    /// Another thread has written the eventfd.
+    Wake = 9,
 }
 
 impl Op {
@@ -57,6 +58,7 @@ impl Op {
             6 => Self::Timeout,
             7 => Self::TimeoutUpdate,
             8 => Self::CancelOther,
+            9 => Self::Wake,
             _ => return None,
         })
     }
@@ -136,15 +138,11 @@ impl Ring {
         })
     }
 
-    /// Makes every completion add to the counter of `eventfd`, while notifications are on.
-    pub(crate) fn register_eventfd(&self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
-        self.uring.submitter().register_eventfd(eventfd.as_raw_fd())
-    }
-
-    /// Switches the eventfd's notifications; they are of use only while the shard sleeps.
-    pub(crate) fn set_notifications(&mut self, on: bool) {
-        let queue = self.uring.completion();
-        if on { queue.enable_eventfd() } else { queue.disable_eventfd() }
+    /// One completion for every time that `eventfd` is written, until one says that no more follow.
+    pub(crate) fn watch(&mut self, eventfd: BorrowedFd<'_>) {
+        let events = u32::from(libc::POLLIN.cast_unsigned());
+        let entry = opcode::PollAdd::new(Fd(eventfd.as_raw_fd()), events).multi(true).build();
+        self.push(&entry.user_data(Op::Wake.user_data(0)));
     }
 
     /// Accepts until cancelled; each socket is non-blocking and close-on-exec.
@@ -244,7 +242,17 @@ impl Ring {
         }
     }
 
-    /// Whether the kernel has work that the next `turn` will see, and that no eventfd will tell of.
+    /// Submits what was asked for and blocks the thread until at least one completion is there.
+    ///
+    /// # Errors
+    /// As for [`Self::turn`].
+    pub(crate) fn sleep(&mut self) -> io::Result<()> {
+        self.enter(1, ENTER_GETEVENTS)?;
+        self.reap();
+        Ok(())
+    }
+
+    /// Whether the kernel has work that the next `turn` will see without waiting.
     pub(crate) fn has_pending(&mut self) -> bool {
         let queue = self.uring.submission();
         queue.taskrun() || queue.cq_overflow() || !queue.is_empty()
@@ -256,6 +264,10 @@ impl Ring {
     }
 
     fn submit(&mut self, flags: u32) -> io::Result<()> {
+        self.enter(0, flags)
+    }
+
+    fn enter(&mut self, completions_min: u32, flags: u32) -> io::Result<()> {
         let (entries, overflowed) = {
             let queue = self.uring.submission();
             (queue.len() as u32, queue.cq_overflow())
@@ -266,7 +278,10 @@ impl Ring {
             self.reap();
         }
         // SAFETY: no argument is passed, and `entries` is what the submission queue holds.
-        match unsafe { self.uring.submitter().enter::<libc::sigset_t>(entries, 0, flags, None) } {
+        let entered = unsafe {
+            self.uring.submitter().enter::<libc::sigset_t>(entries, completions_min, flags, None)
+        };
+        match entered {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 // A signal, or completions first: the next turn goes on.
@@ -337,18 +352,17 @@ impl Drop for Ring {
     }
 }
 
-/// A counter that a thread can sleep on.
+/// A counter whose changes a thread can wait for.
 #[derive(Debug)]
 pub(crate) struct EventFd {
     fd: OwnedFd,
 }
 
 impl EventFd {
-    /// Counter 0. `nonblocking` is about [`Self::take`].
-    pub(crate) fn new(nonblocking: bool) -> io::Result<Self> {
-        let flags = libc::EFD_CLOEXEC | if nonblocking { libc::EFD_NONBLOCK } else { 0 };
+    /// Counter 0.
+    pub(crate) fn new() -> io::Result<Self> {
         // SAFETY: the call takes no pointers.
-        let fd = unsafe { libc::eventfd(0, flags) };
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -363,20 +377,13 @@ impl EventFd {
         unsafe { libc::write(self.fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     }
 
-    /// Takes the counter and sets it to 0; waits for it to be above 0, or fails when it is non-blocking.
+    /// Takes the counter and sets it to 0; fails when it is 0.
     pub(crate) fn take(&self) -> io::Result<u64> {
         let mut counter = [0; 8];
         // SAFETY: the pointer and length are those of a local array.
         let read =
             unsafe { libc::read(self.fd.as_raw_fd(), counter.as_mut_ptr().cast(), counter.len()) };
         if read < 0 { Err(io::Error::last_os_error()) } else { Ok(u64::from_ne_bytes(counter)) }
-    }
-
-    /// The executor's view of the same counter; must be called on an executor's thread.
-    pub(crate) fn wake_file(&self) -> io::Result<BufferedFile> {
-        let duplicate = self.fd.try_clone()?;
-        // SAFETY: the duplicate is owned and handed over.
-        Ok(unsafe { BufferedFile::from_raw_fd(duplicate.into_raw_fd()) })
     }
 }
 

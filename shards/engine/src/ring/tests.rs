@@ -151,15 +151,13 @@ fn run(completion_entries: u32) -> (u64, u64) {
         cancels: 0,
         received: vec![None; CONNECTIONS],
     };
-    let eventfd = EventFd::new(false).unwrap();
-    server.ring.register_eventfd(eventfd.as_fd()).unwrap();
     server.ring.accept(server.listener.as_fd(), 0);
     let mut completions = Vec::new();
     while server.received.contains(&None) {
         server.ring.turn(16).unwrap();
         server.ring.take_completions(&mut completions);
         if completions.is_empty() && !server.ring.has_pending() {
-            eventfd.take().unwrap();
+            server.ring.sleep().unwrap();
         }
         for completion in completions.drain(..) {
             server.handle(completion);
@@ -212,9 +210,7 @@ fn completion_overflow_is_counted_and_loses_nothing() {
 
 #[test]
 fn an_earlier_timeout_replaces_a_later_one() {
-    let eventfd = EventFd::new(false).unwrap();
     let mut ring = ring(64);
-    ring.register_eventfd(eventfd.as_fd()).unwrap();
     ring.arm_timeout(Duration::from_secs(3600));
     ring.turn(16).unwrap();
     ring.update_timeout(Duration::from_millis(1));
@@ -226,9 +222,43 @@ fn an_earlier_timeout_replaces_a_later_one() {
             break;
         }
         if completions.is_empty() {
-            eventfd.take().unwrap();
+            ring.sleep().unwrap();
         }
     }
+}
+
+/// Each write is told, whether it comes before the sleep or during it, and none is lost between two sleeps.
+#[test]
+fn a_written_eventfd_ends_the_sleep() {
+    const WRITES: u64 = 20_000;
+    let eventfd = std::sync::Arc::new(EventFd::new().unwrap());
+    let written = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let mut ring = ring(64);
+    ring.watch(eventfd.as_fd());
+    let writer = {
+        let (eventfd, written) = (eventfd.clone(), written.clone());
+        thread::spawn(move || {
+            for _ in 0..WRITES {
+                written.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                eventfd.add_one();
+            }
+        })
+    };
+    let mut taken = 0;
+    let mut completions = Vec::new();
+    while taken < WRITES {
+        ring.sleep().unwrap();
+        ring.take_completions(&mut completions);
+        for completion in completions.drain(..) {
+            assert_eq!(completion.op, Op::Wake);
+            taken += eventfd.take().unwrap_or(0);
+            if !completion.more {
+                ring.watch(eventfd.as_fd());
+            }
+        }
+    }
+    writer.join().unwrap();
+    assert_eq!(taken, WRITES);
 }
 
 #[test]

@@ -63,6 +63,7 @@ pub struct Admission {
     users_hash: FixedState,
     addresses_hash: FixedState,
     connections: AtomicU64,
+    sessions: AtomicU64,
     draining: AtomicBool,
     handshakes: AtomicGcra,
     user_connections: CountSketch,
@@ -80,6 +81,7 @@ impl Admission {
                 hash_seed.rotate_left(32) ^ 0x9e37_79b9_7f4a_7c15,
             ),
             connections: AtomicU64::new(0),
+            sessions: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             handshakes: AtomicGcra::new(),
             user_connections: CountSketch::new(),
@@ -115,6 +117,34 @@ impl Admission {
             return Err(RefusalReason::AddressLimit);
         }
         Ok(())
+    }
+
+    /// Counts a connection that takes the place of another, which is about to end, although the node is full.
+    ///
+    /// # Errors
+    /// When its address has as many connections as allowed.
+    pub fn connect_instead(&self, address: IpAddr, limits: &Limits) -> Result<(), RefusalReason> {
+        let key = self.address_key(address);
+        if !self.address_connections.try_add(key, limits.connections_per_address_max) {
+            return Err(RefusalReason::AddressLimit);
+        }
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Counts a connection that became a WebSocket. [`Self::release_session`] must follow exactly once.
+    pub fn add_session(&self) {
+        self.sessions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A WebSocket is gone.
+    pub fn release_session(&self) {
+        release(&self.sessions);
+    }
+
+    /// Open WebSockets of the node.
+    pub fn sessions(&self) -> u64 {
+        self.sessions.load(Ordering::Relaxed)
     }
 
     /// A connection that [`Self::try_connect`] let in is gone.

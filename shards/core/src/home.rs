@@ -28,6 +28,9 @@ use channel::HomeChannel;
 /// Shards per node: the width of the interest sets.
 pub const SHARDS_MAX: u16 = 256;
 
+/// Channels looked at to make room for a new one.
+const ROOM_TRIES: usize = 256;
+
 /// What a home wants done.
 #[derive(Debug)]
 pub enum Effect {
@@ -78,6 +81,8 @@ pub struct Homes {
     by_name: HashMap<ChannelName, u32, FixedState>,
     budget: HistoryBudget,
     last_seen: LastSeen,
+    /// Where the last search for a channel to forget ended.
+    hand: u32,
 }
 
 impl Homes {
@@ -90,6 +95,7 @@ impl Homes {
             by_name: HashMap::with_hasher(FixedState::with_seed(seed)),
             budget: HistoryBudget::default(),
             last_seen: LastSeen::new(seed),
+            hand: 0,
         }
     }
 
@@ -110,7 +116,9 @@ impl Homes {
         if let Some(index) = self.find(name) {
             return Some(index);
         }
-        if self.by_name.len() >= env.settings.limits.channels_per_shard_max as usize {
+        if self.by_name.len() >= env.settings.limits.channels_per_shard_max as usize
+            && !self.make_room(env)
+        {
             return None;
         }
         let channel = HomeChannel::new(Arc::clone(name), env);
@@ -126,6 +134,23 @@ impl Homes {
         Some(index)
     }
 
+    /// Forgets a channel that nobody is subscribed to, with its history, so that channels which are only published to
+    /// cannot keep others out. Looks at a few, going around; answers whether one was found.
+    fn make_room(&mut self, env: &mut HomeEnv<'_>) -> bool {
+        for _ in 0..ROOM_TRIES {
+            self.hand = (self.hand + 1) % self.slots.len().max(1) as u32;
+            let unwatched = self
+                .slots
+                .get(self.hand as usize)
+                .is_some_and(|slot| slot.channel.as_ref().is_some_and(HomeChannel::is_unwatched));
+            if unwatched {
+                self.remove(env, self.hand);
+                return true;
+            }
+        }
+        false
+    }
+
     /// Something that was asked for with [`Effect::Timer`] is due.
     pub fn handle_timer(&mut self, env: &mut HomeEnv<'_>, key: HomeKey) {
         if self.slots.get(key.index as usize).is_none_or(|slot| slot.generation != key.generation) {
@@ -134,7 +159,8 @@ impl Homes {
         let now = env.now;
         let Some(channel) = self.channel_mut(key.index) else { return };
         channel.timer_at = None;
-        let (_, freed) = channel.history.expire(now.mono);
+        let freed = channel.history.expire(now.mono);
+        channel.expire_keys(now.mono);
         self.budget.freed(freed);
         let Some(channel) = self.channel_mut(key.index) else { return };
         if channel.presence.as_ref().is_some_and(|p| p.flush_at.is_some_and(|at| at <= now.mono)) {
@@ -155,7 +181,8 @@ impl Homes {
         let Some(channel) = self.channel_mut(index) else { return };
         let idle = channel.is_idle().then_some(channel.used_at + idle_ttl);
         let flush = channel.presence.as_ref().and_then(|presence| presence.flush_at);
-        let wanted = [channel.history.next_expiry(), idle, flush].into_iter().flatten().min();
+        let keys = channel.next_key_expiry();
+        let wanted = [channel.history.next_expiry(), keys, idle, flush].into_iter().flatten().min();
         let Some(at) = wanted else { return };
         if channel.timer_at.is_none_or(|scheduled| at < scheduled) {
             channel.timer_at = Some(at);
@@ -167,7 +194,7 @@ impl Homes {
         let slot = &mut self.slots[index as usize];
         if let Some(channel) = slot.channel.take() {
             slot.generation = slot.generation.wrapping_add(1);
-            self.budget.freed(channel.history.bytes());
+            self.budget.freed((channel.history.len(), channel.history.bytes()));
             self.by_name.remove(&channel.name);
             self.free.push(index);
             env.metrics.channels = self.by_name.len() as u64;
@@ -204,8 +231,7 @@ impl Homes {
     /// Brings the gauges of `metrics` up to date.
     pub fn measure(&self, metrics: &mut ShardMetrics) {
         metrics.channels = self.by_name.len() as u64;
-        let channels = self.slots.iter().filter_map(|slot| slot.channel.as_ref());
-        metrics.history_publications = channels.map(|c| c.history.len() as u64).sum();
+        metrics.history_publications = self.budget.publications() as u64;
         metrics.history_bytes = self.budget.bytes() as u64;
     }
 }
@@ -231,8 +257,11 @@ impl LastSeen {
         }
         self.by_user.insert(Arc::clone(channel), now.unix);
         self.order.push_back((now.unix, Arc::clone(channel)));
-        // Stale entries are dropped when they are the majority, so the order is bounded as well.
-        while self.by_user.len() > max || self.order.len() > 2 * max {
+        // Stale entries go when they are the majority, so the order is bounded as well.
+        if self.order.len() > 2 * max {
+            self.order.retain(|(left_at, user)| self.by_user.get(user) == Some(left_at));
+        }
+        while self.by_user.len() > max {
             let Some((left_at, oldest)) = self.order.pop_front() else { return };
             if self.by_user.get(&oldest) == Some(&left_at) {
                 self.by_user.remove(&oldest);

@@ -3,8 +3,11 @@
 //! A session holds no buffer while nothing is half received or unsent. What happens to it is decided in the
 //! `shard` modules, which also see the hub and the homes.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use crate::admission::MessageKeys;
 use crate::auth::Claims;
@@ -12,7 +15,7 @@ use crate::error::Disconnect;
 use crate::ids::ConnectionId;
 use crate::large_data::Reassembly;
 use crate::message::{ChannelName, Epoch, Publication, StreamPosition, Subscribed};
-use crate::outbox::Outbox;
+use crate::outbox::{Loss, Outbox};
 use crate::proto::command::RecoverFrom;
 use crate::rate::Gcra;
 use crate::settings::Peer;
@@ -36,8 +39,11 @@ pub(crate) enum Phase {
         /// When the socket is closed at the latest.
         deadline: Duration,
     },
-    /// The driver has been told to close or hand over; nothing more happens.
-    Gone,
+    /// The driver has been told to close or hand over; nothing more is said.
+    Gone {
+        /// When a socket that cannot be flushed is cut.
+        deadline: Duration,
+    },
 }
 
 /// What a session waits for before its `welcome`.
@@ -51,8 +57,17 @@ pub(crate) struct Attaching {
     pub(crate) done: Vec<(ChannelName, Subscribed)>,
     /// Bytes received meanwhile, bounded by the message limit.
     pub(crate) deferred: Vec<u8>,
-    /// Publications that came before the `welcome`, with the hub's index of their channel.
-    pub(crate) held: Vec<(u32, Arc<Publication>)>,
+    /// What came before the `welcome`.
+    pub(crate) held: Vec<Held>,
+}
+
+/// What waits for the `welcome`, in order.
+#[derive(Debug)]
+pub(crate) enum Held {
+    /// A publication and the hub's index of its channel.
+    Publication(u32, Arc<Publication>),
+    /// A gap that could not be repaired.
+    Loss(Loss),
 }
 
 /// State of a subscription on its owner shard.
@@ -81,6 +96,29 @@ pub(crate) struct Subscription {
     pub(crate) expires_at: Option<Duration>,
     /// A channel token allows publishing.
     pub(crate) may_publish: bool,
+    /// What a revocation is compared with, when a channel token allowed it.
+    pub(crate) token: Option<Box<SubscriptionToken>>,
+}
+
+/// Identity of a channel token.
+#[derive(Debug)]
+pub(crate) struct SubscriptionToken {
+    pub(crate) token_id: Option<Box<str>>,
+    pub(crate) issued_at: Option<Duration>,
+}
+
+/// A received transfer on its way to the subscribers of a channel.
+#[derive(Debug)]
+pub(crate) struct Transfer {
+    pub(crate) channel: ChannelName,
+    pub(crate) data_id: Box<str>,
+    pub(crate) checksum: Box<str>,
+    /// `id` of the last chunk's message.
+    pub(crate) reply_to: Box<str>,
+    pub(crate) total_size: usize,
+    pub(crate) total_chunks: u32,
+    /// Decoded chunks that are not published yet.
+    pub(crate) chunks: VecDeque<Bytes>,
 }
 
 /// A command that waits for a home's answer.
@@ -103,8 +141,8 @@ pub(crate) enum PendingKind {
     /// A position to recover for a subscription that is live already.
     Recover,
     Publish,
-    /// Chunks of a large transfer: only a failure is answered.
-    Silent,
+    /// A chunk of a transfer.
+    Chunk,
     Presence,
     PresenceStats,
     History,
@@ -120,6 +158,10 @@ pub(crate) struct Session {
     pub(crate) outbox: Outbox,
     /// Whether the connection is in the dirty list.
     pub(crate) dirty: bool,
+    /// Bytes that the last flush left in the outbox.
+    pub(crate) flush_left: usize,
+    /// Whether the node's session count includes this one.
+    pub(crate) session_counted: bool,
     /// Whether compressed frames may be sent.
     pub(crate) deflate: bool,
     /// Whether the user's connection count includes this one.
@@ -148,7 +190,16 @@ pub(crate) struct Session {
     pub(crate) messages_in: u64,
     pub(crate) messages_out: u64,
     pub(crate) large_data: Option<Box<Reassembly>>,
+    /// Complete transfers whose chunks are being published, one transfer after the other.
+    pub(crate) transfers: VecDeque<Transfer>,
     pub(crate) user_agent: Option<Box<str>>,
+}
+
+impl Transfer {
+    /// Bytes that wait.
+    pub(crate) fn bytes(&self) -> usize {
+        self.chunks.iter().map(Bytes::len).sum()
+    }
 }
 
 impl Session {

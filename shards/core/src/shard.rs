@@ -12,9 +12,11 @@ mod control;
 mod deliver;
 mod input;
 mod mail;
+mod pressure;
 mod replies;
 mod subscribe;
 mod timers;
+mod transfer;
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -41,6 +43,7 @@ use crate::timer::TimerWheel;
 use crate::ws::deflate::{Deflater, Inflater};
 
 use mail::Backlog;
+use pressure::Pressure;
 
 /// Resolution and reach of the timer wheel.
 const TIMER_TICK: Duration = Duration::from_millis(50);
@@ -105,6 +108,11 @@ pub struct Shard {
     homes: Homes,
     timers: TimerWheel<TimerKey>,
     dirty: VecDeque<ConnectionId>,
+    pressure: Pressure,
+    /// Connections whose request head is not complete, oldest first; others among them are stale.
+    heads: VecDeque<ConnectionId>,
+    /// Connections with a transfer to publish.
+    transferring: VecDeque<ConnectionId>,
     outputs: VecDeque<Output>,
     backlog: Vec<Backlog>,
     inflater: Inflater,
@@ -136,6 +144,9 @@ impl Shard {
             homes: Homes::new(init.hash_seed),
             timers: TimerWheel::new(TIMER_TICK, TIMER_SLOTS),
             dirty: VecDeque::new(),
+            pressure: Pressure::default(),
+            heads: VecDeque::new(),
+            transferring: VecDeque::new(),
             outputs: VecDeque::new(),
             backlog: (0..init.shards).map(|_| Backlog::default()).collect(),
             inflater: Inflater::new(),
@@ -176,12 +187,19 @@ impl Shard {
         while let Some(id) = self.dirty.pop_front() {
             let Some(session) = self.session_mut(id) else { continue };
             session.dirty = false;
+            session.flush_left = session.outbox.len_bytes();
             if session.outbox.has_losses() {
                 self.encode_losses(id);
             }
             return Some(id);
         }
+        self.pressure.relieve(self.outbox_bytes);
         None
+    }
+
+    /// Whether so much waits in dirty outboxes that they should be flushed before more input is handled.
+    pub fn wants_flush(&self) -> bool {
+        self.pressure.is_high()
     }
 
     /// Fills `slices` with the head of the connection's outbox, in order; answers how many were filled.
@@ -208,7 +226,8 @@ impl Shard {
                 metrics.delivered(now.mono.saturating_sub(*accepted_at));
             }
         });
-        let sent = before - session.outbox.len_bytes();
+        session.flush_left = session.outbox.len_bytes();
+        let sent = before - session.flush_left;
         self.outbox_bytes -= sent;
     }
 
@@ -224,20 +243,22 @@ impl Shard {
     /// Queues a frame that is never dropped. A client that lets even those pile up is closed.
     fn push_control(&mut self, id: ConnectionId, frame: Bytes, kind: MessageKind) {
         let hard_max = self.settings.limits.outbox_bytes_max * 2;
-        let bytes = frame.len();
+        let (bytes, now) = (frame.len(), self.now.mono);
         let Some(session) = self.session_mut(id) else { return };
-        if matches!(session.phase, Phase::Gone) {
+        if matches!(session.phase, Phase::Gone { .. }) {
             return;
         }
         let result = session.outbox.push_control(frame, hard_max);
         if matches!(result, PushResult::Overflow) {
             session.ending = Some(Disconnect::Slow);
-            session.phase = Phase::Gone;
+            session.phase = Phase::Gone { deadline: now };
             self.metrics.slow.add(SlowAction::Disconnected as usize, 1);
             self.outputs.push_back(Output::Abort { id });
             return;
         }
         session.messages_out += 1;
+        let (unsent, left) = (session.outbox.len_bytes(), session.flush_left);
+        self.pressure.note(unsent, left, &self.settings.limits);
         self.outbox_bytes += bytes;
         self.metrics.messages_out.add(kind as usize, 1);
         self.metrics.message_bytes_out += bytes as u64;

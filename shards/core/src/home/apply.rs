@@ -76,8 +76,8 @@ impl Homes {
             let expires = env.now.mono + namespace.history_ttl;
             let size_max = namespace.history_size;
             let before = channel.history.bytes();
-            let (_, freed) = channel.history.append(Arc::clone(&publication), expires, size_max);
-            let added = channel.history.bytes() + freed - before;
+            let freed = channel.history.append(Arc::clone(&publication), expires, size_max);
+            let added = channel.history.bytes() + freed.1 - before;
             self.budget.kept(key, position.offset, added);
             self.budget.freed(freed);
             self.shrink_histories(env);
@@ -106,7 +106,7 @@ impl Homes {
                 .get_mut(key.index as usize)
                 .filter(|slot| slot.generation == key.generation)
                 .and_then(|slot| slot.channel.as_mut())
-                .map_or(0, |channel| channel.history.remove_through(offset).1);
+                .map_or((0, 0), |channel| channel.history.remove_through(offset));
             self.budget.freed(freed);
         }
         let slots = &self.slots;
@@ -204,8 +204,8 @@ impl Homes {
         }
     }
 
-    fn expire_history(&mut self, env: &HomeEnv<'_>, index: u32) -> usize {
-        self.channel_mut(index).map_or(0, |channel| channel.history.expire(env.now.mono).1)
+    fn expire_history(&mut self, env: &HomeEnv<'_>, index: u32) -> (usize, usize) {
+        self.channel_mut(index).map_or((0, 0), |channel| channel.history.expire(env.now.mono))
     }
 
     fn history(
@@ -239,7 +239,7 @@ impl Homes {
         let Some(channel) = self.channel_mut(index) else { return Err(ClientError::overloaded()) };
         channel.used_at = env.now.mono;
         let position = channel.position;
-        let (_, freed) = channel.history.clear();
+        let freed = channel.history.clear();
         self.budget.freed(freed);
         self.schedule(env, index);
         Ok(ChannelOutcome::HistoryRemoved(position))

@@ -14,9 +14,10 @@ struct Kept {
 #[derive(Debug, Default)]
 pub(super) struct HistoryBudget {
     bytes: usize,
+    publications: usize,
     order: VecDeque<Kept>,
-    /// Publications in histories now; the order may hold entries whose publication has expired since.
-    alive: usize,
+    /// Entries of the order after the last compaction.
+    compacted: usize,
 }
 
 impl HistoryBudget {
@@ -25,14 +26,21 @@ impl HistoryBudget {
         self.bytes
     }
 
+    /// Publications in all histories.
+    pub(super) fn publications(&self) -> usize {
+        self.publications
+    }
+
     /// A publication was kept.
     pub(super) fn kept(&mut self, key: HomeKey, offset: u64, bytes: usize) {
         self.bytes += bytes;
+        self.publications += 1;
         self.order.push_back(Kept { key, offset });
     }
 
-    /// Bytes left a history.
-    pub(super) fn freed(&mut self, bytes: usize) {
+    /// So many publications with so many bytes left a history.
+    pub(super) fn freed(&mut self, (publications, bytes): (usize, usize)) {
+        self.publications = self.publications.saturating_sub(publications);
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 
@@ -46,9 +54,9 @@ impl HistoryBudget {
 
     /// Forgets entries whose publication is gone, once they are the majority. `is_alive` asks the channel.
     pub(super) fn compact(&mut self, is_alive: impl Fn(HomeKey, u64) -> bool) {
-        if self.order.len() > 2 * self.alive + 4096 {
+        if self.order.len() > 2 * self.compacted + 4096 {
             self.order.retain(|kept| is_alive(kept.key, kept.offset));
-            self.alive = self.order.len();
+            self.compacted = self.order.len();
         }
     }
 }

@@ -63,8 +63,12 @@ impl HomeChannel {
 
     /// Whether nothing but the position and idempotency keys would be lost with it.
     pub(super) fn is_idle(&self) -> bool {
+        self.is_unwatched() && self.history.is_empty()
+    }
+
+    /// Whether no shard has a subscriber and nobody is a member.
+    pub(super) fn is_unwatched(&self) -> bool {
         self.interest.is_empty()
-            && self.history.is_empty()
             && self.presence.as_ref().is_none_or(|presence| presence.is_empty())
     }
 
@@ -199,6 +203,21 @@ impl HomeChannel {
         let keys = self.idempotency.as_mut()?;
         keys.expire(env.now.mono);
         keys.positions.get(key).copied()
+    }
+
+    /// When the oldest idempotency key may be forgotten.
+    pub(super) fn next_key_expiry(&self) -> Option<Duration> {
+        self.idempotency.as_ref()?.order.front().map(|(expires, _)| *expires)
+    }
+
+    /// Forgets idempotency keys whose time is over.
+    pub(super) fn expire_keys(&mut self, now: Duration) {
+        if let Some(keys) = &mut self.idempotency {
+            keys.expire(now);
+            if keys.order.is_empty() {
+                self.idempotency = None;
+            }
+        }
     }
 
     /// Remembers the position that a publish with this key got.

@@ -9,7 +9,7 @@ use crate::ids::ConnectionId;
 use crate::metrics::MessageKind;
 use crate::output::Output;
 use crate::proto::push;
-use crate::session::Phase;
+use crate::session::{Phase, Transfer};
 use crate::time::Now;
 use crate::ws::frame;
 
@@ -27,7 +27,7 @@ impl Shard {
         let close_timeout = self.settings.limits.close_timeout;
         let Some(session) = self.session(id) else { return };
         let native = match session.phase {
-            Phase::Closing { .. } | Phase::Gone => return,
+            Phase::Closing { .. } | Phase::Gone { .. } => return,
             Phase::Head(_) => {
                 return self.finish(id);
             }
@@ -71,7 +71,7 @@ impl Shard {
     pub(super) fn finish(&mut self, id: ConnectionId) {
         let deadline = self.now.mono + self.settings.limits.close_timeout;
         let Some(session) = self.session_mut(id) else { return };
-        session.phase = Phase::Gone;
+        session.phase = Phase::Gone { deadline };
         self.outputs.push_back(Output::Close { id });
         self.touch_timer(id, deadline);
     }
@@ -79,7 +79,8 @@ impl Shard {
     fn end_subscriptions(&mut self, now: Now, id: ConnectionId) {
         let Some(session) = self.session_mut(id) else { return };
         session.pending = Vec::new();
-        let held = session.large_data.take().map_or(0, |reassembly| reassembly.bytes());
+        let held = session.large_data.take().map_or(0, |reassembly| reassembly.bytes())
+            + std::mem::take(&mut session.transfers).iter().map(Transfer::bytes).sum::<usize>();
         let channels: Vec<_> = session.subscriptions.iter().map(|s| s.channel.clone()).collect();
         self.large_data_bytes = self.large_data_bytes.saturating_sub(held);
         // Nothing is queued for an ending session any more, so what is queued need not be told apart.
@@ -107,6 +108,9 @@ impl Shard {
         if session.user_counted {
             self.admission.release_user(&session.user);
         }
+        if session.session_counted {
+            self.admission.release_session();
+        }
         self.metrics.connections -= 1;
         if session.is_authenticated() {
             self.metrics.sessions -= 1;
@@ -125,11 +129,11 @@ impl Shard {
 
     /// A panic was caught while this connection was handled: forget what can be forgotten of it. An `Abort` output
     /// follows.
-    pub fn handle_panic(&mut self, _now: Now, id: ConnectionId) {
+    pub fn handle_panic(&mut self, now: Now, id: ConnectionId) {
         self.metrics.panics += 1;
         if let Some(session) = self.session_mut(id) {
             session.ending = Some(Disconnect::Internal);
-            session.phase = Phase::Gone;
+            session.phase = Phase::Gone { deadline: now.mono };
         }
         self.outputs.push_back(Output::Abort { id });
     }

@@ -1,6 +1,6 @@
 //! From an accepted socket to a WebSocket: admission, request head, handshake.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::authenticate::explain;
@@ -45,9 +45,7 @@ impl Shard {
     /// A socket was accepted. On refusal the caller closes the socket (after writing the plain HTTP answer
     /// [`RefusalReason`] stands for, when the socket is not TLS).
     pub fn open(&mut self, now: Now, peer: Peer) -> Result<ConnectionId, RefusalReason> {
-        if let Err(reason) =
-            self.admission.try_connect(now.mono, peer.address, &self.settings.limits)
-        {
+        if let Err(reason) = self.admit(now, peer) {
             return Err(self.count_refusal(reason));
         }
         let slot = if let Some(slot) = self.free.pop() {
@@ -66,6 +64,8 @@ impl Shard {
             decoder: Decoder::new(false),
             outbox: Outbox::new(),
             dirty: false,
+            flush_left: 0,
+            session_counted: false,
             deflate: false,
             user_counted: false,
             ending: None,
@@ -89,12 +89,46 @@ impl Shard {
             messages_in: 0,
             messages_out: 0,
             large_data: None,
+            transfers: VecDeque::new(),
             user_agent: None,
         };
         self.slots[slot as usize].session = Some(Box::new(session));
+        self.heads.push_back(id);
+        self.forget_old_heads();
         self.metrics.connections += 1;
         self.touch_timer(id, now.mono + self.settings.limits.handshake_timeout);
         Ok(id)
+    }
+
+    /// Keeps the list of half-open connections about as long as there are any.
+    fn forget_old_heads(&mut self) {
+        while let Some(&oldest) = self.heads.front() {
+            let waiting =
+                self.session(oldest).is_some_and(|session| matches!(session.phase, Phase::Head(_)));
+            if waiting {
+                break;
+            }
+            self.heads.pop_front();
+        }
+    }
+
+    /// Counts the socket. When the node is full of sockets, the one here that has waited longest without a complete
+    /// request makes room, so that half-open connections cannot keep others out.
+    fn admit(&mut self, now: Now, peer: Peer) -> Result<(), RefusalReason> {
+        let admitted = self.admission.try_connect(now.mono, peer.address, &self.settings.limits);
+        if admitted != Err(RefusalReason::NodeFull) {
+            return admitted;
+        }
+        while let Some(oldest) = self.heads.pop_front() {
+            let Some(session) = self.session_mut(oldest) else { continue };
+            if matches!(session.phase, Phase::Head(_)) {
+                session.phase = Phase::Gone { deadline: now.mono };
+                self.metrics.refused.add(RefusalReason::HandshakeTimeout as usize, 1);
+                self.outputs.push_back(Output::Abort { id: oldest });
+                return self.admission.connect_instead(peer.address, &self.settings.limits);
+            }
+        }
+        admitted
     }
 
     fn count_refusal(&mut self, reason: RefusalReason) -> RefusalReason {
@@ -103,9 +137,10 @@ impl Shard {
     }
 
     /// The TLS handshake of the connection failed; the caller will close it.
-    pub fn handle_tls_failure(&mut self, _now: Now, id: ConnectionId) {
+    pub fn handle_tls_failure(&mut self, now: Now, id: ConnectionId) {
+        let deadline = now.mono + self.settings.limits.close_timeout;
         if let Some(session) = self.session_mut(id) {
-            session.phase = Phase::Gone;
+            session.phase = Phase::Gone { deadline };
             self.metrics.refused.add(RefusalReason::Tls as usize, 1);
         }
     }
@@ -137,8 +172,9 @@ impl Shard {
         let echo = settings.diagnostics.echo_path.as_deref() == Some(&*head.path);
         let ours = *head.path == *websocket.path || echo;
         if !ours || !head.is_upgrade() {
+            let deadline = now.mono + settings.limits.close_timeout;
             if let Some(session) = self.session_mut(id) {
-                session.phase = Phase::Gone;
+                session.phase = Phase::Gone { deadline };
             }
             self.outputs.push_back(Output::HandOver { id, received });
             return;
@@ -212,11 +248,13 @@ impl Shard {
         let Some(session) = self.session_mut(id) else { return };
         session.deflate = accepted.deflate.as_ref().is_some_and(|deflate| deflate.compress);
         session.decoder = Decoder::new(accepted.deflate.is_some());
+        session.session_counted = true;
         session.user_agent = head.header("user-agent").map(|text| {
             text.chars().take(USER_AGENT_BYTES_MAX).collect::<String>().into_boxed_str()
         });
         session.phase =
             if matches!(next, Next::Echo) { Phase::Echo } else { Phase::Unauthenticated };
+        self.admission.add_session();
         self.metrics.connections_total += 1;
         self.push_control(id, accepted.response.into(), MessageKind::Control);
         match next {
@@ -236,7 +274,7 @@ impl Shard {
             let message = "this node is shutting down; connect again to reach another";
             return Some((refusal("draining", message), RefusalReason::Draining));
         }
-        if self.admission.connections() > self.settings.limits.connections_max {
+        if self.admission.sessions() >= self.settings.limits.connections_max {
             let message = "this node holds all the connections it may (limits.connections_max)";
             return Some((refusal("node_full", message), RefusalReason::NodeFull));
         }

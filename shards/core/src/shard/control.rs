@@ -48,10 +48,9 @@ impl Shard {
     }
 
     fn sessions(&self) -> impl Iterator<Item = &Session> {
-        self.slots
-            .iter()
-            .filter_map(|slot| slot.session.as_deref())
-            .filter(|session| session.is_authenticated() && !matches!(session.phase, Phase::Gone))
+        self.slots.iter().filter_map(|slot| slot.session.as_deref()).filter(|session| {
+            session.is_authenticated() && !matches!(session.phase, Phase::Gone { .. })
+        })
     }
 
     fn targets(&self, target: &Target) -> Vec<ConnectionId> {
@@ -118,6 +117,20 @@ impl Shard {
             .collect();
         for &id in &revoked {
             self.disconnect(now, id, Disconnect::Revoked);
+        }
+        let mut ended = Vec::new();
+        for session in self.sessions() {
+            for subscription in &session.subscriptions {
+                let revoked = subscription.token.as_ref().is_some_and(|token| {
+                    self.is_revoked(&session.user, token.token_id.as_deref(), token.issued_at)
+                });
+                if revoked {
+                    ended.push((session.id, Arc::clone(&subscription.channel)));
+                }
+            }
+        }
+        for (id, channel) in ended {
+            self.unsubscribe_by_server(now, id, (&channel, "revoked"));
         }
         ShardOutcome::Affected(revoked.len() as u32)
     }

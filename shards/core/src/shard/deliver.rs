@@ -18,7 +18,7 @@ use crate::metrics::{MessageKind, SlowAction};
 use crate::outbox::{Class, Loss, PushResult};
 use crate::output::Output;
 use crate::proto::push;
-use crate::session::{Phase, Session};
+use crate::session::{Held, Phase, Session};
 use crate::settings::SlowPolicy;
 use crate::time::Now;
 
@@ -36,14 +36,18 @@ impl Shard {
             Verdict::Repair(from) => {
                 self.begin_repair(now, local, (from, delivery.publication.position.offset));
             }
-            Verdict::GiveUp => self.finish_repair(now, local, Vec::new(), None),
+            Verdict::GiveUp => {
+                self.finish_repair(now, local, Vec::new(), None);
+                // What waited is out of the way; this one begins anew, with a repair if something is missing.
+                self.deliver(now, delivery);
+            }
         }
     }
 
     /// Appends a publication to the outbox of every subscriber. `catching_up`: some of them may have it already.
     fn fan_out(&mut self, now: Now, local: u32, publication: &Arc<Publication>, catching_up: bool) {
         // Borrowed apart, so that a delivery costs one look into the slab and nothing else.
-        let Self { hub, slots, settings, dirty, metrics, outbox_bytes, .. } = self;
+        let Self { hub, slots, settings, dirty, metrics, outbox_bytes, pressure, .. } = self;
         let Some(channel) = hub.get_mut(local) else { return };
         let class = class_of(local, publication, settings.namespaces.get(channel.namespace).slow);
         let limits = &settings.limits;
@@ -76,6 +80,7 @@ impl Shard {
                 sent.messages += 1;
                 sent.bytes += (after - before) as u64;
                 session.messages_out += 1;
+                pressure.note(after, session.flush_left, limits);
                 if !session.dirty {
                     session.dirty = true;
                     dirty.push_back(id);
@@ -84,6 +89,7 @@ impl Shard {
                 sent.unusual.push((id, result));
             }
         }
+        pressure.note_all(*outbox_bytes, limits);
         metrics.messages_out.add(MessageKind::Message as usize, sent.messages);
         metrics.message_bytes_out += sent.bytes;
         for (id, result) in sent.unusual {
@@ -119,14 +125,16 @@ impl Shard {
     }
 
     /// Publications that waited for the `welcome` of `id`.
-    pub(super) fn release_held(
-        &mut self,
-        now: Now,
-        id: ConnectionId,
-        held: Vec<(u32, Arc<Publication>)>,
-    ) {
+    pub(super) fn release_held(&mut self, now: Now, id: ConnectionId, held: Vec<Held>) {
         let settings = Arc::clone(&self.settings);
-        for (local, publication) in held {
+        for held in held {
+            let (local, publication) = match held {
+                Held::Publication(local, publication) => (local, publication),
+                Held::Loss(loss) => {
+                    self.tell_loss(now, id, &loss);
+                    continue;
+                }
+            };
             let Some(channel) = self.hub.get(local) else { continue };
             let policy = settings.namespaces.get(channel.namespace).slow;
             let class = class_of(local, &publication, policy);
@@ -135,10 +143,12 @@ impl Shard {
             let bytes_max = settings.limits.outbox_bytes_max;
             let result = hand_over(session, (local, &publication), &class, bytes_max);
             let after = session.outbox.len_bytes();
+            session.messages_out += u64::from(result == Some(PushResult::Queued));
             self.outbox_bytes = (self.outbox_bytes + after).saturating_sub(before);
             match result {
                 Some(PushResult::Queued) => {
                     self.metrics.messages_out.add(MessageKind::Message as usize, 1);
+                    self.metrics.message_bytes_out += after.saturating_sub(before) as u64;
                     self.mark_dirty(id);
                 }
                 Some(unusual) => self.handle_full_outbox(now, id, &unusual),
@@ -277,12 +287,25 @@ impl Shard {
             if from > to {
                 continue;
             }
-            let serial = session.next_id();
             let count = (to + 1 - from) as u32;
             let loss = Loss { channel: local, from_offset: from, to_offset: to, count };
-            let frame = push::lost(&name, &loss, "gap", &serial, now.unix);
-            self.push_control(id, frame, MessageKind::Control);
+            if let Phase::Attaching(attaching) = &mut session.phase {
+                attaching.held.push(Held::Loss(loss));
+                continue;
+            }
+            self.tell_loss(now, id, &loss);
         }
+    }
+
+    /// Tells one subscriber of publications that will not come.
+    fn tell_loss(&mut self, now: Now, id: ConnectionId, loss: &Loss) {
+        let Some(channel) = self.hub.get(loss.channel).map(|local| Arc::clone(&local.name)) else {
+            return;
+        };
+        let Some(session) = self.session_mut(id) else { return };
+        let serial = session.next_id();
+        let frame = push::lost(&channel, loss, "gap", &serial, now.unix);
+        self.push_control(id, frame, MessageKind::Control);
     }
 }
 
@@ -332,7 +355,7 @@ fn hand_over(
             Some(session.outbox.push(frame.clone(), class.clone(), bytes_max))
         }
         Phase::Attaching(attaching) => {
-            attaching.held.push((local, Arc::clone(publication)));
+            attaching.held.push(Held::Publication(local, Arc::clone(publication)));
             (attaching.held.len() > HELD_MAX).then_some(PushResult::Overflow)
         }
         _ => None,

@@ -15,6 +15,9 @@ use crate::time::Now;
 use crate::ws::frame::{self, Opcode};
 use crate::ws::message::{Decoder, DecoderLimits, Item};
 
+/// Longest message before authentication: a token and some positions.
+const AUTH_MESSAGE_BYTES_MAX: usize = 32 << 10;
+
 impl Shard {
     /// Plain (decrypted) bytes arrived. They may be changed in place (unmasking).
     pub fn handle_bytes(&mut self, now: Now, id: ConnectionId, bytes: &mut [u8]) {
@@ -34,15 +37,19 @@ impl Shard {
             Phase::Unauthenticated | Phase::Ready | Phase::Echo | Phase::Closing { .. } => {
                 self.handle_frames(now, id, bytes);
             }
-            Phase::Gone => {}
+            Phase::Gone { .. } => {}
         }
     }
 
     fn handle_frames(&mut self, now: Now, id: ConnectionId, bytes: &mut [u8]) {
-        let limits = DecoderLimits {
+        let mut limits = DecoderLimits {
             message_bytes_max: self.settings.limits.message_bytes_max,
             fragments_max: self.settings.limits.fragments_max,
         };
+        if self.session(id).is_some_and(|s| matches!(s.phase, Phase::Unauthenticated)) {
+            // Strangers may only send a token.
+            limits.message_bytes_max = limits.message_bytes_max.min(AUTH_MESSAGE_BYTES_MAX);
+        }
         // The decoder and the inflater are out on loan while their items are handled.
         let Some(session) = self.session_mut(id) else { return };
         let mut decoder = std::mem::replace(&mut session.decoder, Decoder::new(false));
@@ -60,7 +67,7 @@ impl Shard {
                 }
             }
             match self.session_mut(id).map(|session| &mut session.phase) {
-                None | Some(Phase::Gone) => break,
+                None | Some(Phase::Gone { .. }) => break,
                 Some(Phase::Attaching(attaching)) => {
                     attaching.deferred.extend_from_slice(rest);
                     break;

@@ -161,6 +161,7 @@ impl Shard {
     /// [`Self::poll_output`].
     pub fn retry_backlog(&mut self, now: Now) {
         self.now = now;
+        self.continue_transfers(now);
         for index in 0..self.backlog.len() {
             let target = ShardId(index as u16);
             let backlog = &mut self.backlog[index];
@@ -180,9 +181,10 @@ impl Shard {
         }
     }
 
-    /// Whether anything waits for room in a mailbox: then the caller must not park for long (1 ms).
+    /// Whether anything waits for room in a mailbox or for its turn: then the caller must not park for long (1 ms).
     pub fn has_backlog(&self) -> bool {
-        self.backlog.iter().any(|b| !b.messages.is_empty() || !b.behind.is_empty())
+        !self.transferring.is_empty()
+            || self.backlog.iter().any(|b| !b.messages.is_empty() || !b.behind.is_empty())
     }
 }
 

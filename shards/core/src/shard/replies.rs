@@ -8,7 +8,7 @@ use crate::ids::ConnectionId;
 use crate::message::{ChannelName, ChannelOutcome, ChannelReply, Origin, Subscribed};
 use crate::metrics::MessageKind;
 use crate::proto::{push, reply};
-use crate::session::{Pending, PendingKind, SubscriptionState};
+use crate::session::{Pending, PendingKind, Phase, SubscriptionState};
 use crate::time::Now;
 
 impl Shard {
@@ -50,16 +50,10 @@ impl Shard {
         }
         match pending.kind {
             PendingKind::SubscribeByServer => {}
-            PendingKind::Silent => {
-                // The other chunks of the transfer need no further word.
-                if let Some(session) = self.session_mut(id) {
-                    session.pending.retain(|other| {
-                        other.kind != PendingKind::Silent || other.reply_to != pending.reply_to
-                    });
-                }
-                self.reply_error(now, id, &pending.reply_to, error);
-            }
-            PendingKind::Attach if error.code == ErrorCode::Unavailable => {
+            PendingKind::Chunk => self.fail_transfer(now, id, error),
+            PendingKind::Attach
+                if matches!(error.code, ErrorCode::Unavailable | ErrorCode::LimitExceeded) =>
+            {
                 self.disconnect(now, id, Disconnect::Unavailable);
             }
             PendingKind::Attach => self.attached(now, id, None),
@@ -76,7 +70,9 @@ impl Shard {
     ) {
         let reply_to = &*pending.reply_to;
         match outcome {
-            ChannelOutcome::Published(_) if pending.kind == PendingKind::Silent => {}
+            ChannelOutcome::Published(_) if pending.kind == PendingKind::Chunk => {
+                self.chunk_published(now, id);
+            }
             ChannelOutcome::Published(position) => {
                 self.reply(now, id, reply_to, |head, _| reply::published(head, channel, position));
             }
@@ -93,13 +89,40 @@ impl Shard {
                     reply::presence_stats(head, channel, clients, users)
                 });
             }
-            ChannelOutcome::History { top, publications } => {
+            ChannelOutcome::History { top, mut publications } => {
+                let mut room = self.reply_room(id);
+                publications.retain(|publication| {
+                    let fits = publication.json.len() < room;
+                    room = if fits { room - publication.json.len() } else { 0 };
+                    fits
+                });
                 self.reply(now, id, reply_to, |head, _| {
                     reply::history(head, channel, top, &publications)
                 });
             }
             // No command of a client asks for these.
             ChannelOutcome::HistoryRemoved(_) | ChannelOutcome::UserStatus { .. } => {}
+        }
+    }
+
+    /// Bytes that a reply may have: the outbox must take it, and others that are on their way.
+    fn reply_room(&self, id: ConnectionId) -> usize {
+        let bytes_max = self.settings.limits.outbox_bytes_max;
+        let Some(session) = self.session(id) else { return 0 };
+        let attaching = match &session.phase {
+            Phase::Attaching(attaching) => {
+                attaching.done.iter().map(|(_, s)| recovered_bytes(s)).sum()
+            }
+            _ => 0,
+        };
+        bytes_max.saturating_sub(session.outbox.len_bytes() + attaching)
+    }
+
+    /// What does not fit beside what is unsent already is honestly not recovered.
+    fn bound_recovery(&self, id: ConnectionId, subscribed: &mut Subscribed) {
+        if recovered_bytes(subscribed) > self.reply_room(id) {
+            subscribed.publications = Vec::new();
+            subscribed.recovered = Some(false);
         }
     }
 
@@ -116,8 +139,9 @@ impl Shard {
         now: Now,
         id: ConnectionId,
         channel: &ChannelName,
-        (pending, subscribed): (&Pending, Subscribed),
+        (pending, mut subscribed): (&Pending, Subscribed),
     ) {
+        self.bound_recovery(id, &mut subscribed);
         self.count_recovery(&subscribed);
         if pending.kind == PendingKind::Recover {
             let Some(session) = self.session(id) else { return };
@@ -133,10 +157,14 @@ impl Shard {
             session.subscription_mut(channel).filter(|s| s.request == pending.request);
         let Some(subscription) = subscription else {
             // Unsubscribed meanwhile; the home has been told.
-            if pending.kind == PendingKind::Subscribe {
-                let message = "unsubscribed before the subscription was complete";
-                let error = ClientError::new(ErrorCode::Unavailable, message);
-                self.reply_error(now, id, &pending.reply_to, &error);
+            match pending.kind {
+                PendingKind::Attach => self.attached(now, id, None),
+                PendingKind::Subscribe => {
+                    let message = "unsubscribed before the subscription was complete";
+                    let error = ClientError::new(ErrorCode::Unavailable, message);
+                    self.reply_error(now, id, &pending.reply_to, &error);
+                }
+                _ => {}
             }
             return;
         };
@@ -161,4 +189,8 @@ impl Shard {
             self.begin_repair(now, local, (from, top.offset));
         }
     }
+}
+
+fn recovered_bytes(subscribed: &Subscribed) -> usize {
+    subscribed.publications.iter().map(|publication| publication.json.len() + 1).sum()
 }

@@ -12,7 +12,9 @@ use crate::message::{
 use crate::metrics::MessageKind;
 use crate::proto::command::SubscribeData;
 use crate::proto::{self, push, reply};
-use crate::session::{PendingKind, Session, Subscription, SubscriptionState, recover_position};
+use crate::session::{
+    PendingKind, Session, Subscription, SubscriptionState, SubscriptionToken, recover_position,
+};
 use crate::settings::{Access, Namespace, NamespaceIndex};
 use crate::time::Now;
 
@@ -83,7 +85,7 @@ impl Shard {
         let limit = self.settings.limits.requests_in_flight_max as usize;
         // Chunks of transfers are not commands of their own: many at once are what a transfer is.
         let waiting = |session: &Session| {
-            session.pending.iter().filter(|p| p.kind != PendingKind::Silent).count()
+            session.pending.iter().filter(|p| p.kind != PendingKind::Chunk).count()
         };
         if self.session(id).is_some_and(|session| waiting(session) >= limit) {
             let message = "too many commands of this connection wait for an answer";
@@ -229,6 +231,9 @@ impl Shard {
             live_from: 0,
             expires_at: token.as_ref().and_then(|t| t.expires_at).map(|unix| now.mono_at(unix)),
             may_publish: token.as_ref().is_some_and(|t| t.publish),
+            token: token.as_ref().map(|t| {
+                Box::new(SubscriptionToken { token_id: t.token_id.clone(), issued_at: t.issued_at })
+            }),
         });
         let mut subscribe = subscribe_of(session, recover);
         if let Some(info) = token.and_then(|token| token.info) {
@@ -278,11 +283,16 @@ impl Shard {
 
     pub(super) fn handle_unsubscribe(&mut self, now: Now, at: At<'_>, channel: Option<String>) {
         let (id, reply_to, envelope) = at;
-        match self.resolve(channel, envelope) {
-            Err(error) => self.reply_error(now, id, reply_to, &error),
-            Ok((channel, ..)) => {
-                self.end_subscription(now, id, &channel);
-                self.reply(now, id, reply_to, |head, _| reply::unsubscribed(head, &channel));
+        // The namespace is not asked: a reload may have removed it.
+        match channel.as_deref().or(envelope) {
+            None => {
+                let error =
+                    ClientError::new(ErrorCode::InvalidMessageFormat, "`channel` is missing");
+                self.reply_error(now, id, reply_to, &error);
+            }
+            Some(channel) => {
+                self.end_subscription(now, id, channel);
+                self.reply(now, id, reply_to, |head, _| reply::unsubscribed(head, channel));
             }
         }
     }

@@ -72,11 +72,7 @@ impl Shard {
             Phase::Attaching(_) if waited >= limits.auth_timeout => {
                 return self.disconnect(now, id, Disconnect::Unavailable);
             }
-            Phase::Closing { deadline } if *deadline <= now.mono => {
-                self.outputs.push_back(Output::Abort { id });
-                return;
-            }
-            Phase::Gone => {
+            Phase::Closing { deadline } | Phase::Gone { deadline } if *deadline <= now.mono => {
                 self.outputs.push_back(Output::Abort { id });
                 return;
             }
@@ -171,8 +167,7 @@ fn deadline_of(session: &Session, settings: &Settings, now: Now) -> Option<Durat
             Some(session.opened_at + limits.auth_timeout)
         }
         Phase::Echo => Some(idle),
-        Phase::Closing { deadline } => Some(*deadline),
-        Phase::Gone => None,
+        Phase::Closing { deadline } | Phase::Gone { deadline } => Some(*deadline),
         Phase::Ready => {
             let expiry = session
                 .claims

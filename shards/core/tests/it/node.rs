@@ -257,6 +257,7 @@ impl Node {
         let Some(id) = self.clients[client].id else { return };
         let mut bytes = bytes.to_vec();
         self.shards[id.shard().index()].handle_bytes(self.now, id, &mut bytes);
+        self.relieve(id.shard().index());
     }
 
     pub fn send(&mut self, client: Client, message: &Value) {
@@ -402,6 +403,7 @@ impl Node {
             for _ in 0..budget {
                 let Some(message) = self.mail[index].pop_front() else { break };
                 self.shards[index].handle_message(self.now, message);
+                self.relieve(index);
                 moved = true;
             }
             self.shards[index].retry_backlog(self.now);
@@ -411,6 +413,13 @@ impl Node {
             moved |= self.flush(index);
         }
         moved
+    }
+
+    /// Flushes at once when the shard asks for it, as its driver does.
+    pub fn relieve(&mut self, index: usize) {
+        if self.shards[index].wants_flush() {
+            self.flush(index);
+        }
     }
 
     fn carry_out(&mut self, index: usize, output: Output) -> bool {

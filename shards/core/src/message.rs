@@ -8,7 +8,11 @@
 //! | `Request` that releases something (`Unsubscribe`) | kept in the sender's backlog and sent before anything newer |
 //! | `Reply` | kept in the sender's backlog and sent before anything newer |
 //! | `Deliver` | dropped and counted; the receiver is told the top position when there is room and repairs the gap |
+//! | `Behind` | kept by channel, and sent with the position that is true then |
+//! | `Request` of a hub that repairs a gap | kept, like a release |
+//! | `Request` from a client, when others are kept already | kept too: bounded by the requests in flight |
 //! | `Presence` | dropped and counted; presence can be read again by command |
+//! | `Control` | refused to the control plane, which answers "unavailable" or tries again |
 
 use std::net::IpAddr;
 use std::sync::Arc;

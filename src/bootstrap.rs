@@ -11,6 +11,7 @@ pub(crate) mod tokens;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -142,8 +143,8 @@ impl Node {
     ) -> Result<Self, NodeError> {
         let config = &loaded.config;
         let tls = reload::load_tls(config)?;
-        let store = tokens::load(config, None).await?;
-        let settings = Arc::new(reload::settings(config, &store, placements.len() as u16)?);
+        let keys = tokens::load(config, None).await?;
+        let settings = Arc::new(reload::settings(config, &keys.store, placements.len() as u16)?);
         let seeds = seeds()?;
         let admission = Arc::new(Admission::new(seeds.hash));
         // Bound before the engine starts, so that a taken port leaves nothing to stop.
@@ -162,15 +163,15 @@ impl Node {
         if let Some(listener) = internal {
             tasks.spawn(serve_listener(plane.http.clone(), listener, routers.internal));
         }
-        tasks.spawn(sampler::run(Arc::clone(&plane), config.health.interval, unknown_kid));
+        tasks.spawn(sampler::run(Arc::clone(&plane), config.health.interval));
+        tasks.spawn(sampler::watch_unknown_kids(Arc::clone(&plane), unknown_kid));
         tasks.spawn(supervise::run(Arc::clone(&plane), config.engine.watchdog_timeout));
         let engine_end = watch_engine(engine);
         announce(config, &handle, plane.bridge.shards().now().unix);
         plane.metrics.reload_succeeded();
         plane.health.enter(LifePhase::Ready);
         supervise::notify(NotifyState::Ready);
-        let controller =
-            Controller::new(loaded, Arc::clone(&plane), handle.clone(), logging, store);
+        let controller = Controller::new(loaded, Arc::clone(&plane), handle.clone(), logging, keys);
         Ok(Self { plane, engine: handle, engine_end, admission, controller, tasks, unknown_kids })
     }
 
@@ -245,6 +246,7 @@ fn plane(
         http,
         tls_expiry: TlsExpiry::new(tls.map(|tls| tls.expires_at)),
         keys: ArcSwapOption::empty(),
+        keys_rotate: AtomicBool::new(false),
     }))
 }
 

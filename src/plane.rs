@@ -1,7 +1,7 @@
 //! What every request handler and background task of the control plane can reach.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -36,6 +36,8 @@ pub(crate) struct Plane {
     pub tls_expiry: TlsExpiry,
     /// Keys for tokens, for how their URLs are doing; set once the node runs.
     pub keys: ArcSwapOption<KeyStore>,
+    /// Whether keys for tokens can change without a reload.
+    pub keys_rotate: AtomicBool,
 }
 
 impl Plane {
@@ -121,6 +123,7 @@ pub(crate) mod testing {
             http: HttpServer::new(HTTP_LIMITS),
             tls_expiry: TlsExpiry::new(Some(1_900_000_000)),
             keys: ArcSwapOption::empty(),
+            keys_rotate: AtomicBool::new(false),
         };
         plane.health.enter(LifePhase::Ready);
         (shards, Arc::new(plane))

@@ -4,9 +4,9 @@
 //! configuration is refused as a whole, loudly, and the old one stays. What can change only at a restart is named in a
 //! warning and keeps its old value.
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use gateway_core::auth::KeySet;
 use gateway_core::message::ShardOp;
@@ -17,10 +17,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::api::{ApiKey, ApiPolicy};
-use crate::bootstrap::tokens;
+use crate::bootstrap::tokens::{self, TokenKeys};
 use crate::config::sections::TlsVersion;
 use crate::config::{Config, Loaded, restart_only_changes};
-use crate::keys::KeyStore;
+use crate::keys::{KeyStore, WatchedFiles};
 use crate::logging::{self, Logging};
 use crate::plane::SharedPlane;
 use crate::tls::{self, LoadedTls, TlsError};
@@ -68,26 +68,17 @@ struct Keys {
     store: KeyStore,
     changes: watch::Receiver<KeySet>,
     _refresh: JoinSet<()>,
-    files: Vec<(PathBuf, Option<SystemTime>)>,
+    files: WatchedFiles,
 }
 
 impl Keys {
-    fn new(store: KeyStore, config: &Config) -> Self {
-        let files = tokens::watched_files(config).into_iter().map(|path| {
-            let modified = modified(&path);
-            (path, modified)
-        });
-        let files = files.collect();
+    /// Starts to keep the keys fresh, and shows them to the plane.
+    fn follow(keys: TokenKeys, config: &Config, plane: &SharedPlane) -> Self {
+        let TokenKeys { store, files } = keys;
+        plane.keys.store(Some(Arc::new(store.clone())));
+        plane.keys_rotate.store(TokenKeys::rotate(config), Ordering::Relaxed);
         Self { changes: store.subscribe(), _refresh: store.spawn_refresh(), store, files }
     }
-
-    fn files_changed(&self) -> bool {
-        self.files.iter().any(|(path, known)| modified(path) != *known)
-    }
-}
-
-fn modified(path: &std::path::Path) -> Option<SystemTime> {
-    std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
 }
 
 impl Controller {
@@ -97,10 +88,9 @@ impl Controller {
         plane: SharedPlane,
         engine: EngineHandle,
         logging: Arc<Logging>,
-        store: KeyStore,
+        keys: TokenKeys,
     ) -> Self {
-        plane.keys.store(Some(Arc::new(store.clone())));
-        let keys = Keys::new(store, &loaded.config);
+        let keys = Keys::follow(keys, &loaded.config, &plane);
         Self { loaded, plane, engine, logging, keys }
     }
 
@@ -109,13 +99,10 @@ impl Controller {
     /// # Cancel safety
     /// No change is lost when the future is dropped.
     pub(crate) async fn keys_rotated(&mut self) {
-        let interval = self.loaded.config.auth.jwks_refresh_interval;
-        loop {
-            tokio::select! {
-                // The store lives in `self`, so its sender cannot be gone.
-                _ = self.keys.changes.changed() => return,
-                () = sleep(interval) => if self.keys.files_changed() { return },
-            }
+        tokio::select! {
+            // The store lives in `self`, so its sender cannot be gone.
+            _ = self.keys.changes.changed() => {}
+            () = self.keys.files.changed() => {}
         }
     }
 
@@ -128,10 +115,9 @@ impl Controller {
     }
 
     async fn rotate(&mut self) -> Result<(), ReloadError> {
-        if self.keys.files_changed() {
-            let store = tokens::load(&self.loaded.config, Some(&self.keys.store)).await?;
-            self.plane.keys.store(Some(Arc::new(store.clone())));
-            self.keys = Keys::new(store, &self.loaded.config);
+        if self.keys.files.differ() {
+            let keys = tokens::load(&self.loaded.config, Some(&self.keys.store)).await?;
+            self.keys = Keys::follow(keys, &self.loaded.config, &self.plane);
         }
         let settings = settings(&self.loaded.config, &self.keys.store, self.engine.shards())?;
         self.reconfigure(settings).await;
@@ -143,9 +129,10 @@ impl Controller {
         Ok(())
     }
 
-    /// A token named an unknown key: the URLs are asked early.
-    pub(crate) fn note_unknown_kid(&self) {
+    /// A token named an unknown key: the URLs are asked, and the files looked at, early.
+    pub(crate) fn note_unknown_kid(&mut self) {
         self.keys.store.note_unknown_kid();
+        self.keys.files.hint();
     }
 
     /// Reads the configuration again and puts it in force, or refuses it and keeps the old one.
@@ -172,8 +159,8 @@ impl Controller {
         let new = self.loaded.reload()?;
         logging::parse(&new.config.log.level)?;
         let tls = if self.loaded.config.tls.enabled { load_tls(&new.config)? } else { None };
-        let store = tokens::load(&new.config, Some(&self.keys.store)).await?;
-        let mut settings = settings(&new.config, &store, self.engine.shards())?;
+        let keys = tokens::load(&new.config, Some(&self.keys.store)).await?;
+        let mut settings = settings(&new.config, &keys.store, self.engine.shards())?;
         // The name changes only at a restart, and so does what clients see of it.
         settings.node = Arc::clone(&self.plane.settings.load().node);
         // From here on nothing fails.
@@ -192,8 +179,7 @@ impl Controller {
         }
         let workers = Arc::clone(&self.plane.api.load().workers);
         self.plane.api.store(Arc::new(api_policy(&new.config, workers)));
-        self.plane.keys.store(Some(Arc::new(store.clone())));
-        self.keys = Keys::new(store, &new.config);
+        self.keys = Keys::follow(keys, &new.config, &self.plane);
         self.loaded = new;
         self.reconfigure(settings).await;
         Ok(())

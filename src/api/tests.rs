@@ -1,3 +1,5 @@
+//! Calls of the server API against shards that the test plays itself: answers, refusals, and what each error says.
+
 #![allow(clippy::unwrap_used)]
 
 use axum::body::Body;
@@ -151,7 +153,7 @@ async fn wrong_requests_are_told_what_is_wrong() {
         "publish",
         r#"{"channel":"system","data":1,"type":"welcome"}"#,
         107,
-        "belongs to the protocol",
+        "none of the protocol's own",
     )
     .await;
     check_error("publish", r#"{"channel":"system","b64data":"e30=","data":1}"#, 107, "not both")

@@ -31,7 +31,7 @@ use crate::config::{Config, Loaded};
 use crate::health::{Health, LifePhase};
 use crate::http::{HttpLimits, HttpServer, serve_listener};
 use crate::keys::KeyLoadError;
-use crate::logging::{Logging, LoggingError};
+use crate::logging::{LogSampler, Logging, LoggingError};
 use crate::metrics::ControlMetrics;
 use crate::plane::{Plane, SharedPlane, TlsExpiry};
 use crate::reload::Controller;
@@ -103,7 +103,7 @@ pub fn serve(loaded: &Loaded) -> ExitCode {
 fn run(loaded: &Loaded, logging: &Arc<Logging>, started: Instant) -> Result<ExitCode, NodeError> {
     let config = &loaded.config;
     let placements = engine_config::placements(config, &engine_config::usable_cpus());
-    gateway_engine::probe(config.limits.connections_max, placements.len())?;
+    gateway_engine::probe(engine_config::sockets_max(config), placements.len())?;
     // Another part of the process may have chosen the same provider already.
     let _already_installed = aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -247,6 +247,7 @@ fn plane(
         tls_expiry: TlsExpiry::new(tls.map(|tls| tls.expires_at)),
         keys: ArcSwapOption::empty(),
         keys_rotate: AtomicBool::new(false),
+        refused_keys: LogSampler::new(config.log.sample_per_second),
     }))
 }
 

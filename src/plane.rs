@@ -12,6 +12,7 @@ use crate::bridge::Bridge;
 use crate::health::Health;
 use crate::http::HttpServer;
 use crate::keys::KeyStore;
+use crate::logging::LogSampler;
 use crate::metrics::ControlMetrics;
 use crate::sampler::Sampler;
 
@@ -38,6 +39,8 @@ pub(crate) struct Plane {
     pub keys: ArcSwapOption<KeyStore>,
     /// Whether keys for tokens can change without a reload.
     pub keys_rotate: AtomicBool,
+    /// Bounds the log lines about refused API keys.
+    pub refused_keys: LogSampler,
 }
 
 impl Plane {
@@ -124,6 +127,7 @@ pub(crate) mod testing {
             tls_expiry: TlsExpiry::new(Some(1_900_000_000)),
             keys: ArcSwapOption::empty(),
             keys_rotate: AtomicBool::new(false),
+            refused_keys: LogSampler::new(config.log.sample_per_second),
         };
         plane.health.enter(LifePhase::Ready);
         (shards, Arc::new(plane))

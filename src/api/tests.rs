@@ -172,6 +172,28 @@ async fn wrong_requests_are_told_what_is_wrong() {
 }
 
 #[tokio::test]
+async fn tags_count_towards_the_size_of_a_message() {
+    let max = plane().1.settings.load().limits.message_bytes_max;
+    let with_tag = |bytes: usize| {
+        json!({"channel": "system", "data": 1, "tags": {"a": "x".repeat(bytes)}}).to_string()
+    };
+    // `"tags":{"a":""}` and the payload are 16 bytes.
+    let answer = authorized("publish", &with_tag(max - 16)).await;
+    assert_eq!(answer["result"]["offset"], 7, "{}", answer["error"]);
+    let answer = authorized("publish", &with_tag(max - 15)).await;
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(message.contains("`tags`") && message.contains(&max.to_string()), "{message}");
+}
+
+#[tokio::test]
+async fn refused_keys_are_logged_so_many_times_a_second() {
+    let (_, plane) = plane();
+    let now = Instant::now();
+    let lines = (0..1_000).filter(|_| plane.refused_keys.pass(now).is_some()).count();
+    assert_eq!(lines, 10, "as `log.sample_per_second` says");
+}
+
+#[tokio::test]
 async fn transport_mode_gives_a_status() {
     for header in ["x-error-mode", "x-centrifugo-error-mode"] {
         let headers = [("x-api-key", KEY), (header, "transport")];

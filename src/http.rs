@@ -2,10 +2,11 @@
 //!
 //! A shard gives away a socket as soon as its first request is no WebSocket upgrade, together with the bytes already
 //! read and the TLS state. From then on hyper drives it: keep-alive, pipelining and bounded heads are its work; the
-//! deadlines of a slow peer are enforced in [`timed`]. The number of connections is bounded, for the public listeners and
-//! the internal one apart, so that no client can keep probes and operators out; a connection above the bound gets a
-//! plain 503 and is closed, and an idle one gives its place up after the keep-alive timeout, not earlier. A WebSocket upgrade on a kept connection cannot go back to a shard: it is
-//! answered with 421 and the connection closes, so that the client opens a fresh one.
+//! deadlines of a slow peer are enforced in [`timed`]. The number of connections is bounded, for the public listeners
+//! and the internal one apart, so that no client can keep probes and operators out. A connection above the bound gets
+//! a plain 503 and is closed; an idle one gives its place up after the keep-alive timeout, not earlier. A WebSocket
+//! upgrade on a kept connection cannot go back to a shard: it is answered with 421 and the connection closes, so that
+//! the client opens a fresh one.
 
 mod listener;
 mod prefixed;

@@ -72,7 +72,10 @@ mod tests {
         let mut delivery = Delivery::new(settings, &plane.bridge);
         assert!(!delivery.deliver(&plane.bridge, RETRY_INTERVAL).await);
         assert_eq!(delivery.left(), "1", "only the busy one is left");
-        let is_reconfigure = |message: ShardMessage| matches!(message, ShardMessage::Control(request) if matches!(request.op, ShardOp::Reconfigure(_)));
+        let is_reconfigure = |message: ShardMessage| {
+            let ShardMessage::Control(request) = message else { return false };
+            matches!(request.op, ShardOp::Reconfigure(_))
+        };
         assert!(shards.take(0).is_some_and(is_reconfigure));
         shards.take(1).unwrap();
         assert!(delivery.try_once(&plane.bridge));

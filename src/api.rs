@@ -19,7 +19,7 @@ mod results;
 mod users;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -76,12 +76,15 @@ async fn authorize(
     let Some(name) = key::find(&policy.keys, request.headers()) else {
         plane.metrics.api_unauthorized.inc();
         let address = request.extensions().get::<ClientAddress>().map(|address| address.0);
-        tracing::warn!(
-            category = "security",
-            event = "api_key_refused",
-            path = request.uri().path(),
-            ?address
-        );
+        if let Some(left_out) = plane.refused_keys.pass(Instant::now()) {
+            tracing::warn!(
+                category = "security",
+                event = "api_key_refused",
+                path = request.uri().path(),
+                ?address,
+                left_out,
+            );
+        }
         return unauthorized();
     };
     request.extensions_mut().insert(name);

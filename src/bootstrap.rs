@@ -11,6 +11,7 @@ pub(crate) mod tokens;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -30,7 +31,7 @@ use crate::config::{Config, Loaded};
 use crate::health::{Health, LifePhase};
 use crate::http::{HttpLimits, HttpServer, serve_listener};
 use crate::keys::KeyLoadError;
-use crate::logging::{Logging, LoggingError};
+use crate::logging::{LogSampler, Logging, LoggingError};
 use crate::metrics::ControlMetrics;
 use crate::plane::{Plane, SharedPlane, TlsExpiry};
 use crate::reload::Controller;
@@ -102,7 +103,7 @@ pub fn serve(loaded: &Loaded) -> ExitCode {
 fn run(loaded: &Loaded, logging: &Arc<Logging>, started: Instant) -> Result<ExitCode, NodeError> {
     let config = &loaded.config;
     let placements = engine_config::placements(config, &engine_config::usable_cpus());
-    gateway_engine::probe(config.limits.connections_max, placements.len())?;
+    gateway_engine::probe(engine_config::sockets_max(config), placements.len())?;
     // Another part of the process may have chosen the same provider already.
     let _already_installed = aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -142,8 +143,8 @@ impl Node {
     ) -> Result<Self, NodeError> {
         let config = &loaded.config;
         let tls = reload::load_tls(config)?;
-        let store = tokens::load(config, None).await?;
-        let settings = Arc::new(reload::settings(config, &store, placements.len() as u16)?);
+        let keys = tokens::load(config, None).await?;
+        let settings = Arc::new(reload::settings(config, &keys.store, placements.len() as u16)?);
         let seeds = seeds()?;
         let admission = Arc::new(Admission::new(seeds.hash));
         // Bound before the engine starts, so that a taken port leaves nothing to stop.
@@ -162,15 +163,15 @@ impl Node {
         if let Some(listener) = internal {
             tasks.spawn(serve_listener(plane.http.clone(), listener, routers.internal));
         }
-        tasks.spawn(sampler::run(Arc::clone(&plane), config.health.interval, unknown_kid));
+        tasks.spawn(sampler::run(Arc::clone(&plane), config.health.interval));
+        tasks.spawn(sampler::watch_unknown_kids(Arc::clone(&plane), unknown_kid));
         tasks.spawn(supervise::run(Arc::clone(&plane), config.engine.watchdog_timeout));
         let engine_end = watch_engine(engine);
         announce(config, &handle, plane.bridge.shards().now().unix);
         plane.metrics.reload_succeeded();
         plane.health.enter(LifePhase::Ready);
         supervise::notify(NotifyState::Ready);
-        let controller =
-            Controller::new(loaded, Arc::clone(&plane), handle.clone(), logging, store);
+        let controller = Controller::new(loaded, Arc::clone(&plane), handle.clone(), logging, keys);
         Ok(Self { plane, engine: handle, engine_end, admission, controller, tasks, unknown_kids })
     }
 
@@ -245,6 +246,8 @@ fn plane(
         http,
         tls_expiry: TlsExpiry::new(tls.map(|tls| tls.expires_at)),
         keys: ArcSwapOption::empty(),
+        keys_rotate: AtomicBool::new(false),
+        refused_keys: LogSampler::new(config.log.sample_per_second),
     }))
 }
 

@@ -2,9 +2,11 @@
 //!
 //! A shard gives away a socket as soon as its first request is no WebSocket upgrade, together with the bytes already
 //! read and the TLS state. From then on hyper drives it: keep-alive, pipelining and bounded heads are its work; the
-//! deadlines of a slow peer are enforced in [`timed`]. The number of connections is bounded; a connection above the
-//! bound gets a plain 503 and is closed. A WebSocket upgrade on a kept connection cannot go back to a shard: it is
-//! answered with 421 and the connection closes, so that the client opens a fresh one.
+//! deadlines of a slow peer are enforced in [`timed`]. The number of connections is bounded, for the public listeners
+//! and the internal one apart, so that no client can keep probes and operators out. A connection above the bound gets
+//! a plain 503 and is closed; an idle one gives its place up after the keep-alive timeout, not earlier. A WebSocket
+//! upgrade on a kept connection cannot go back to a shard: it is answered with 421 and the connection closes, so that
+//! the client opens a fresh one.
 
 mod listener;
 mod prefixed;
@@ -41,7 +43,7 @@ use crate::routes;
 /// Bounds of the HTTP server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HttpLimits {
-    /// Connections at one time.
+    /// Connections at one time, public and internal each.
     pub connections_max: usize,
     /// From the first byte of a request to its complete head.
     pub header_timeout: Duration,
@@ -61,7 +63,8 @@ pub(crate) struct ClientAddress(pub IpAddr);
 #[derive(Clone, Debug)]
 pub(crate) struct HttpServer {
     limits: HttpLimits,
-    slots: Arc<Semaphore>,
+    public: Arc<Semaphore>,
+    internal: Arc<Semaphore>,
     refused: Arc<AtomicU64>,
     stop: watch::Sender<bool>,
 }
@@ -71,15 +74,17 @@ impl HttpServer {
     pub(crate) fn new(limits: HttpLimits) -> Self {
         Self {
             limits,
-            slots: Arc::new(Semaphore::new(limits.connections_max)),
+            public: Arc::new(Semaphore::new(limits.connections_max)),
+            internal: Arc::new(Semaphore::new(limits.connections_max)),
             refused: Arc::default(),
             stop: watch::Sender::new(false),
         }
     }
 
-    /// Open HTTP connections.
+    /// Open HTTP connections, public and internal.
     pub(crate) fn connections(&self) -> usize {
-        self.limits.connections_max - self.slots.available_permits()
+        let open = |slots: &Semaphore| self.limits.connections_max - slots.available_permits();
+        open(&self.public) + open(&self.internal)
     }
 
     /// Connections refused because of the bound.
@@ -96,7 +101,8 @@ impl HttpServer {
     pub(crate) async fn stopped(&self) {
         let all = u32::try_from(self.limits.connections_max).unwrap_or(u32::MAX);
         // An error would mean that the semaphore is closed, which nobody does.
-        let _all_slots = self.slots.acquire_many(all).await;
+        let _all_slots =
+            tokio::join!(self.public.acquire_many(all), self.internal.acquire_many(all));
     }
 
     /// Takes over a connection of a shard. Must be called inside the runtime; never waits.
@@ -112,26 +118,27 @@ impl HttpServer {
             }
         };
         match tls {
-            None => self.spawn(router, Prefixed::new(stream, received), peer.address),
-            Some(tls) => self.spawn(
-                router,
-                Prefixed::new(TlsStream::new(stream, *tls), received),
-                peer.address,
-            ),
+            None => {
+                self.spawn(&self.public, router, Prefixed::new(stream, received), peer.address);
+            }
+            Some(tls) => {
+                let stream = Prefixed::new(TlsStream::new(stream, *tls), received);
+                self.spawn(&self.public, router, stream, peer.address);
+            }
         }
     }
 
     /// Serves a plain connection that was accepted on the control plane.
     fn serve_accepted(&self, router: Router, stream: TcpStream, peer: SocketAddr) {
-        self.spawn(router, Prefixed::new(stream, Vec::new()), peer.ip());
+        self.spawn(&self.internal, router, Prefixed::new(stream, Vec::new()), peer.ip());
     }
 
-    fn spawn<S>(&self, router: Router, stream: S, address: IpAddr)
+    fn spawn<S>(&self, slots: &Arc<Semaphore>, router: Router, stream: S, address: IpAddr)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let server = self.clone();
-        if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+        if let Ok(slot) = Arc::clone(slots).try_acquire_owned() {
             tokio::spawn(async move {
                 if let Err(error) = server.drive(router, stream, address, slot).await {
                     tracing::debug!(category = "connection", %error, "HTTP connection ended early");

@@ -10,6 +10,8 @@ mod source;
 mod store;
 #[cfg(test)]
 mod tests;
+mod watched;
 
 pub(crate) use source::{KeyLoadError, KeySource};
 pub(crate) use store::{JwksSettings, KeyStore};
+pub(crate) use watched::WatchedFiles;

@@ -5,6 +5,7 @@
 //! error, security, system) and mostly an `event`. No record carries a payload, token or key.
 
 mod json;
+mod sampled;
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -18,6 +19,8 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+pub(crate) use sampled::LogSampler;
 
 /// Lines that wait for their writer before further ones are dropped.
 const LINES_MAX: usize = 65_536;

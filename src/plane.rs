@@ -1,7 +1,7 @@
 //! What every request handler and background task of the control plane can reach.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -12,6 +12,7 @@ use crate::bridge::Bridge;
 use crate::health::Health;
 use crate::http::HttpServer;
 use crate::keys::KeyStore;
+use crate::logging::LogSampler;
 use crate::metrics::ControlMetrics;
 use crate::sampler::Sampler;
 
@@ -36,6 +37,10 @@ pub(crate) struct Plane {
     pub tls_expiry: TlsExpiry,
     /// Keys for tokens, for how their URLs are doing; set once the node runs.
     pub keys: ArcSwapOption<KeyStore>,
+    /// Whether keys for tokens can change without a reload.
+    pub keys_rotate: AtomicBool,
+    /// Bounds the log lines about refused API keys.
+    pub refused_keys: LogSampler,
 }
 
 impl Plane {
@@ -121,6 +126,8 @@ pub(crate) mod testing {
             http: HttpServer::new(HTTP_LIMITS),
             tls_expiry: TlsExpiry::new(Some(1_900_000_000)),
             keys: ArcSwapOption::empty(),
+            keys_rotate: AtomicBool::new(false),
+            refused_keys: LogSampler::new(config.log.sample_per_second),
         };
         plane.health.enter(LifePhase::Ready);
         (shards, Arc::new(plane))

@@ -4,29 +4,27 @@
 //! configuration is refused as a whole, loudly, and the old one stays. What can change only at a restart is named in a
 //! warning and keeps its old value.
 
-use std::path::PathBuf;
+mod delivery;
+
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::Ordering;
 
 use gateway_core::auth::KeySet;
-use gateway_core::message::ShardOp;
 use gateway_core::settings::Settings;
 use gateway_engine::EngineHandle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use crate::api::{ApiKey, ApiPolicy};
-use crate::bootstrap::tokens;
+use crate::bootstrap::tokens::{self, TokenKeys};
 use crate::config::sections::TlsVersion;
 use crate::config::{Config, Loaded, restart_only_changes};
-use crate::keys::KeyStore;
+use crate::keys::{KeyStore, WatchedFiles};
 use crate::logging::{self, Logging};
 use crate::plane::SharedPlane;
 use crate::tls::{self, LoadedTls, TlsError};
-
-/// Between two tries to reach a shard whose mailbox is full.
-const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+use delivery::{Delivery, RETRY_INTERVAL};
 
 /// A reload is refused.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +41,9 @@ pub(crate) enum ReloadError {
     /// The log filter.
     #[error(transparent)]
     Logging(#[from] logging::LoggingError),
+    /// Shards with full mailboxes.
+    #[error("these shards did not take the new settings in time and are tried on: {0}")]
+    Undelivered(String),
 }
 
 impl From<crate::keys::KeyLoadError> for ReloadError {
@@ -60,6 +61,10 @@ pub(crate) struct Controller {
     engine: EngineHandle,
     logging: Arc<Logging>,
     keys: Keys,
+    /// Settings that not every shard has yet.
+    undelivered: Option<Delivery>,
+    /// Whether a reload counts as failed only because of them.
+    reload_incomplete: bool,
 }
 
 /// Keys in force, and the tasks that keep them fresh.
@@ -68,26 +73,17 @@ struct Keys {
     store: KeyStore,
     changes: watch::Receiver<KeySet>,
     _refresh: JoinSet<()>,
-    files: Vec<(PathBuf, Option<SystemTime>)>,
+    files: WatchedFiles,
 }
 
 impl Keys {
-    fn new(store: KeyStore, config: &Config) -> Self {
-        let files = tokens::watched_files(config).into_iter().map(|path| {
-            let modified = modified(&path);
-            (path, modified)
-        });
-        let files = files.collect();
+    /// Starts to keep the keys fresh, and shows them to the plane.
+    fn follow(keys: TokenKeys, config: &Config, plane: &SharedPlane) -> Self {
+        let TokenKeys { store, files } = keys;
+        plane.keys.store(Some(Arc::new(store.clone())));
+        plane.keys_rotate.store(TokenKeys::rotate(config), Ordering::Relaxed);
         Self { changes: store.subscribe(), _refresh: store.spawn_refresh(), store, files }
     }
-
-    fn files_changed(&self) -> bool {
-        self.files.iter().any(|(path, known)| modified(path) != *known)
-    }
-}
-
-fn modified(path: &std::path::Path) -> Option<SystemTime> {
-    std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
 }
 
 impl Controller {
@@ -97,24 +93,24 @@ impl Controller {
         plane: SharedPlane,
         engine: EngineHandle,
         logging: Arc<Logging>,
-        store: KeyStore,
+        keys: TokenKeys,
     ) -> Self {
-        plane.keys.store(Some(Arc::new(store.clone())));
-        let keys = Keys::new(store, &loaded.config);
-        Self { loaded, plane, engine, logging, keys }
+        let keys = Keys::follow(keys, &loaded.config, &plane);
+        Self { loaded, plane, engine, logging, keys, undelivered: None, reload_incomplete: false }
     }
 
-    /// Waits until keys were rotated behind a URL or in a file.
+    /// Waits until keys were rotated behind a URL or in a file. Meanwhile shards that could not take the settings in
+    /// force are tried again.
     ///
     /// # Cancel safety
     /// No change is lost when the future is dropped.
     pub(crate) async fn keys_rotated(&mut self) {
-        let interval = self.loaded.config.auth.jwks_refresh_interval;
         loop {
             tokio::select! {
                 // The store lives in `self`, so its sender cannot be gone.
                 _ = self.keys.changes.changed() => return,
-                () = sleep(interval) => if self.keys.files_changed() { return },
+                () = self.keys.files.changed() => return,
+                () = sleep(RETRY_INTERVAL), if self.undelivered.is_some() => self.redeliver(),
             }
         }
     }
@@ -128,13 +124,12 @@ impl Controller {
     }
 
     async fn rotate(&mut self) -> Result<(), ReloadError> {
-        if self.keys.files_changed() {
-            let store = tokens::load(&self.loaded.config, Some(&self.keys.store)).await?;
-            self.plane.keys.store(Some(Arc::new(store.clone())));
-            self.keys = Keys::new(store, &self.loaded.config);
+        if self.keys.files.differ() {
+            let keys = tokens::load(&self.loaded.config, Some(&self.keys.store)).await?;
+            self.keys = Keys::follow(keys, &self.loaded.config, &self.plane);
         }
         let settings = settings(&self.loaded.config, &self.keys.store, self.engine.shards())?;
-        self.reconfigure(settings).await;
+        self.reconfigure(settings).await?;
         tracing::info!(
             category = "security",
             event = "keys_rotated",
@@ -143,9 +138,10 @@ impl Controller {
         Ok(())
     }
 
-    /// A token named an unknown key: the URLs are asked early.
-    pub(crate) fn note_unknown_kid(&self) {
+    /// A token named an unknown key: the URLs are asked, and the files looked at, early.
+    pub(crate) fn note_unknown_kid(&mut self) {
         self.keys.store.note_unknown_kid();
+        self.keys.files.hint();
     }
 
     /// Reads the configuration again and puts it in force, or refuses it and keeps the old one.
@@ -155,6 +151,11 @@ impl Controller {
             Ok(()) => {
                 self.plane.metrics.reload_succeeded();
                 tracing::info!(category = "system", event = "reload_finished");
+            }
+            Err(error @ ReloadError::Undelivered(_)) => {
+                self.reload_incomplete = true;
+                self.plane.metrics.reload_failed();
+                tracing::error!(category = "error", event = "reload_incomplete", %error);
             }
             Err(error) => {
                 self.plane.metrics.reload_failed();
@@ -172,8 +173,8 @@ impl Controller {
         let new = self.loaded.reload()?;
         logging::parse(&new.config.log.level)?;
         let tls = if self.loaded.config.tls.enabled { load_tls(&new.config)? } else { None };
-        let store = tokens::load(&new.config, Some(&self.keys.store)).await?;
-        let mut settings = settings(&new.config, &store, self.engine.shards())?;
+        let keys = tokens::load(&new.config, Some(&self.keys.store)).await?;
+        let mut settings = settings(&new.config, &keys.store, self.engine.shards())?;
         // The name changes only at a restart, and so does what clients see of it.
         settings.node = Arc::clone(&self.plane.settings.load().node);
         // From here on nothing fails.
@@ -192,35 +193,40 @@ impl Controller {
         }
         let workers = Arc::clone(&self.plane.api.load().workers);
         self.plane.api.store(Arc::new(api_policy(&new.config, workers)));
-        self.plane.keys.store(Some(Arc::new(store.clone())));
-        self.keys = Keys::new(store, &new.config);
+        self.keys = Keys::follow(keys, &new.config, &self.plane);
         self.loaded = new;
-        self.reconfigure(settings).await;
-        Ok(())
+        self.reconfigure(settings).await
     }
 
-    /// Gives every shard the new settings; a shard with a full mailbox is tried until the watchdog's limit.
-    async fn reconfigure(&self, settings: Settings) {
+    /// Gives every shard the new settings. A shard with a full mailbox is tried until the watchdog's limit; after that
+    /// the reload has failed, and the shard is tried on while the node does its other work.
+    async fn reconfigure(&mut self, settings: Settings) -> Result<(), ReloadError> {
         let settings = Arc::new(settings);
         self.plane.settings.store(Arc::clone(&settings));
-        let deadline = Instant::now() + self.loaded.config.engine.watchdog_timeout;
-        for shard in self.plane.bridge.shard_ids() {
-            while self
-                .plane
-                .bridge
-                .tell(shard, ShardOp::Reconfigure(Arc::clone(&settings)))
-                .is_err()
-            {
-                if Instant::now() >= deadline {
-                    tracing::error!(
-                        category = "error",
-                        event = "reconfigure_not_delivered",
-                        shard = shard.0
-                    );
-                    break;
-                }
-                sleep(RETRY_INTERVAL).await;
-            }
+        let mut delivery = Delivery::new(settings, &self.plane.bridge);
+        let timeout = self.loaded.config.engine.watchdog_timeout;
+        if delivery.deliver(&self.plane.bridge, timeout).await {
+            self.delivered();
+            return Ok(());
+        }
+        let left = delivery.left();
+        self.undelivered = Some(delivery);
+        Err(ReloadError::Undelivered(left))
+    }
+
+    fn redeliver(&mut self) {
+        let bridge = &self.plane.bridge;
+        if self.undelivered.as_mut().is_some_and(|delivery| delivery.try_once(bridge)) {
+            self.delivered();
+            tracing::info!(category = "system", event = "settings_delivered_late");
+        }
+    }
+
+    /// Every shard has the settings in force.
+    fn delivered(&mut self) {
+        self.undelivered = None;
+        if std::mem::take(&mut self.reload_incomplete) {
+            self.plane.metrics.reload_succeeded();
         }
     }
 }

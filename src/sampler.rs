@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use gateway_core::auth::AuthError;
@@ -132,9 +133,11 @@ impl Sampler {
     }
 }
 
-/// Samples until the future is dropped. `unknown_kid` is changed when tokens with unknown key ids came since the last
-/// sample: perhaps keys were rotated.
-pub(crate) async fn run(plane: SharedPlane, interval: Duration, unknown_kid: watch::Sender<u64>) {
+/// Between two looks for tokens with unknown key ids: a rotated key is in use soon after its first token.
+const UNKNOWN_KID_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Samples until the future is dropped.
+pub(crate) async fn run(plane: SharedPlane, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // The first tick is at once, when there is nothing to compare with yet.
@@ -143,7 +146,21 @@ pub(crate) async fn run(plane: SharedPlane, interval: Duration, unknown_kid: wat
         ticks.tick().await;
         let snapshots = plane.bridge.snapshots().await;
         plane.sampler.record(Totals::of(&snapshots, plane.uptime()));
-        let unknown = unknown_kids(&snapshots);
+    }
+}
+
+/// Changes `unknown_kid` when tokens with unknown key ids came since the last look: perhaps keys were rotated. Runs
+/// until the future is dropped.
+pub(crate) async fn watch_unknown_kids(plane: SharedPlane, unknown_kid: watch::Sender<u64>) {
+    let mut ticks = tokio::time::interval(UNKNOWN_KID_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // Keys that cannot rotate need no look, and an idle node is left asleep.
+        if !plane.keys_rotate.load(Ordering::Relaxed) {
+            continue;
+        }
+        let unknown = unknown_kids(&plane.bridge.snapshots().await);
         unknown_kid.send_if_modified(|known| std::mem::replace(known, unknown) < unknown);
     }
 }

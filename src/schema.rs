@@ -75,11 +75,14 @@ static ASYNCAPI_DOCUMENT: LazyLock<Document> =
 /// `GET /schema/archmesh.v1.json` and `GET /asyncapi.json`. Public: nothing in them is secret.
 pub(crate) fn router() -> Router {
     Router::new()
-        .route("/schema/archmesh.v1.json", get(|request: Request| serve(&SCHEMA_DOCUMENT, request)))
-        .route("/asyncapi.json", get(|request: Request| serve(&ASYNCAPI_DOCUMENT, request)))
+        .route(
+            "/schema/archmesh.v1.json",
+            get(async |request: Request| serve(&SCHEMA_DOCUMENT, &request)),
+        )
+        .route("/asyncapi.json", get(async |request: Request| serve(&ASYNCAPI_DOCUMENT, &request)))
 }
 
-async fn serve(document: &'static Document, request: Request) -> Response {
+fn serve(document: &'static Document, request: &Request) -> Response {
     document.respond(request.headers())
 }
 

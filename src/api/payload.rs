@@ -38,6 +38,16 @@ pub(super) fn json(
     Ok(bytes)
 }
 
+/// Checks how much a subscriber gets besides the envelope: payload, tags and key.
+pub(super) fn check_size(bytes: usize, limits: &Limits) -> Result<(), ApiError> {
+    let max = limits.message_bytes_max;
+    if bytes > max {
+        let message = format!("`data`, `tags` and `key` together are larger than {max} bytes");
+        return Err(ApiError::new(ErrorCode::MessageTooLarge, message));
+    }
+    Ok(())
+}
+
 fn decoded_json(encoded: &str) -> Result<Bytes, ApiError> {
     let decoded =
         STANDARD.decode(encoded).map_err(|_| ApiError::bad_request("`b64data` is not base64"))?;

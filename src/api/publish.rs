@@ -110,16 +110,20 @@ fn prepare(
     if let Some(key) = &request.idempotency_key {
         payload::check_text("idempotency_key", key, limits)?;
     }
+    let data = payload::json(request.data, request.b64data.as_deref(), limits)?;
+    let extra = request.tags.as_ref().map(tags_member);
+    let around = extra.as_ref().map_or(0, Bytes::len) + request.key.as_ref().map_or(0, String::len);
+    payload::check_size(data.len() + around, limits)?;
     Ok(Publish {
         kind: request.kind.unwrap_or_default().into(),
-        data: payload::json(request.data, request.b64data.as_deref(), limits)?,
+        data,
         priority: request.priority.map(Priority::from),
         key: request.key.map(Into::into),
         idempotency_key: request.idempotency_key.map(Into::into),
         skip_history: request.skip_history,
         transient: false,
         sender: None,
-        extra: request.tags.as_ref().map(tags_member),
+        extra,
         no_echo: false,
         accepted_at: plane.uptime(),
     })

@@ -1,3 +1,5 @@
+//! Calls of the server API against shards that the test plays itself: answers, refusals, and what each error says.
+
 #![allow(clippy::unwrap_used)]
 
 use axum::body::Body;
@@ -151,7 +153,7 @@ async fn wrong_requests_are_told_what_is_wrong() {
         "publish",
         r#"{"channel":"system","data":1,"type":"welcome"}"#,
         107,
-        "belongs to the protocol",
+        "none of the protocol's own",
     )
     .await;
     check_error("publish", r#"{"channel":"system","b64data":"e30=","data":1}"#, 107, "not both")
@@ -167,6 +169,28 @@ async fn wrong_requests_are_told_what_is_wrong() {
     check_error("batch", r#"{"commands":[]}"#, 107, "1 to").await;
     let deep = format!(r#"{{"channel":"system","data":{}{}}}"#, "[".repeat(100), "]".repeat(100));
     check_error("publish", &deep, 107, "nested deeper").await;
+}
+
+#[tokio::test]
+async fn tags_count_towards_the_size_of_a_message() {
+    let max = plane().1.settings.load().limits.message_bytes_max;
+    let with_tag = |bytes: usize| {
+        json!({"channel": "system", "data": 1, "tags": {"a": "x".repeat(bytes)}}).to_string()
+    };
+    // `"tags":{"a":""}` and the payload are 16 bytes.
+    let answer = authorized("publish", &with_tag(max - 16)).await;
+    assert_eq!(answer["result"]["offset"], 7, "{}", answer["error"]);
+    let answer = authorized("publish", &with_tag(max - 15)).await;
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(message.contains("`tags`") && message.contains(&max.to_string()), "{message}");
+}
+
+#[tokio::test]
+async fn refused_keys_are_logged_so_many_times_a_second() {
+    let (_, plane) = plane();
+    let now = Instant::now();
+    let lines = (0..1_000).filter(|_| plane.refused_keys.pass(now).is_some()).count();
+    assert_eq!(lines, 10, "as `log.sample_per_second` says");
 }
 
 #[tokio::test]

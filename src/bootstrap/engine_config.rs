@@ -70,6 +70,15 @@ pub(super) fn engine_config(
     }
 }
 
+/// Sockets that can be open at one time: WebSocket connections with those that wait to be refused, and HTTP connections
+/// of the public listeners and of the internal one.
+pub(super) fn sockets_max(config: &Config) -> u64 {
+    let connections = config.limits.connections_max;
+    let refused = connections / 8 + 16;
+    let http = 2 * u64::from(config.http.connections_max);
+    connections.saturating_add(refused).saturating_add(http)
+}
+
 fn balance(balance: sections::Balance, hash_by: sections::HashBy) -> Balance {
     match balance {
         sections::Balance::Kernel => Balance::Kernel,
@@ -125,6 +134,15 @@ mod tests {
         check(&[("ARCHMESH__ENGINE__SHARDS", "1")], &[2, 5], &[Some(2)]);
         check(&[("ARCHMESH__ENGINE__SHARDS", "3")], &[2, 5], &[None, None, None]);
         check(&[("ARCHMESH__ENGINE__CPUS", "1,0")], &[0, 1, 2], &[Some(1), Some(0)]);
+    }
+
+    #[test]
+    fn every_kind_of_socket_has_a_descriptor() {
+        let variables = [
+            ("ARCHMESH__LIMITS__CONNECTIONS_MAX", "800"),
+            ("ARCHMESH__HTTP__CONNECTIONS_MAX", "100"),
+        ];
+        assert_eq!(sockets_max(&config(&variables)), 800 + 100 + 16 + 200);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use gateway_core::auth::{
 
 use crate::config::sections::Algorithm;
 use crate::config::{Config, TokenKey};
-use crate::keys::{JwksSettings, KeyLoadError, KeySource, KeyStore};
+use crate::keys::{JwksSettings, KeyLoadError, KeySource, KeyStore, WatchedFiles};
 
 /// The keys for tokens cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -22,11 +22,33 @@ pub(crate) enum TokenKeysError {
     Channel(#[source] KeyError),
 }
 
+/// Keys as read, and the files to look at again.
+#[derive(Debug)]
+pub(crate) struct TokenKeys {
+    /// The keys.
+    pub store: KeyStore,
+    /// Files of key sets as they were before they were read.
+    pub files: WatchedFiles,
+}
+
+impl TokenKeys {
+    /// Whether these keys can change without a reload.
+    pub(crate) fn rotate(config: &Config) -> bool {
+        let rotates = |key: &TokenKey| matches!(key, TokenKey::JwksFile(_) | TokenKey::JwksUrl(_));
+        config.token_keys.iter().any(rotates)
+    }
+}
+
 /// Reads all configured keys; `previous` lends the keys of URLs that do not answer now.
 pub(crate) async fn load(
     config: &Config,
     previous: Option<&KeyStore>,
-) -> Result<KeyStore, KeyLoadError> {
+) -> Result<TokenKeys, KeyLoadError> {
+    let files = WatchedFiles::new(
+        watched_files(config),
+        config.auth.jwks_refresh_interval,
+        config.auth.jwks_retry_interval,
+    );
     let sources = config.token_keys.iter().map(source).collect();
     let auth = &config.auth;
     let jwks = JwksSettings {
@@ -38,10 +60,11 @@ pub(crate) async fn load(
         allow_http: config.is_development(),
         ..JwksSettings::default()
     };
-    match previous {
-        None => KeyStore::load(sources, jwks).await,
-        Some(previous) => KeyStore::load_after(Some(previous), sources, jwks).await,
-    }
+    let store = match previous {
+        None => KeyStore::load(sources, jwks).await?,
+        Some(previous) => KeyStore::load_after(Some(previous), sources, jwks).await?,
+    };
+    Ok(TokenKeys { store, files })
 }
 
 /// Rules of the configuration with the keys in force.
@@ -70,7 +93,7 @@ pub(crate) fn authenticator(
 }
 
 /// Files of key sets that are looked at again at every refresh interval.
-pub(crate) fn watched_files(config: &Config) -> Vec<PathBuf> {
+fn watched_files(config: &Config) -> Vec<PathBuf> {
     let file = |key: &TokenKey| match key {
         TokenKey::JwksFile(path) => Some(path.clone()),
         _ => None,

@@ -1,3 +1,5 @@
+//! Hazard: an answer that is late, missing or meant for somebody else reaches a caller, or leaves something behind.
+
 #![allow(clippy::unwrap_used)]
 
 use gateway_core::error::ErrorCode;

@@ -1,3 +1,5 @@
+//! Hazard: a node that is stalled, starting or draining tells its balancer that all is well.
+
 #![allow(clippy::unwrap_used)]
 
 use axum::http::Request;

@@ -1,3 +1,5 @@
+//! Real sockets on loopback: hand-over with and without TLS, pipelining, the bounds of connections, stopping.
+
 #![allow(clippy::unwrap_used)]
 #![allow(
     clippy::disallowed_methods,

@@ -53,7 +53,7 @@ impl ControlMetrics {
         )?;
         let reload_failures = IntCounter::new(
             "archmesh_config_reload_failures_total",
-            "Reloads refused because the new configuration is bad; the old one stayed in use.",
+            "Reloads refused because the new configuration is bad, or not taken by every shard in time.",
         )?;
         let reload_success = IntGauge::new(
             "archmesh_config_last_reload_success",

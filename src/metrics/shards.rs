@@ -143,6 +143,11 @@ fn connections(families: &mut Families, snapshots: &Snapshots) {
     count("archmesh_panics_total", "Panics caught while a connection was handled.", |core| {
         core.panics
     });
+    count(
+        "archmesh_revocations_forgotten_total",
+        "Revocations not kept, or pushed out by another, because the table is full.",
+        |core| core.revocations_forgotten,
+    );
     let sum = |read: fn(&ShardMetrics) -> u64| -> f64 {
         snapshots.known().map(|(_, snapshot)| read(&snapshot.core)).sum::<u64>() as f64
     };

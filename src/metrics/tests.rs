@@ -1,3 +1,5 @@
+//! Hazard: a scrape that Prometheus cannot read, or that names something twice.
+
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashSet;

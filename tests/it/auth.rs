@@ -108,6 +108,27 @@ fn a_key_set_file_is_read_again_on_reload() {
     assert_eq!(ada.call("ping", json!({}))["type"], "pong", "its connections stay");
 }
 
+#[test]
+fn a_key_set_file_is_followed_as_it_rotates() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("jwks.json");
+    let pair = || KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    let (first, second) = (pair(), pair());
+    let ed = KeyAlgorithm::EdDsa;
+    std::fs::write(&path, json!({"keys": [jwk(ed, &first, "one")]}).to_string()).unwrap();
+    let gateway = without_secret()
+        .set("auth.jwks_file", path.display())
+        .set("auth.jwks_refresh_interval", "1h")
+        .set("auth.jwks_retry_interval", "1s")
+        .start();
+    Socket::connect_with(&gateway, &signed(ed, &first, Some("one"), "ada")).close();
+    std::fs::write(&path, json!({"keys": [jwk(ed, &second, "two")]}).to_string()).unwrap();
+    // Nobody sends a signal or waits for the interval: a token with an unknown key id is enough.
+    let new = signed(ed, &second, Some("two"), "ada");
+    eventually("the rotated file is read", || refused(&gateway, &new).is_none().then_some(()));
+    assert_eq!(refused(&gateway, &signed(ed, &first, Some("one"), "ada")), Some(401));
+}
+
 /// An HTTP server that gives out a key set.
 struct KeyServer {
     address: SocketAddr,

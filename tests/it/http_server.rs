@@ -213,7 +213,7 @@ fn operators_paths_move_to_the_internal_listener() {
 #[test]
 fn too_many_http_connections_are_refused_and_sockets_are_not() {
     let gateway = Setup::new().internal().set("http.connections_max", 8).start();
-    // `/ready` of the start may still hold a slot, and the internal listener shares the bound.
+    // `/ready` of the start may still hold a slot.
     let mut kept: Vec<Http> = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(20);
     let refused = loop {
@@ -228,6 +228,8 @@ fn too_many_http_connections_are_refused_and_sockets_are_not() {
     assert_eq!(refused.status, 503);
     assert_eq!(refused.header("retry-after"), Some("1"));
     assert!(kept.len() >= 6, "{} were let in", kept.len());
+    let operators = gateway.operators().get("/ready").unwrap().status;
+    assert_eq!(operators, 200, "the internal listener has places of its own");
     Socket::connect(&gateway, "ada").close();
     kept.clear();
     crate::support::eventually("there is room again", || {

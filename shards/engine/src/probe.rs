@@ -10,23 +10,24 @@ use crate::ring::{Resource, Ring, RingSizes};
 const KERNEL_MIN: (u32, u32) = (6, 1);
 /// Locked memory that each shard's executor asks for.
 const MEMLOCK_PER_PROCESS: u64 = 512 * 1024;
-/// Descriptors of a shard besides its connections: executor, ring, eventfd, listeners.
+/// Descriptors of a shard besides its sockets: executor, ring, eventfd, listeners.
 const FILES_PER_SHARD: u64 = 32;
-/// Descriptors of the rest of the process: log files, HTTP, standard streams.
+/// Descriptors of the rest of the process: log files, runtime, standard streams.
 const FILES_OF_PROCESS: u64 = 256;
 
 /// Checks kernel, `io_uring`, memlock and open files; raises soft limits to the hard ones where that helps.
+/// `sockets_max` is how many sockets the whole process may have open at one time.
 ///
 /// # Errors
 /// The first thing that is missing, with the mend.
-pub fn probe(connections_max: u64, shards: usize) -> Result<(), ProbeError> {
+pub fn probe(sockets_max: u64, shards: usize) -> Result<(), ProbeError> {
     #[expect(clippy::disallowed_methods, reason = "no shard runs yet, and the file is in memory")]
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")
         .map_err(|source| ProbeError::Read { what: "the kernel's release", source })?;
     check_kernel(release.trim())?;
     probe_memlock()?;
     probe_ring()?;
-    probe_open_files(connections_max, shards as u64)
+    probe_open_files(sockets_max, shards as u64)
 }
 
 fn check_kernel(release: &str) -> Result<(), ProbeError> {
@@ -69,9 +70,9 @@ fn probe_memlock() -> Result<(), ProbeError> {
     Ok(())
 }
 
-fn probe_open_files(connections_max: u64, shards: u64) -> Result<(), ProbeError> {
+fn probe_open_files(sockets_max: u64, shards: u64) -> Result<(), ProbeError> {
     let read = |source| ProbeError::Read { what: "the limit of open files", source };
-    let needed = connections_max
+    let needed = sockets_max
         .saturating_add(shards.saturating_mul(FILES_PER_SHARD))
         .saturating_add(FILES_OF_PROCESS);
     let (soft, hard) = Resource::OpenFiles.limits().map_err(read)?;

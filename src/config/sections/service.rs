@@ -14,7 +14,7 @@ section! {
         header_timeout: Duration = Kind::Duration(100, 60_000), Restart;
         /// From the last answer to the next request of a kept connection.
         keep_alive_timeout: Duration = Kind::Duration(100, 600_000), Restart;
-        /// HTTP connections at one time; more are refused.
+        /// HTTP connections at one time, of the public listeners and of the internal one each; more are refused.
         connections_max: u32 = Kind::Count(1, 100_000), Restart;
         /// Whether pages of `websocket.origins` get CORS headers.
         cors: bool = Kind::Bool, Restart;

@@ -113,6 +113,7 @@ pub struct Shard {
     token_cache: TokenCache,
     outbox_bytes: usize,
     large_data_bytes: usize,
+    wants_flush: bool,
     /// Time of the newest input.
     now: Now,
     /// Upper bound of the reconnect delay that clients are told while the node drains.
@@ -144,6 +145,7 @@ impl Shard {
             token_cache: token_cache(&settings, init.hash_seed),
             outbox_bytes: 0,
             large_data_bytes: 0,
+            wants_flush: false,
             now: Now { mono: Duration::ZERO, unix: Duration::ZERO },
             reconnect_delay_max: Duration::ZERO,
             nobody: "".into(),
@@ -182,6 +184,11 @@ impl Shard {
             return Some(id);
         }
         None
+    }
+
+    /// Whether so much waits in dirty outboxes that they should be flushed before more input is handled.
+    pub fn wants_flush(&self) -> bool {
+        self.wants_flush
     }
 
     /// Fills `slices` with the head of the connection's outbox, in order; answers how many were filled.

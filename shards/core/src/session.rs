@@ -161,7 +161,7 @@ pub(crate) struct Session {
     /// Bytes that the last flush left in the outbox.
     pub(crate) flush_left: usize,
     /// Whether the node's session count includes this one.
-    pub(crate) session_counted: bool,
+    pub(crate) websocket_counted: bool,
     /// Whether compressed frames may be sent.
     pub(crate) deflate: bool,
     /// Whether the user's connection count includes this one.

@@ -37,6 +37,8 @@ use accept::Waiting;
 
 /// Messages taken from the mailbox in one turn.
 const MAIL_PER_TURN: usize = 1024;
+/// Mail is taken for so long in one turn: a burst of large fan-outs must not hold sockets and deadlines up.
+const MAIL_TIME_MAX: Duration = Duration::from_millis(5);
 /// Completions handled in one turn before dirty connections are flushed.
 const COMPLETIONS_PER_TURN: usize = 256;
 /// An idle shard turns so often, to show that it lives and to bring its load up to date.
@@ -325,11 +327,16 @@ impl Pump {
     fn take_mail(&mut self) -> bool {
         let mailboxes = Arc::clone(&self.mailboxes);
         let mailbox = &mailboxes[self.id.index()];
+        let started = Instant::now();
         for taken in 0..MAIL_PER_TURN {
             match mailbox.queue.pop() {
                 Some(Mail::Message(message)) => self.shard.handle_message(self.now, message),
                 Some(Mail::Socket(placed)) => self.serve(placed),
                 None => return taken > 0,
+            }
+            self.relieve_outboxes();
+            if started.elapsed() >= MAIL_TIME_MAX {
+                break;
             }
         }
         true
@@ -390,6 +397,7 @@ impl Pump {
                     busy = true;
                 }
             }
+            self.relieve_outboxes();
         }
         self.completions = completions;
         busy

@@ -108,7 +108,7 @@ impl Shard {
         if session.user_counted {
             self.admission.release_user(&session.user);
         }
-        if session.session_counted {
+        if session.websocket_counted {
             self.admission.release_session();
         }
         self.metrics.connections -= 1;

@@ -65,7 +65,7 @@ impl Shard {
             outbox: Outbox::new(),
             dirty: false,
             flush_left: 0,
-            session_counted: false,
+            websocket_counted: false,
             deflate: false,
             user_counted: false,
             ending: None,
@@ -248,7 +248,7 @@ impl Shard {
         let Some(session) = self.session_mut(id) else { return };
         session.deflate = accepted.deflate.as_ref().is_some_and(|deflate| deflate.compress);
         session.decoder = Decoder::new(accepted.deflate.is_some());
-        session.session_counted = true;
+        session.websocket_counted = true;
         session.user_agent = head.header("user-agent").map(|text| {
             text.chars().take(USER_AGENT_BYTES_MAX).collect::<String>().into_boxed_str()
         });

@@ -219,7 +219,7 @@ impl Shard {
             Command::Ping => self.reply(now, id, reply_to, |head, _| reply::pong(head)),
             Command::Pong => {}
             Command::Subscribe(data) => self.handle_subscribe(now, at, data),
-            Command::Unsubscribe(data) => self.handle_unsubscribe(now, at, data.channel),
+            Command::Unsubscribe(data) => self.handle_unsubscribe(now, at, data.channel.as_deref()),
             Command::Publish(data) => self.handle_publish(now, at, &data),
             Command::Presence(data) => self.handle_presence(now, at, data.channel, false),
             Command::PresenceStats(data) => self.handle_presence(now, at, data.channel, true),

@@ -281,10 +281,10 @@ impl Shard {
         true
     }
 
-    pub(super) fn handle_unsubscribe(&mut self, now: Now, at: At<'_>, channel: Option<String>) {
+    pub(super) fn handle_unsubscribe(&mut self, now: Now, at: At<'_>, channel: Option<&str>) {
         let (id, reply_to, envelope) = at;
         // The namespace is not asked: a reload may have removed it.
-        match channel.as_deref().or(envelope) {
+        match channel.or(envelope) {
             None => {
                 let error =
                     ClientError::new(ErrorCode::InvalidMessageFormat, "`channel` is missing");

@@ -1,6 +1,8 @@
 //! Tests of the core in virtual time: N sessions on M shards, no socket and no sleep.
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+// `json!` values are built for one call, and names are searched until one has the wanted home.
+#![allow(clippy::needless_pass_by_value, clippy::maybe_infinite_iter)]
 
 mod adversity;
 mod auth;

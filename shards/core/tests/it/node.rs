@@ -361,17 +361,13 @@ impl Node {
         let end = self.now.mono + by;
         loop {
             let next = self.shards.iter().filter_map(Shard::next_deadline).min();
-            match next.filter(|at| *at <= end) {
-                Some(at) => {
-                    // The wheel's answer is a lower bound; a tick is always enough to make progress.
-                    let at = at.max(self.now.mono) + Duration::from_millis(50);
-                    self.set_time(at.min(end));
-                }
-                None => {
-                    self.set_time(end);
-                    return;
-                }
-            }
+            let Some(at) = next.filter(|at| *at <= end) else {
+                self.set_time(end);
+                return;
+            };
+            // The wheel's answer is a lower bound; a tick is always enough to make progress.
+            let at = at.max(self.now.mono) + Duration::from_millis(50);
+            self.set_time(at.min(end));
             if self.now.mono >= end {
                 return;
             }
@@ -548,7 +544,7 @@ impl Node {
                 }
                 Opcode::Pong => state.pongs.push(payload.to_vec()),
                 Opcode::Close => {
-                    state.close_code = Some(u16::from_be_bytes([payload[0], payload[1]]))
+                    state.close_code = Some(u16::from_be_bytes([payload[0], payload[1]]));
                 }
                 _ => {}
             }

@@ -25,6 +25,9 @@ use crate::tls::Tls;
 /// Sockets of a shard whose first bytes are awaited; more are placed by address at once.
 const WAITING_MAX: usize = 1024;
 
+/// Reads of a refused client's input: one that sends without end is not listened to for ever.
+const REFUSED_READS_MAX: usize = 16;
+
 /// Sockets whose first bytes are awaited. Each waits at most the handshake timeout.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
@@ -32,6 +35,8 @@ pub(super) struct Waiting {
     sockets: VecDeque<Option<WaitingSocket>>,
     /// Number of the first entry; the key of an entry is its number.
     first: u64,
+    /// Entries that are not empty.
+    live: usize,
 }
 
 #[derive(Debug)]
@@ -44,6 +49,7 @@ struct WaitingSocket {
 
 impl Waiting {
     fn add(&mut self, socket: WaitingSocket) -> u64 {
+        self.live += 1;
         self.sockets.push_back(Some(socket));
         self.first + self.sockets.len() as u64 - 1
     }
@@ -55,6 +61,7 @@ impl Waiting {
     fn take(&mut self, key: u64) -> Option<WaitingSocket> {
         let index = usize::try_from(key.checked_sub(self.first)?).ok()?;
         let socket = self.sockets.get_mut(index)?.take();
+        self.live -= usize::from(socket.is_some());
         while matches!(self.sockets.front(), Some(None)) {
             self.sockets.pop_front();
             self.first += 1;
@@ -129,7 +136,7 @@ impl Pump {
         let address_ip = address.ip().to_canonical();
         let peer = Peer { address: address_ip, port: address.port(), tls: self.tls.is_some() };
         let placed = PlacedSocket { socket, peer };
-        let may_wait = self.shutdown_until.is_none() && self.waiting.sockets.len() < WAITING_MAX;
+        let may_wait = self.shutdown_until.is_none() && self.waiting.live < WAITING_MAX;
         if may_wait && self.placer.needs_first_bytes() && !peer.tls {
             let deadline = self.now.mono + self.settings.limits.handshake_timeout;
             let key = self.waiting.add(WaitingSocket { deadline, placed, expired: false });
@@ -307,5 +314,41 @@ fn refuse(socket: &TcpStream, reason: RefusalReason) {
     let _ = socket.shutdown(std::net::Shutdown::Write);
     // Closing with unread input would reset the connection and could take the answer with it.
     let mut input = [0; PEEK_BYTES_MAX];
-    while matches!((&*socket).read(&mut input), Ok(length) if length == input.len()) {}
+    for _ in 0..REFUSED_READS_MAX {
+        if !matches!((&*socket).read(&mut input), Ok(length) if length == input.len()) {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::disallowed_methods)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+
+    fn socket() -> TcpStream {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        TcpStream::connect(listener.local_addr().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn empty_entries_behind_a_slow_socket_are_not_counted() {
+        let mut waiting = Waiting::default();
+        let add = |waiting: &mut Waiting| {
+            let peer = Peer { address: Ipv4Addr::LOCALHOST.into(), port: 1, tls: false };
+            let placed = PlacedSocket { socket: socket(), peer };
+            waiting.add(WaitingSocket { deadline: Duration::ZERO, placed, expired: false })
+        };
+        let slow = add(&mut waiting);
+        for _ in 0..3 {
+            let quick = add(&mut waiting);
+            assert!(waiting.take(quick).is_some());
+            assert!(waiting.take(quick).is_none());
+        }
+        assert_eq!(waiting.live, 1);
+        assert!(waiting.take(slow).is_some());
+        assert_eq!((waiting.live, waiting.is_empty()), (0, true));
+    }
 }

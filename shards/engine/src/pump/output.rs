@@ -44,17 +44,33 @@ impl Pump {
 
     /// Sends for every connection that has something new, and for those that could not send all before.
     pub(super) fn flush_dirty(&mut self) -> bool {
-        let mut busy = false;
         // Those that use up their budget are put back for the next turn.
-        for id in std::mem::take(&mut self.flush) {
+        let waiting = std::mem::take(&mut self.flush);
+        // First, because this writes markers of losses: a connection that is closing is shut down behind its last one.
+        let mut busy = self.flush_new();
+        for id in waiting {
             busy = true;
             self.flush_connection(id);
         }
+        busy
+    }
+
+    /// Sends for every connection that has something new.
+    fn flush_new(&mut self) -> bool {
+        let mut busy = false;
         while let Some(id) = self.shard.next_dirty() {
             busy = true;
             self.flush_connection(id);
         }
         busy
+    }
+
+    /// Sends in the middle of a turn when so much waits that outboxes would fill although their sockets have room.
+    pub(super) fn relieve_outboxes(&mut self) {
+        if self.shard.wants_flush() {
+            self.poll_outputs();
+            self.flush_new();
+        }
     }
 
     fn flush_connection(&mut self, id: ConnectionId) {

@@ -64,7 +64,7 @@ impl Sim {
         match what {
             6..=25 => {
                 let known = self.clients[index].1.by_channel.get(channel).cloned();
-                let known = known.filter(|_| self.random.next_u32() % 2 == 0);
+                let known = known.filter(|_| self.random.next_u32().is_multiple_of(2));
                 // The id carries the position asked for: what is still unread when the client asks does not count.
                 let id = known.as_ref().map_or("s".into(), |(offset, _)| format!("s{offset}"));
                 let recover =
@@ -206,6 +206,7 @@ impl Seen {
     }
 }
 
+#[allow(clippy::disallowed_methods)] // The seeds to run come from whoever runs the test.
 #[test]
 fn any_life_of_a_node_keeps_the_promises() {
     let variable = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());

@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::gateway::{Gateway, Setup, sum_of};
 use crate::raw::{Raw, frame, upgrade};
@@ -11,8 +12,8 @@ use crate::socket::Socket;
 use crate::support::{eventually, heavy, token};
 
 const WARM_UP: usize = 40_000;
-/// Windows of warm-up until the memory must be level.
-const WARM_UP_WINDOWS_MAX: usize = 20;
+/// A little more than `heartbeat.ping_interval`: the furthest timer of a new session.
+const TIMER_HORIZON: Duration = Duration::from_secs(35);
 const CYCLES: usize = 100_000;
 /// The machine's two cores are shared with the gateway.
 const THREADS: usize = 4;
@@ -78,18 +79,12 @@ fn a_hundred_thousand_connections_leave_nothing_behind() {
         })
     };
     let base = settled(None);
-    // Timers of connections that are gone stay filed until they are due, some 30 s at most, so the memory levels off only
-    // after that time's worth of churn: warm up until a whole window adds next to nothing.
-    let mut before = settled(Some(base.files));
-    for _ in 0..WARM_UP_WINDOWS_MAX {
+    // Timers of connections that are gone stay filed until they are due, so memory levels off only after so much churn.
+    let began = Instant::now();
+    while began.elapsed() < TIMER_HORIZON {
         churn(&gateway, WARM_UP, &tokens);
-        let now = settled(Some(base.files));
-        let level = now.rss_kib <= before.rss_kib + before.rss_kib / 200;
-        before = now;
-        if level {
-            break;
-        }
     }
+    let before = settled(Some(base.files));
     churn(&gateway, CYCLES, &tokens);
     let after = settled(Some(base.files));
     let bound = before.rss_kib + before.rss_kib / 20;

@@ -1,10 +1,11 @@
 //! Setup: small limits, and clients that pass them.
 //!
 //! Must hold: every limit refuses with the documented status or code, what is within the limit goes on, and room is
-//! given back. Without file descriptors accepting pauses without spinning, and open connections live.
+//! given back. (That accepting rests without descriptors is shown in the engine's own tests; the start-up probe
+//! refuses limits that could use them up.)
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::json;
 
@@ -190,58 +191,4 @@ fn handshakes_per_second() {
     let refused =
         sum_of(&scrape, "archmesh_connections_refused_total", &[("reason", "handshake_rate")]);
     assert!(refused >= (60 - accepted) as f64, "{refused}");
-}
-
-#[test]
-fn without_descriptors_accepting_rests_and_the_others_live() {
-    const FILES: u64 = 500;
-    let gateway = Setup::new()
-        .internal()
-        .files_max(FILES)
-        .set("limits.connections_max", 100)
-        .set("http.connections_max", 10_000)
-        .start();
-    let mut kept = gateway.operators();
-    let mut scrape = |name: &str| {
-        let text = kept.get("/metrics").unwrap().text();
-        sum_of(&text, name, &[])
-    };
-    let mut living: Vec<Socket> =
-        (0..5).map(|n| Socket::connect(&gateway, &format!("u{n}"))).collect();
-    for socket in &mut living {
-        socket.subscribe("chat:room");
-    }
-    // Kept HTTP connections are not counted as connections of the node, so they can use up its descriptors.
-    let hoard: Vec<Raw> = (0..FILES)
-        .map(|_| {
-            let mut raw = Raw::connect(gateway.public).expect("the kernel queues it");
-            raw.send(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-            raw
-        })
-        .collect();
-    let mut waiting: Vec<Raw> =
-        (0..40).map(|_| Raw::connect(gateway.public).expect("the kernel queues it")).collect();
-    for raw in &mut waiting {
-        raw.send(raw::upgrade(&format!("/ws?token={}", token("late"))).as_bytes()).unwrap();
-    }
-    eventually("accepting rests", || (scrape("archmesh_accept_pauses_total") >= 1.0).then_some(()));
-    let (before, began) = (gateway.numbers().cpu, Instant::now());
-    let pauses = scrape("archmesh_accept_pauses_total");
-    let mut rounds = 0;
-    eventually("ten more rests", || {
-        living[0].publish("chat:room", json!(rounds));
-        rounds += 1;
-        for socket in &mut living {
-            socket.take("message");
-        }
-        (scrape("archmesh_accept_pauses_total") >= pauses + 10.0).then_some(())
-    });
-    let (used, elapsed) = (gateway.numbers().cpu.saturating_sub(before), began.elapsed());
-    let spinning = used > elapsed.mul_f64(0.8) + Duration::from_millis(200);
-    assert!(!spinning, "{used:?} of CPU in {elapsed:?}");
-    drop(hoard);
-    for raw in &mut waiting {
-        let head = raw.head().unwrap();
-        assert!(head.starts_with("HTTP/1.1 101"), "all are served in the end: {head}");
-    }
 }

@@ -258,7 +258,7 @@ impl LastSeen {
         self.by_user.insert(Arc::clone(channel), now.unix);
         self.order.push_back((now.unix, Arc::clone(channel)));
         // Stale entries go when they are the majority, so the order is bounded as well.
-        if self.order.len() > 2 * max {
+        if self.order.len() > 2 * self.by_user.len() + 64 {
             self.order.retain(|(left_at, user)| self.by_user.get(user) == Some(left_at));
         }
         while self.by_user.len() > max {

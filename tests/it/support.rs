@@ -210,7 +210,6 @@ pub fn raise_files_limit() {
 pub struct ProcessNumbers {
     pub rss_kib: u64,
     pub files: usize,
-    pub cpu: Duration,
 }
 
 impl ProcessNumbers {
@@ -218,14 +217,9 @@ impl ProcessNumbers {
     pub fn of(pid: u32) -> Self {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
         Self {
             rss_kib: rss.trim().trim_end_matches(" kB").trim().parse().unwrap(),
             files: std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(),
-            // The kernel's unit for user space is a hundredth of a second on every Linux.
-            cpu: Duration::from_millis(ticks * 10),
         }
     }
 }

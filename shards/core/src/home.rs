@@ -167,7 +167,7 @@ impl Homes {
             channel.push_presence_stats(env);
         }
         let idle_ttl = env.settings.limits.channel_idle_ttl;
-        if channel.is_idle() && channel.used_at + idle_ttl <= now.mono {
+        if channel.is_idle() && channel.used_at.get() + idle_ttl <= now.mono {
             self.remove(env, key.index);
             return;
         }
@@ -179,13 +179,13 @@ impl Homes {
         let key = self.key(index);
         let idle_ttl = env.settings.limits.channel_idle_ttl;
         let Some(channel) = self.channel_mut(index) else { return };
-        let idle = channel.is_idle().then_some(channel.used_at + idle_ttl);
+        let idle = channel.is_idle().then_some(channel.used_at.get() + idle_ttl);
         let flush = channel.presence.as_ref().and_then(|presence| presence.flush_at);
         let keys = channel.next_key_expiry();
         let wanted = [channel.history.next_expiry(), keys, idle, flush].into_iter().flatten().min();
         let Some(at) = wanted else { return };
-        if channel.timer_at.is_none_or(|scheduled| at < scheduled) {
-            channel.timer_at = Some(at);
+        if channel.timer_at.is_none_or(|scheduled| at < scheduled.get()) {
+            channel.timer_at = Some(at.into());
             env.effects.push(Effect::Timer(at, key));
         }
     }
@@ -275,39 +275,56 @@ impl LastSeen {
     }
 }
 
-/// A set of shards.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ShardSet([u64; SHARDS_MAX as usize / 64]);
+/// A set of shards. On nodes with up to 64 of them it needs no memory of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShardSet {
+    first: u64,
+    others: Option<Box<[u64; SHARDS_MAX as usize / 64 - 1]>>,
+}
 
 impl ShardSet {
     /// Adds a shard.
     pub fn insert(&mut self, shard: ShardId) {
-        self.0[shard.index() / 64] |= 1 << (shard.index() % 64);
+        *self.word_mut(shard) |= 1 << (shard.index() % 64);
     }
 
     /// Removes a shard.
     pub fn remove(&mut self, shard: ShardId) {
-        self.0[shard.index() / 64] &= !(1 << (shard.index() % 64));
+        if self.contains(shard) {
+            *self.word_mut(shard) &= !(1 << (shard.index() % 64));
+        }
     }
 
     /// Whether it is in the set.
     pub fn contains(&self, shard: ShardId) -> bool {
-        self.0[shard.index() / 64] & (1 << (shard.index() % 64)) != 0
+        let word = self.words().nth(shard.index() / 64).unwrap_or(0);
+        word & (1 << (shard.index() % 64)) != 0
     }
 
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|word| *word == 0)
+        self.words().all(|word| word == 0)
     }
 
     /// How many are.
     pub fn len(&self) -> u32 {
-        self.0.iter().map(|word| word.count_ones()).sum()
+        self.words().map(u64::count_ones).sum()
+    }
+
+    fn words(&self) -> impl Iterator<Item = u64> {
+        std::iter::once(self.first).chain(self.others.iter().flat_map(|others| **others))
+    }
+
+    fn word_mut(&mut self, shard: ShardId) -> &mut u64 {
+        match shard.index() / 64 {
+            0 => &mut self.first,
+            index => &mut self.others.get_or_insert_default()[index - 1],
+        }
     }
 
     /// Members in ascending order.
-    pub fn iter(self) -> impl Iterator<Item = ShardId> {
-        self.0.into_iter().enumerate().flat_map(|(index, word)| {
+    pub fn iter(&self) -> impl Iterator<Item = ShardId> {
+        self.words().enumerate().flat_map(|(index, word)| {
             std::iter::successors(Some(word), |rest| Some(rest & rest.wrapping_sub(1)))
                 .take_while(|rest| *rest != 0)
                 .map(move |rest| ShardId(index as u16 * 64 + rest.trailing_zeros() as u16))

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use foldhash::quality::FixedState;
 use hashbrown::HashMap;
-use indexmap::IndexSet;
+use smallvec::SmallVec;
 
 use crate::ids::ConnectionId;
 use crate::message::{ChannelName, Publication, StreamPosition};
@@ -17,8 +17,9 @@ use crate::settings::{NamespaceIndex, Settings};
 /// Publications that wait for a repair; with more the gap is told to clients instead.
 const REPAIR_BUFFER_MAX: usize = 4096;
 
-/// Live subscribers of a channel: walked from end to end for every publication, left in any order.
-pub(crate) type Subscribers = IndexSet<ConnectionId, foldhash::fast::FixedState>;
+/// Live subscribers of a channel: walked from end to end for every publication. Each subscription remembers its place
+/// here, so that it is left without a search; the last one then takes the place. One or two need no memory of their own.
+pub(crate) type Subscribers = SmallVec<[ConnectionId; 2]>;
 
 /// What to do with a publication that came from the home.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,14 +43,14 @@ pub(crate) struct LocalChannel {
     pub(crate) namespace: NamespaceIndex,
     /// Position of all live subscribers.
     pub(crate) position: Option<StreamPosition>,
-    /// Live subscribers.
+    /// Live subscribers, each once.
     pub(crate) subscribers: Subscribers,
     /// Live and pending subscriptions.
     pub(crate) subscriptions: u32,
     /// Those of them whose connection negotiated compression.
     pub(crate) compressed: u32,
     /// Publications that came while a repair is under way.
-    waiting: Option<VecDeque<Arc<Publication>>>,
+    waiting: Option<Box<VecDeque<Arc<Publication>>>>,
 }
 
 impl LocalChannel {
@@ -75,7 +76,7 @@ impl LocalChannel {
             self.position = Some(publication.position);
             return Verdict::Deliver;
         }
-        self.waiting = Some(VecDeque::from([Arc::clone(publication)]));
+        self.waiting = Some(Box::new(VecDeque::from([Arc::clone(publication)])));
         Verdict::Repair(position)
     }
 
@@ -88,19 +89,31 @@ impl LocalChannel {
         if top.epoch == position.epoch && top.offset <= position.offset {
             return None;
         }
-        self.waiting = Some(VecDeque::new());
+        self.waiting = Some(Box::default());
         Some(position)
     }
 
     /// Ends a repair: what waited, oldest first.
     pub(crate) fn finish_repair(&mut self) -> VecDeque<Arc<Publication>> {
-        self.waiting.take().unwrap_or_default()
+        self.waiting.take().map_or_else(VecDeque::new, |waiting| *waiting)
     }
 
     /// Whether a repair is under way.
     pub(crate) fn is_repairing(&self) -> bool {
         self.waiting.is_some()
     }
+}
+
+/// What came of ending a subscription.
+#[derive(Debug, Default)]
+pub(crate) struct Released {
+    pub(crate) channel: Option<ChannelName>,
+    /// Whether it was the shard's last one of the channel.
+    pub(crate) last: bool,
+    /// Whether any other subscription of the shard wants compressed frames.
+    pub(crate) compression: bool,
+    /// The connection that has taken the place among the subscribers.
+    pub(crate) moved: Option<ConnectionId>,
 }
 
 /// All local channels of a shard.
@@ -138,22 +151,20 @@ impl Hub {
     /// Counts a new pending subscription; answers the channel's index and its shared name.
     pub(crate) fn reserve(
         &mut self,
-        channel: &str,
+        channel: &ChannelName,
         namespace: NamespaceIndex,
         compressed: bool,
     ) -> (u32, ChannelName) {
-        let local =
-            if let Some(local) = self.find(channel) { local } else { self.add(channel, namespace) };
+        let local = self.find(channel).unwrap_or_else(|| self.add(channel, namespace));
         let Some(slot) = self.get_mut(local) else { unreachable!("the index was just found") };
         slot.subscriptions += 1;
         slot.compressed += u32::from(compressed);
         (local, Arc::clone(&slot.name))
     }
 
-    fn add(&mut self, channel: &str, namespace: NamespaceIndex) -> u32 {
-        let name: ChannelName = channel.into();
+    fn add(&mut self, name: &ChannelName, namespace: NamespaceIndex) -> u32 {
         let entry = Some(LocalChannel {
-            name: Arc::clone(&name),
+            name: Arc::clone(name),
             namespace,
             position: None,
             subscribers: Subscribers::default(),
@@ -168,22 +179,22 @@ impl Hub {
             self.slots.push(entry);
             self.slots.len() as u32 - 1
         };
-        self.by_name.insert(name, local);
+        self.by_name.insert(Arc::clone(name), local);
         local
     }
 
-    /// A pending subscription is live from `top` on. Answers a position to repair from when the others of this
-    /// channel are behind it.
+    /// A pending subscription is live from `top` on. Answers its place among the subscribers, and a position to repair
+    /// from when the others of this channel are behind it.
     pub(crate) fn go_live(
         &mut self,
         local: u32,
         id: ConnectionId,
         top: StreamPosition,
-    ) -> Option<StreamPosition> {
-        let channel = self.get_mut(local)?;
-        let others = !channel.subscribers.is_empty();
-        channel.subscribers.insert(id);
-        let repair = if others {
+    ) -> (u32, Option<StreamPosition>) {
+        let Some(channel) = self.get_mut(local) else { return (0, None) };
+        let place = channel.subscribers.len() as u32;
+        channel.subscribers.push(id);
+        let repair = if place > 0 {
             channel.compare(top)
         } else {
             channel.position = Some(top);
@@ -191,31 +202,32 @@ impl Hub {
             None
         };
         self.live += 1;
-        repair
+        (place, repair)
     }
 
-    /// Ends a subscription; answers `(last, compression)` for the home.
-    pub(crate) fn release(
-        &mut self,
-        local: u32,
-        id: ConnectionId,
-        (live, compressed): (bool, bool),
-    ) -> (bool, bool) {
-        let Some(channel) = self.get_mut(local) else { return (true, false) };
-        if live {
-            channel.subscribers.swap_remove(&id);
+    /// Ends a subscription of a connection that negotiated compression or not; `place` is given when it was live.
+    pub(crate) fn release(&mut self, local: u32, place: Option<u32>, compressed: bool) -> Released {
+        let Some(channel) = self.get_mut(local) else { return Released::default() };
+        let mut released =
+            Released { channel: Some(Arc::clone(&channel.name)), ..Released::default() };
+        if let Some(place) = place {
+            channel.subscribers.swap_remove(place as usize);
+            released.moved = channel.subscribers.get(place as usize).copied();
+            if channel.subscribers.len() <= channel.subscribers.inline_size() {
+                channel.subscribers.shrink_to_fit();
+            }
         }
         channel.subscriptions -= 1;
         channel.compressed -= u32::from(compressed);
-        let answer = (channel.subscriptions == 0, channel.compressed > 0);
-        if answer.0 {
-            let name = Arc::clone(&channel.name);
-            self.by_name.remove(&name);
+        released.last = channel.subscriptions == 0;
+        released.compression = channel.compressed > 0;
+        if let (true, Some(name)) = (released.last, &released.channel) {
+            self.by_name.remove(name);
             self.slots[local as usize] = None;
             self.free.push(local);
         }
-        self.live -= u64::from(live);
-        answer
+        self.live -= u64::from(place.is_some());
+        released
     }
 
     /// Settings have changed: look every namespace up again.

@@ -8,55 +8,153 @@ use std::time::Duration;
 use foldhash::quality::FixedState;
 use hashbrown::HashMap;
 use indexmap::IndexMap;
+use smallvec::SmallVec;
 
 use crate::ids::ConnectionId;
 use crate::message::Member;
 
-/// What joining or leaving changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// Nothing: it was there already, or was not there.
-    None,
-    /// The connection is new (or gone).
-    Connection,
-}
+/// With more members than this a channel has tables; with fewer a list is smaller and as fast.
+const FEW_MEMBERS: usize = 8;
 
 /// Presence of one channel.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Presence {
-    members: IndexMap<ConnectionId, Member, FixedState>,
-    users: HashMap<Arc<str>, u32, FixedState>,
+    members: Members,
     joined: u32,
     left: u32,
     /// When the coalesced statistics are due.
     pub flush_at: Option<Duration>,
 }
 
-impl Presence {
-    /// Nobody; `seed` keys the hashes.
-    pub fn new(seed: u64) -> Self {
-        Self {
-            members: IndexMap::with_hasher(FixedState::with_seed(seed)),
-            users: HashMap::with_hasher(FixedState::with_seed(seed)),
-            joined: 0,
-            left: 0,
-            flush_at: None,
-        }
-    }
+#[derive(Debug)]
+enum Members {
+    /// Most user channels have one member, so that is what costs nothing beside.
+    Few(SmallVec<[(ConnectionId, Member); 1]>),
+    Many(Box<Tables>),
+}
 
-    /// Adds a connection; a second time changes nothing.
-    pub fn join(&mut self, id: ConnectionId, member: &Member) -> Change {
-        if self.members.contains_key(&id) {
-            return Change::None;
-        }
-        *self.users.entry(Arc::clone(&member.user)).or_insert(0) += 1;
-        self.members.insert(id, member.clone());
-        self.joined += 1;
-        Change::Connection
+#[derive(Debug)]
+struct Tables {
+    members: IndexMap<ConnectionId, Member, FixedState>,
+    /// Connections by user.
+    users: HashMap<Arc<str>, u32, FixedState>,
+}
+
+impl Presence {
+    /// Adds a connection and answers whether it is new; `seed` keys the hashes.
+    pub fn join(&mut self, id: ConnectionId, member: &Member, seed: u64) -> bool {
+        let joined = self.members.insert(id, member, seed);
+        self.joined += u32::from(joined);
+        joined
     }
 
     /// Removes a connection and answers who it was.
     pub fn leave(&mut self, id: ConnectionId) -> Option<Member> {
+        let member = self.members.remove(id)?;
+        self.left += 1;
+        Some(member)
+    }
+
+    /// Connections.
+    pub fn clients(&self) -> u32 {
+        match &self.members {
+            Members::Few(members) => members.len() as u32,
+            Members::Many(tables) => tables.members.len() as u32,
+        }
+    }
+
+    /// Distinct users.
+    pub fn users(&self) -> u32 {
+        match &self.members {
+            Members::Few(members) => {
+                let is_first = |index: usize, user: &Arc<str>| {
+                    !members[..index].iter().any(|(_, earlier)| earlier.user == *user)
+                };
+                let firsts = members.iter().enumerate();
+                firsts.filter(|(index, (_, member))| is_first(*index, &member.user)).count() as u32
+            }
+            Members::Many(tables) => tables.users.len() as u32,
+        }
+    }
+
+    /// Whether nobody is here.
+    pub fn is_empty(&self) -> bool {
+        self.clients() == 0
+    }
+
+    /// At most `limit` members.
+    pub fn list(&self, limit: usize) -> Vec<(ConnectionId, Member)> {
+        match &self.members {
+            Members::Few(members) => members.iter().take(limit).cloned().collect(),
+            Members::Many(tables) => {
+                let members = tables.members.iter().take(limit);
+                members.map(|(id, member)| (*id, member.clone())).collect()
+            }
+        }
+    }
+
+    /// Joins and leaves since the last call.
+    pub fn take_changes(&mut self) -> (u32, u32) {
+        (std::mem::take(&mut self.joined), std::mem::take(&mut self.left))
+    }
+}
+
+impl Default for Members {
+    fn default() -> Self {
+        Self::Few(SmallVec::new())
+    }
+}
+
+impl Members {
+    fn insert(&mut self, id: ConnectionId, member: &Member, seed: u64) -> bool {
+        match self {
+            Self::Few(members) if members.iter().any(|(known, _)| *known == id) => false,
+            Self::Few(members) if members.len() < FEW_MEMBERS => {
+                members.push((id, member.clone()));
+                true
+            }
+            Self::Few(members) => {
+                let mut tables = Box::new(Tables::new(seed));
+                for (id, member) in members.drain(..) {
+                    tables.insert(id, &member);
+                }
+                let inserted = tables.insert(id, member);
+                *self = Self::Many(tables);
+                inserted
+            }
+            Self::Many(tables) => tables.insert(id, member),
+        }
+    }
+
+    fn remove(&mut self, id: ConnectionId) -> Option<Member> {
+        match self {
+            Self::Few(members) => {
+                let index = members.iter().position(|(known, _)| *known == id)?;
+                Some(members.swap_remove(index).1)
+            }
+            Self::Many(tables) => tables.remove(id),
+        }
+    }
+}
+
+impl Tables {
+    fn new(seed: u64) -> Self {
+        Self {
+            members: IndexMap::with_hasher(FixedState::with_seed(seed)),
+            users: HashMap::with_hasher(FixedState::with_seed(seed)),
+        }
+    }
+
+    fn insert(&mut self, id: ConnectionId, member: &Member) -> bool {
+        if self.members.contains_key(&id) {
+            return false;
+        }
+        *self.users.entry(Arc::clone(&member.user)).or_insert(0) += 1;
+        self.members.insert(id, member.clone());
+        true
+    }
+
+    fn remove(&mut self, id: ConnectionId) -> Option<Member> {
         let member = self.members.swap_remove(&id)?;
         if let Some(count) = self.users.get_mut(&member.user) {
             *count -= 1;
@@ -64,33 +162,7 @@ impl Presence {
                 self.users.remove(&member.user);
             }
         }
-        self.left += 1;
         Some(member)
-    }
-
-    /// Connections.
-    pub fn clients(&self) -> u32 {
-        self.members.len() as u32
-    }
-
-    /// Distinct users.
-    pub fn users(&self) -> u32 {
-        self.users.len() as u32
-    }
-
-    /// Whether nobody is here.
-    pub fn is_empty(&self) -> bool {
-        self.members.is_empty()
-    }
-
-    /// At most `limit` members.
-    pub fn list(&self, limit: usize) -> Vec<(ConnectionId, Member)> {
-        self.members.iter().take(limit).map(|(id, member)| (*id, member.clone())).collect()
-    }
-
-    /// Joins and leaves since the last call.
-    pub fn take_changes(&mut self) -> (u32, u32) {
-        (std::mem::take(&mut self.joined), std::mem::take(&mut self.left))
     }
 }
 
@@ -103,14 +175,18 @@ mod tests {
         Member { user: user.into(), session: "s".into(), info: None }
     }
 
+    fn ids(count: u32) -> Vec<ConnectionId> {
+        (0..count).map(|slot| ConnectionId::new(ShardId(0), slot, 0)).collect()
+    }
+
     #[test]
     fn a_user_with_two_devices_counts_once() {
-        let mut presence = Presence::new(1);
-        let ids: Vec<_> = (0..3).map(|n| ConnectionId::new(ShardId(0), n, 0)).collect();
-        assert_eq!(presence.join(ids[0], &member("a")), Change::Connection);
-        assert_eq!(presence.join(ids[1], &member("a")), Change::Connection);
-        assert_eq!(presence.join(ids[2], &member("b")), Change::Connection);
-        assert_eq!(presence.join(ids[2], &member("b")), Change::None);
+        let mut presence = Presence::default();
+        let ids = ids(3);
+        assert!(presence.join(ids[0], &member("a"), 1));
+        assert!(presence.join(ids[1], &member("a"), 1));
+        assert!(presence.join(ids[2], &member("b"), 1));
+        assert!(!presence.join(ids[2], &member("b"), 1));
         assert_eq!((presence.clients(), presence.users()), (3, 2));
         assert_eq!(presence.leave(ids[0]).map(|m| m.user), Some("a".into()));
         assert_eq!((presence.clients(), presence.users()), (2, 2));
@@ -120,5 +196,29 @@ mod tests {
         assert!(presence.is_empty());
         assert_eq!(presence.users(), 0);
         assert_eq!(presence.take_changes(), (3, 3));
+    }
+
+    /// The list and the tables answer alike, whatever the number of members.
+    #[test]
+    fn a_growing_channel_keeps_its_members() {
+        let mut presence = Presence::default();
+        let ids = ids(3 * FEW_MEMBERS as u32);
+        for (count, id) in ids.iter().enumerate() {
+            assert!(presence.join(*id, &member(&format!("user {}", count / 2)), 1));
+            assert!(!presence.join(*id, &member("another"), 1));
+            assert_eq!(presence.clients() as usize, count + 1);
+            assert_eq!(presence.users() as usize, count / 2 + 1);
+        }
+        let mut listed: Vec<_> = presence.list(usize::MAX).into_iter().map(|(id, _)| id).collect();
+        listed.sort_unstable();
+        assert_eq!(listed, ids);
+        for (gone, id) in ids.iter().enumerate() {
+            assert_eq!(
+                presence.leave(*id).map(|m| m.user),
+                Some(format!("user {}", gone / 2).into())
+            );
+            assert_eq!(presence.users() as usize, (ids.len() - gone - 1).div_ceil(2));
+        }
+        assert!(presence.is_empty());
     }
 }

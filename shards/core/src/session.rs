@@ -19,6 +19,7 @@ use crate::outbox::{Loss, Outbox};
 use crate::proto::command::RecoverFrom;
 use crate::rate::Gcra;
 use crate::settings::Peer;
+use crate::time::Moment;
 use crate::ws::message::Decoder;
 
 /// Where a connection stands.
@@ -82,9 +83,10 @@ pub(crate) enum SubscriptionState {
 /// One channel of a connection.
 #[derive(Debug)]
 pub(crate) struct Subscription {
-    pub(crate) channel: ChannelName,
-    /// Index in the hub.
+    /// Index of the channel in the hub, which knows its name.
     pub(crate) local: u32,
+    /// Place among the channel's live subscribers.
+    pub(crate) place: u32,
     pub(crate) state: SubscriptionState,
     /// Number of the request that made it.
     pub(crate) request: u32,
@@ -92,19 +94,45 @@ pub(crate) struct Subscription {
     pub(crate) by_server: bool,
     /// Offset at which it became live: earlier publications came with the reply, or never.
     pub(crate) live_from: u64,
-    /// Monotonic end of the channel token that allowed it.
-    pub(crate) expires_at: Option<Duration>,
-    /// A channel token allows publishing.
-    pub(crate) may_publish: bool,
-    /// What a revocation is compared with, when a channel token allowed it.
+    /// The channel token that allowed it.
     pub(crate) token: Option<Box<SubscriptionToken>>,
 }
 
-/// Identity of a channel token.
+/// What is remembered of a channel token.
 #[derive(Debug)]
 pub(crate) struct SubscriptionToken {
     pub(crate) token_id: Option<Box<str>>,
     pub(crate) issued_at: Option<Duration>,
+    /// Monotonic.
+    pub(crate) expires_at: Option<Duration>,
+    pub(crate) may_publish: bool,
+}
+
+impl Subscription {
+    /// Monotonic end of the channel token that allowed it.
+    pub(crate) fn expires_at(&self) -> Option<Duration> {
+        self.token.as_ref()?.expires_at
+    }
+}
+
+/// Large data of one connection, both ways of its way through the gateway.
+#[derive(Debug, Default)]
+pub(crate) struct LargeData {
+    /// Transfers whose chunks are still coming.
+    pub(crate) reassembly: Reassembly,
+    /// Complete transfers whose chunks are being published, one transfer after the other.
+    pub(crate) transfers: VecDeque<Transfer>,
+}
+
+impl LargeData {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.reassembly.is_empty() && self.transfers.is_empty()
+    }
+
+    /// Bytes that wait.
+    pub(crate) fn bytes(&self) -> usize {
+        self.reassembly.bytes() + self.transfers.iter().map(Transfer::bytes).sum::<usize>()
+    }
 }
 
 /// A received transfer on its way to the subscribers of a channel.
@@ -154,7 +182,8 @@ pub(crate) struct Session {
     pub(crate) id: ConnectionId,
     pub(crate) peer: Peer,
     pub(crate) phase: Phase,
-    pub(crate) decoder: Decoder,
+    /// A message that has come in part; whole ones leave nothing here.
+    pub(crate) decoder: Option<Box<Decoder>>,
     pub(crate) outbox: Outbox,
     /// Whether the connection is in the dirty list.
     pub(crate) dirty: bool,
@@ -164,17 +193,19 @@ pub(crate) struct Session {
     pub(crate) websocket_counted: bool,
     /// Whether compressed frames may be sent.
     pub(crate) deflate: bool,
+    /// Whether compressed frames may come.
+    pub(crate) inflate: bool,
     /// Whether the user's connection count includes this one.
     pub(crate) user_counted: bool,
     /// Why the session ends, once that is known.
     pub(crate) ending: Option<Disconnect>,
-    pub(crate) opened_at: Duration,
-    pub(crate) last_input: Duration,
+    pub(crate) opened_at: Moment,
+    pub(crate) last_input: Moment,
     /// Earliest wheel entry that is on its way.
-    pub(crate) timer_at: Option<Duration>,
-    pub(crate) next_ping_at: Duration,
-    pub(crate) ping_sent_at: Option<Duration>,
-    pub(crate) drain_at: Option<Duration>,
+    pub(crate) timer_at: Option<Moment>,
+    pub(crate) next_ping_at: Moment,
+    pub(crate) ping_sent_at: Option<Moment>,
+    pub(crate) drain_at: Option<Moment>,
     pub(crate) claims: Option<Arc<Claims>>,
     pub(crate) user: Arc<str>,
     /// Public session id, a UUID; empty before authentication.
@@ -189,9 +220,7 @@ pub(crate) struct Session {
     pub(crate) message_keys: MessageKeys,
     pub(crate) messages_in: u64,
     pub(crate) messages_out: u64,
-    pub(crate) large_data: Option<Box<Reassembly>>,
-    /// Complete transfers whose chunks are being published, one transfer after the other.
-    pub(crate) transfers: VecDeque<Transfer>,
+    pub(crate) large_data: Option<Box<LargeData>>,
     pub(crate) user_agent: Option<Box<str>>,
 }
 
@@ -213,12 +242,32 @@ impl Session {
         !self.public_id.is_empty()
     }
 
-    pub(crate) fn subscription(&self, channel: &str) -> Option<&Subscription> {
-        self.subscriptions.iter().find(|subscription| &*subscription.channel == channel)
+    /// The subscription to the channel with this index in the hub.
+    pub(crate) fn subscription(&self, local: u32) -> Option<&Subscription> {
+        self.subscriptions.iter().find(|subscription| subscription.local == local)
     }
 
-    pub(crate) fn subscription_mut(&mut self, channel: &str) -> Option<&mut Subscription> {
-        self.subscriptions.iter_mut().find(|subscription| &*subscription.channel == channel)
+    pub(crate) fn subscription_mut(&mut self, local: u32) -> Option<&mut Subscription> {
+        self.subscriptions.iter_mut().find(|subscription| subscription.local == local)
+    }
+
+    /// The oldest of the complete transfers.
+    pub(crate) fn transfer_mut(&mut self) -> Option<&mut Transfer> {
+        self.large_data.as_mut()?.transfers.front_mut()
+    }
+
+    /// Ends the oldest of the complete transfers.
+    pub(crate) fn pop_transfer(&mut self) -> Option<Transfer> {
+        let transfer = self.large_data.as_mut()?.transfers.pop_front();
+        self.forget_large_data();
+        transfer
+    }
+
+    /// Gives the memory for large data back when there is none.
+    pub(crate) fn forget_large_data(&mut self) {
+        if self.large_data.as_ref().is_some_and(|data| data.is_empty()) {
+            self.large_data = None;
+        }
     }
 
     /// Remembers a command and gives it a number.

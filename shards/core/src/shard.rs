@@ -36,7 +36,7 @@ use crate::outbox::{Class, PushResult};
 use crate::output::Output;
 use crate::proto::reply::ReplyHead;
 use crate::random::Random;
-use crate::session::{Phase, Session};
+use crate::session::{Phase, Session, Subscription};
 use crate::settings::Settings;
 use crate::time::Now;
 use crate::timer::TimerWheel;
@@ -176,6 +176,11 @@ impl Shard {
             return None;
         }
         slot.session.as_deref_mut()
+    }
+
+    /// The connection's subscription to `channel`.
+    fn subscription(&self, id: ConnectionId, channel: &str) -> Option<&Subscription> {
+        self.session(id)?.subscription(self.hub.find(channel)?)
     }
 
     fn session_ids(&self) -> Vec<ConnectionId> {

@@ -2,6 +2,7 @@
 //!
 //! The core never reads a clock: every `handle_*` takes a [`Now`]. Deadlines are points on the monotonic axis.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 /// The moment at which an input is handled.
@@ -22,6 +23,25 @@ impl Now {
     /// The monotonic point at which wall-clock time `unix` will be reached if the clock is not stepped.
     pub fn mono_at(self, unix: Duration) -> Duration {
         self.mono + unix.saturating_sub(self.unix)
+    }
+}
+
+/// A point in time in eight bytes, also when it is optional: for what every connection and channel has one of. Whole
+/// nanoseconds since the zero of its axis, which ends after 584 years.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment(NonZeroU64);
+
+impl Moment {
+    /// The same as a duration since the zero of the axis.
+    pub(crate) fn get(self) -> Duration {
+        Duration::from_nanos(self.0.get() - 1)
+    }
+}
+
+impl From<Duration> for Moment {
+    fn from(mono: Duration) -> Self {
+        let nanos = u64::try_from(mono.as_nanos()).unwrap_or(u64::MAX);
+        Self(NonZeroU64::MIN.saturating_add(nanos))
     }
 }
 

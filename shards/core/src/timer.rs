@@ -34,7 +34,7 @@ pub struct TimerWheel<K> {
 
 #[derive(Debug)]
 struct Entry<K> {
-    deadline: Duration,
+    deadline_ns: u64,
     key: K,
     next: u32,
 }
@@ -74,8 +74,9 @@ impl<K: Copy> TimerWheel<K> {
     /// # Panics
     /// With 2^32 - 1 entries, which the limits on connections and channels rule out.
     pub fn schedule(&mut self, deadline: Duration, key: K) {
-        let slot = self.slot(self.tick_of(deadline).max(self.cursor));
-        let entry = Entry { deadline, key, next: self.heads[slot] };
+        let deadline_ns = nanos(deadline);
+        let slot = self.slot(self.tick_of(deadline_ns).max(self.cursor));
+        let entry = Entry { deadline_ns, key, next: self.heads[slot] };
         let index = if self.free == NONE {
             let index = u32::try_from(self.entries.len()).unwrap_or(NONE);
             assert!(index != NONE, "timer wheel is full");
@@ -96,7 +97,7 @@ impl<K: Copy> TimerWheel<K> {
     /// time fires something or moves this time on.
     pub fn next_deadline(&self) -> Option<Duration> {
         if self.due != NONE {
-            return Some(self.entries[self.due as usize].deadline);
+            return Some(Duration::from_nanos(self.entries[self.due as usize].deadline_ns));
         }
         let tick = self.cursor.saturating_add(self.next_occupied()?);
         Some(Duration::from_nanos(tick.saturating_mul(self.tick_ns)))
@@ -113,7 +114,7 @@ impl<K: Copy> TimerWheel<K> {
         }
         let index = self.due;
         let entry = &mut self.entries[index as usize];
-        let expired = (entry.deadline, entry.key);
+        let expired = (Duration::from_nanos(entry.deadline_ns), entry.key);
         self.due = entry.next;
         entry.next = self.free;
         self.free = index;
@@ -144,7 +145,7 @@ impl<K: Copy> TimerWheel<K> {
         let mut index = std::mem::replace(&mut self.heads[slot], NONE);
         let mut later = NONE;
         while index != NONE {
-            let due = self.tick_of(self.entries[index as usize].deadline) <= now_tick;
+            let due = self.tick_of(self.entries[index as usize].deadline_ns) <= now_tick;
             let list = if due { &mut self.due } else { &mut later };
             let head = std::mem::replace(list, index);
             index = std::mem::replace(&mut self.entries[index as usize].next, head);
@@ -175,8 +176,8 @@ impl<K: Copy> TimerWheel<K> {
     }
 
     /// First tick at or after `deadline`: rounding up keeps a timer from firing early.
-    fn tick_of(&self, deadline: Duration) -> u64 {
-        nanos(deadline).div_ceil(self.tick_ns)
+    fn tick_of(&self, deadline_ns: u64) -> u64 {
+        deadline_ns.div_ceil(self.tick_ns)
     }
 
     fn slot(&self, tick: u64) -> usize {

@@ -55,7 +55,7 @@ impl Homes {
         let index = self.open(env, name)?;
         let (seed, key) = (self.seed, self.key(index));
         let Some(channel) = self.channel_mut(index) else { return Err(ClientError::overloaded()) };
-        channel.used_at = env.now.mono;
+        channel.used_at = env.now.mono.into();
         if let Some(idempotency_key) = publish.idempotency_key.as_deref()
             && let Some(position) = channel.published_before(env, idempotency_key)
         {
@@ -134,7 +134,7 @@ impl Homes {
         let freed = self.expire_history(env, index);
         self.budget.freed(freed);
         let Some(channel) = self.channel_mut(index) else { return Err(ClientError::overloaded()) };
-        channel.used_at = env.now.mono;
+        channel.used_at = env.now.mono.into();
         channel.interest.insert(id.shard());
         if subscribe.compression {
             channel.compression.insert(id.shard());
@@ -166,7 +166,7 @@ impl Homes {
     ) {
         let Some(index) = self.find(name) else { return };
         let Some(channel) = self.channel_mut(index) else { return };
-        channel.used_at = env.now.mono;
+        channel.used_at = env.now.mono.into();
         let nobody_left = channel.leave(env, id);
         if last {
             channel.interest.remove(id.shard());
@@ -219,7 +219,7 @@ impl Homes {
         self.budget.freed(freed);
         let Some(channel) = self.channel_mut(index) else { return Err(ClientError::overloaded()) };
         // The epoch that is told must stay true for a while, also for a channel without publications.
-        channel.used_at = env.now.mono;
+        channel.used_at = env.now.mono.into();
         let (top, history) = (channel.position, &channel.history);
         let foreign = |since: StreamPosition| since.epoch != Epoch::ANY && since.epoch != top.epoch;
         if query.since.is_some_and(foreign) {
@@ -237,7 +237,7 @@ impl Homes {
     fn history_remove(&mut self, env: &mut HomeEnv<'_>, name: &ChannelName) -> Outcome {
         let index = self.open(env, name)?;
         let Some(channel) = self.channel_mut(index) else { return Err(ClientError::overloaded()) };
-        channel.used_at = env.now.mono;
+        channel.used_at = env.now.mono.into();
         let position = channel.position;
         let freed = channel.history.clear();
         self.budget.freed(freed);

@@ -13,10 +13,11 @@ use crate::ids::ConnectionId;
 use crate::message::{
     ChannelInfo, ChannelName, Member, Publication, Publish, ShardMessage, StreamPosition,
 };
-use crate::presence::{Change, Presence};
+use crate::presence::Presence;
 use crate::proto::encode::deflated_text_frame;
 use crate::proto::push::{self, PresenceCounts};
 use crate::settings::{NAMESPACE_REMOVED, NamespaceIndex, Settings};
+use crate::time::Moment;
 
 /// Index of the namespace of `channel`.
 pub(super) fn namespace_of(channel: &str, settings: &Settings) -> NamespaceIndex {
@@ -38,9 +39,9 @@ pub(super) struct HomeChannel {
     idempotency: Option<Box<IdempotencyKeys>>,
     /// Numbers pushes that have no offset.
     serial: u64,
-    pub(super) used_at: Duration,
+    pub(super) used_at: Moment,
     /// Earliest timer that is on its way.
-    pub(super) timer_at: Option<Duration>,
+    pub(super) timer_at: Option<Moment>,
 }
 
 impl HomeChannel {
@@ -56,7 +57,7 @@ impl HomeChannel {
             presence: None,
             idempotency: None,
             serial: 0,
-            used_at: env.now.mono,
+            used_at: env.now.mono.into(),
             timer_at: None,
         }
     }
@@ -136,8 +137,8 @@ impl HomeChannel {
         (id, member): (ConnectionId, &Member),
         seed: u64,
     ) {
-        let presence = self.presence.get_or_insert_with(|| Box::new(Presence::new(seed)));
-        if presence.join(id, member) == Change::Connection {
+        let presence = self.presence.get_or_insert_default();
+        if presence.join(id, member, seed) {
             self.announce(env, true, id, member);
         }
     }

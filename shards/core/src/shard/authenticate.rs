@@ -82,7 +82,7 @@ impl Shard {
     }
 
     /// Adds the connection to the user's count.
-    pub(super) fn count_user(&mut self, id: ConnectionId, user: &str) -> Result<(), Refusal> {
+    pub(super) fn count_user(&mut self, id: ConnectionId, user: &Arc<str>) -> Result<(), Refusal> {
         let counted = self.admission.try_user(user, &self.settings.limits);
         if counted.is_err() {
             return Err(Refusal::new(
@@ -94,7 +94,7 @@ impl Shard {
         }
         if let Some(session) = self.session_mut(id) {
             session.user_counted = true;
-            session.user = user.into();
+            session.user = Arc::clone(user);
         }
         Ok(())
     }
@@ -149,8 +149,9 @@ impl Shard {
         (reply_to, recover): (&str, &BTreeMap<String, RecoverFrom>),
     ) {
         let public_id: Arc<str> = self.random.uuid().into();
-        let user: Arc<str> =
-            claims.as_ref().map_or_else(|| "".into(), |claims| Arc::clone(&claims.user));
+        let user: Arc<str> = claims
+            .as_ref()
+            .map_or_else(|| Arc::clone(&self.nobody), |claims| Arc::clone(&claims.user));
         let claimed = claims.as_ref().map_or(&[][..], |claims| &claims.channels);
         let channels = self.server_channels(&user, claimed);
         let admission = Arc::clone(&self.admission);
@@ -208,7 +209,7 @@ impl Shard {
         else {
             return;
         };
-        session.next_ping_at = first_ping;
+        session.next_ping_at = first_ping.into();
         let expires_at = session.claims.as_ref().and_then(|claims| claims.expires_at);
         let (public_id, user) = (Arc::clone(&session.public_id), Arc::clone(&session.user));
         let address = session.peer.address;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::Shard;
 use crate::error::Disconnect;
 use crate::event::Event;
@@ -9,7 +11,7 @@ use crate::ids::ConnectionId;
 use crate::metrics::MessageKind;
 use crate::output::Output;
 use crate::proto::push;
-use crate::session::{Phase, Transfer};
+use crate::session::Phase;
 use crate::time::Now;
 use crate::ws::frame;
 
@@ -79,13 +81,12 @@ impl Shard {
     fn end_subscriptions(&mut self, now: Now, id: ConnectionId) {
         let Some(session) = self.session_mut(id) else { return };
         session.pending = Vec::new();
-        let held = session.large_data.take().map_or(0, |reassembly| reassembly.bytes())
-            + std::mem::take(&mut session.transfers).iter().map(Transfer::bytes).sum::<usize>();
-        let channels: Vec<_> = session.subscriptions.iter().map(|s| s.channel.clone()).collect();
+        let held = session.large_data.take().map_or(0, |data| data.bytes());
+        let channels: SmallVec<[u32; 8]> = session.subscriptions.iter().map(|s| s.local).collect();
         self.large_data_bytes = self.large_data_bytes.saturating_sub(held);
         // Nothing is queued for an ending session any more, so what is queued need not be told apart.
-        for channel in channels {
-            if let Some(request) = self.forget_subscription(id, &channel) {
+        for local in channels {
+            if let Some(request) = self.forget_subscription(id, local) {
                 self.request(now, request);
             }
         }
@@ -115,7 +116,7 @@ impl Shard {
         if session.is_authenticated() {
             self.metrics.sessions -= 1;
             let reason = session.ending.unwrap_or(Disconnect::ConnectionLost);
-            let duration = now.mono.saturating_sub(session.opened_at);
+            let duration = now.mono.saturating_sub(session.opened_at.get());
             self.metrics.session_ended(reason, duration);
             self.outputs.push_back(Output::Event(Event::Disconnected {
                 connection: id,

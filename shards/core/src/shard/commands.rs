@@ -81,7 +81,10 @@ impl Shard {
     ) -> Result<(), ClientError> {
         let Some(session) = self.session(id) else { return Ok(()) };
         let by_token = namespace.publish != Access::Nobody
-            && session.subscription(channel).is_some_and(|subscription| subscription.may_publish);
+            && self
+                .subscription(id, channel)
+                .and_then(|subscription| subscription.token.as_ref())
+                .is_some_and(|token| token.may_publish);
         if by_token || may(session, channel, namespace.publish, Permission::Publish) {
             return Ok(());
         }
@@ -140,7 +143,7 @@ impl Shard {
         permission: Permission,
     ) -> Result<(), ClientError> {
         let Some(session) = self.session(id) else { return Ok(()) };
-        if session.subscription(channel).is_some()
+        if self.subscription(id, channel).is_some()
             || may(session, channel, Access::Token, permission)
         {
             return Ok(());

@@ -1,6 +1,6 @@
 //! From an accepted socket to a WebSocket: admission, request head, handshake.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::authenticate::explain;
@@ -18,7 +18,6 @@ use crate::session::{Phase, Session};
 use crate::settings::Peer;
 use crate::time::Now;
 use crate::ws::handshake::{self, Accepted, Offer, Refusal, RequestHead};
-use crate::ws::message::Decoder;
 
 /// An upgrade that nothing stands against.
 struct Upgrade {
@@ -61,18 +60,19 @@ impl Shard {
             id,
             peer,
             phase: Phase::Head(Vec::new()),
-            decoder: Decoder::new(false),
+            decoder: None,
             outbox: Outbox::new(),
             dirty: false,
             flush_left: 0,
             websocket_counted: false,
             deflate: false,
+            inflate: false,
             user_counted: false,
             ending: None,
-            opened_at: now.mono,
-            last_input: now.mono,
+            opened_at: now.mono.into(),
+            last_input: now.mono.into(),
             timer_at: None,
-            next_ping_at: now.mono,
+            next_ping_at: now.mono.into(),
             ping_sent_at: None,
             drain_at: None,
             claims: None,
@@ -89,7 +89,6 @@ impl Shard {
             messages_in: 0,
             messages_out: 0,
             large_data: None,
-            transfers: VecDeque::new(),
             user_agent: None,
         };
         self.slots[slot as usize].session = Some(Box::new(session));
@@ -247,7 +246,7 @@ impl Shard {
         let Upgrade { accepted, next } = upgrade;
         let Some(session) = self.session_mut(id) else { return };
         session.deflate = accepted.deflate.as_ref().is_some_and(|deflate| deflate.compress);
-        session.decoder = Decoder::new(accepted.deflate.is_some());
+        session.inflate = accepted.deflate.is_some();
         session.websocket_counted = true;
         session.user_agent = head.header("user-agent").map(|text| {
             text.chars().take(USER_AGENT_BYTES_MAX).collect::<String>().into_boxed_str()

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Shard, token_cache};
 use crate::error::Disconnect;
+use crate::hub::Hub;
 use crate::ids::ConnectionId;
 use crate::message::{
     ChannelName, ConnectionInfo, ControlMessage, Revocation, ShardOp, ShardOutcome, ShardRequest,
@@ -30,7 +31,9 @@ impl Shard {
             }
             ShardOp::Connection { session } => {
                 let found = self.sessions().find(|s| *s.public_id == *session);
-                ShardOutcome::Connection(found.map(|session| Box::new(describe(session, now))))
+                ShardOutcome::Connection(
+                    found.map(|session| Box::new(describe(session, &self.hub, now))),
+                )
             }
             ShardOp::Channels { prefix, limit } => {
                 ShardOutcome::Channels(self.homes.list(&prefix, limit as usize))
@@ -79,8 +82,7 @@ impl Shard {
     ) -> ShardOutcome {
         let mut affected = 0;
         for id in self.targets(target) {
-            let fresh =
-                self.session(id).is_some_and(|session| session.subscription(channel).is_none());
+            let fresh = self.subscription(id, channel).is_none();
             let wish = ("", PendingKind::SubscribeByServer, None, None);
             if fresh && self.begin_subscription(now, id, channel, wish).is_ok() {
                 affected += 1;
@@ -124,8 +126,8 @@ impl Shard {
                 let revoked = subscription.token.as_ref().is_some_and(|token| {
                     self.is_revoked(&session.user, token.token_id.as_deref(), token.issued_at)
                 });
-                if revoked {
-                    ended.push((session.id, Arc::clone(&subscription.channel)));
+                if let (true, Some(channel)) = (revoked, self.hub.get(subscription.local)) {
+                    ended.push((session.id, Arc::clone(&channel.name)));
                 }
             }
         }
@@ -145,8 +147,11 @@ impl Shard {
             .sessions()
             .filter(|session| session.id.slot() >= from)
             .filter(|session| user.is_none_or(|user| *session.user == *user));
-        let page: Vec<_> =
-            matching.by_ref().take(limit as usize).map(|session| describe(session, now)).collect();
+        let page: Vec<_> = matching
+            .by_ref()
+            .take(limit as usize)
+            .map(|session| describe(session, &self.hub, now))
+            .collect();
         let next_slot = matching.next().map(|session| session.id.slot());
         ShardOutcome::Connections { page, next_slot }
     }
@@ -169,7 +174,7 @@ impl Shard {
             let at = now.mono + duration / count * index as u32;
             let Some(session) = self.session_mut(id) else { continue };
             if session.is_ready() {
-                session.drain_at = Some(at);
+                session.drain_at = Some(at.into());
                 self.touch_timer(id, at);
             } else {
                 self.disconnect(now, id, Disconnect::Shutdown);
@@ -178,17 +183,22 @@ impl Shard {
     }
 }
 
-fn describe(session: &Session, now: Now) -> ConnectionInfo {
+fn describe(session: &Session, hub: &Hub, now: Now) -> ConnectionInfo {
     ConnectionInfo {
         id: session.id,
         session: Arc::clone(&session.public_id),
         user: Arc::clone(&session.user),
         address: session.peer.address,
         tls: session.peer.tls,
-        age: now.mono.saturating_sub(session.opened_at),
-        idle: now.mono.saturating_sub(session.last_input),
+        age: now.mono.saturating_sub(session.opened_at.get()),
+        idle: now.mono.saturating_sub(session.last_input.get()),
         expires_at: session.claims.as_ref().and_then(|claims| claims.expires_at),
-        channels: session.subscriptions.iter().map(|s| Arc::clone(&s.channel)).collect(),
+        channels: session
+            .subscriptions
+            .iter()
+            .filter_map(|subscription| hub.get(subscription.local))
+            .map(|channel| Arc::clone(&channel.name))
+            .collect(),
         outbox_bytes: session.outbox.len_bytes(),
         messages: (session.messages_in, session.messages_out),
         user_agent: session.user_agent.clone(),

@@ -61,7 +61,7 @@ impl Shard {
                 continue;
             }
             let Some(session) = session_in(slots, id) else { continue };
-            if catching_up && has_already(session, &channel.name, publication) {
+            if catching_up && has_already(session, local, publication) {
                 continue;
             }
             let before = session.outbox.len_bytes();
@@ -279,10 +279,10 @@ impl Shard {
     /// Tells every subscriber that publications `from..=to` will not come.
     fn tell_gap(&mut self, now: Now, local: u32, (from, to): (u64, u64)) {
         let Some(channel) = self.hub.get(local) else { return };
-        let (name, subscribers) = (Arc::clone(&channel.name), channel.subscribers.clone());
+        let subscribers = channel.subscribers.clone();
         for id in subscribers {
             let Some(session) = self.session_mut(id) else { continue };
-            let live_from = session.subscription(&name).map_or(0, |s| s.live_from);
+            let live_from = session.subscription(local).map_or(0, |s| s.live_from);
             let from = from.max(live_from + 1);
             if from > to {
                 continue;
@@ -334,8 +334,8 @@ fn class_of(local: u32, publication: &Publication, policy: SlowPolicy) -> Class 
 }
 
 /// Whether the session went live after the publication, which then came with the answer to its subscribe.
-fn has_already(session: &Session, channel: &str, publication: &Publication) -> bool {
-    session.subscription(channel).is_none_or(|s| publication.position.offset <= s.live_from)
+fn has_already(session: &Session, local: u32, publication: &Publication) -> bool {
+    session.subscription(local).is_none_or(|s| publication.position.offset <= s.live_from)
 }
 
 /// Puts a publication into the outbox of a session, or holds it back until the `welcome` is sent. `None` when nothing

@@ -24,7 +24,7 @@ impl Shard {
         self.now = now;
         let message_bytes_max = self.settings.limits.message_bytes_max;
         let Some(session) = self.session_mut(id) else { return };
-        session.last_input = now.mono;
+        session.last_input = now.mono.into();
         match &mut session.phase {
             Phase::Head(_) => self.handle_head_bytes(now, id, bytes),
             Phase::Attaching(attaching) => {
@@ -52,7 +52,9 @@ impl Shard {
         }
         // The decoder and the inflater are out on loan while their items are handled.
         let Some(session) = self.session_mut(id) else { return };
-        let mut decoder = std::mem::replace(&mut session.decoder, Decoder::new(false));
+        let inflate = session.inflate;
+        let kept = session.decoder.take();
+        let mut decoder = kept.map_or_else(|| Decoder::new(inflate), |decoder| *decoder);
         let mut inflater = std::mem::take(&mut self.inflater);
         let mut rest = bytes;
         loop {
@@ -76,8 +78,10 @@ impl Shard {
             }
         }
         self.inflater = inflater;
-        if let Some(session) = self.session_mut(id) {
-            session.decoder = decoder;
+        if !decoder.is_between_messages()
+            && let Some(session) = self.session_mut(id)
+        {
+            session.decoder = Some(Box::new(decoder));
         }
     }
 

@@ -40,8 +40,7 @@ impl Shard {
         match pending.kind {
             PendingKind::Subscribe | PendingKind::SubscribeByServer | PendingKind::Attach => {
                 // The home may have refused before it took the connection in; telling it again is harmless.
-                let session = self.session(id);
-                let current = session.and_then(|session| session.subscription(channel));
+                let current = self.subscription(id, channel);
                 if current.is_some_and(|current| current.request == pending.request) {
                     self.end_subscription(now, id, channel);
                 }
@@ -144,18 +143,18 @@ impl Shard {
         self.bound_recovery(id, &mut subscribed);
         self.count_recovery(&subscribed);
         if pending.kind == PendingKind::Recover {
-            let Some(session) = self.session(id) else { return };
-            let live_from = session.subscription(channel).map(|s| s.live_from);
+            let live_from = self.subscription(id, channel).map(|s| s.live_from);
             self.reply(now, id, &pending.reply_to, |head, _| {
                 reply::subscribed(head, channel, &subscribed, live_from)
             });
             return;
         }
         let top = subscribed.top;
-        let Some(session) = self.session_mut(id) else { return };
-        let subscription =
-            session.subscription_mut(channel).filter(|s| s.request == pending.request);
-        let Some(subscription) = subscription else {
+        let local = self
+            .subscription(id, channel)
+            .filter(|subscription| subscription.request == pending.request)
+            .map(|subscription| subscription.local);
+        let Some(local) = local else {
             // Unsubscribed meanwhile; the home has been told.
             match pending.kind {
                 PendingKind::Attach => self.attached(now, id, None),
@@ -168,10 +167,13 @@ impl Shard {
             }
             return;
         };
-        subscription.state = SubscriptionState::Live;
-        subscription.live_from = top.offset;
-        let local = subscription.local;
-        let repair = self.hub.go_live(local, id, top);
+        let (place, repair) = self.hub.go_live(local, id, top);
+        let session = self.session_mut(id);
+        if let Some(subscription) = session.and_then(|session| session.subscription_mut(local)) {
+            subscription.state = SubscriptionState::Live;
+            subscription.live_from = top.offset;
+            subscription.place = place;
+        }
         match pending.kind {
             PendingKind::Attach => self.attached(now, id, Some((Arc::clone(channel), subscribed))),
             PendingKind::SubscribeByServer => {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Shard;
 use crate::auth::{AuthError, ChannelClaims, Permission};
 use crate::error::{ClientError, ErrorCode};
+use crate::hub::Released;
 use crate::ids::ConnectionId;
 use crate::message::{
     ChannelName, ChannelOp, ChannelRequest, Member, Origin, StreamPosition, Subscribe,
@@ -17,6 +18,9 @@ use crate::session::{
 };
 use crate::settings::{Access, Namespace, NamespaceIndex};
 use crate::time::Now;
+
+/// A connection with fewer subscriptions holds memory for no more than it has.
+const FEW_SUBSCRIPTIONS: usize = 8;
 
 /// The connection, the command's `id`, and the envelope's `channel`.
 pub(super) type At<'a> = (ConnectionId, &'a str, Option<&'a str>);
@@ -68,16 +72,21 @@ impl Shard {
                 ));
             }
         };
-        if !proto::is_channel_name(&name, self.settings.limits.channel_name_bytes_max) {
+        let (index, namespace) = self.namespace_of(&name)?;
+        Ok((name, index, namespace))
+    }
+
+    fn namespace_of(&self, name: &str) -> Result<(NamespaceIndex, Namespace), ClientError> {
+        if !proto::is_channel_name(name, self.settings.limits.channel_name_bytes_max) {
             return Err(ClientError::new(
                 ErrorCode::InvalidMessageFormat,
                 "the channel name is empty, too long, or holds a space, control character, `*` or `?`",
             ));
         }
-        let (index, namespace) = self.settings.namespaces.find(&name).ok_or_else(|| {
+        let (index, namespace) = self.settings.namespaces.find(name).ok_or_else(|| {
             ClientError::new(ErrorCode::NotFound, "the channel's namespace is not configured")
         })?;
-        Ok((name, index, namespace.clone()))
+        Ok((index, namespace.clone()))
     }
 
     /// Whether the session has room for one more command that a home answers.
@@ -112,7 +121,7 @@ impl Shard {
         self.check_in_flight(id)?;
         let recover = data.recover.as_ref().map(recover_position);
         let Some(session) = self.session(id) else { return Ok(()) };
-        if let Some(existing) = session.subscription(&channel) {
+        if let Some(existing) = self.subscription(id, &channel) {
             let live = existing.state == SubscriptionState::Live;
             if existing.by_server && live && recover.is_some() {
                 return self.recover_live(now, id, reply_to, (&channel, recover));
@@ -212,7 +221,7 @@ impl Shard {
         channel: &ChannelName,
         (reply_to, kind, recover, token): Wish<'_>,
     ) -> Result<(), ClientError> {
-        let (_, namespace, _) = self.resolve(Some(channel.to_string()), None)?;
+        let (namespace, _) = self.namespace_of(channel)?;
         let subscriptions_max = self.settings.limits.subscriptions_max as usize;
         let Some(session) = self.session(id) else { return Ok(()) };
         if session.subscriptions.len() >= subscriptions_max {
@@ -222,17 +231,23 @@ impl Shard {
         let (local, channel) = self.hub.reserve(channel, namespace, session.deflate);
         let Some(session) = self.session_mut(id) else { return Ok(()) };
         let request = session.expect_reply(reply_to, kind);
+        if session.subscriptions.len() < FEW_SUBSCRIPTIONS {
+            session.subscriptions.reserve_exact(1);
+        }
         session.subscriptions.push(Subscription {
-            channel: Arc::clone(&channel),
             local,
+            place: 0,
             state: SubscriptionState::Pending,
             request,
             by_server: kind != PendingKind::Subscribe,
             live_from: 0,
-            expires_at: token.as_ref().and_then(|t| t.expires_at).map(|unix| now.mono_at(unix)),
-            may_publish: token.as_ref().is_some_and(|t| t.publish),
-            token: token.as_ref().map(|t| {
-                Box::new(SubscriptionToken { token_id: t.token_id.clone(), issued_at: t.issued_at })
+            token: token.as_ref().map(|token| {
+                Box::new(SubscriptionToken {
+                    token_id: token.token_id.clone(),
+                    issued_at: token.issued_at,
+                    expires_at: token.expires_at.map(|unix| now.mono_at(unix)),
+                    may_publish: token.publish,
+                })
             }),
         });
         let mut subscribe = subscribe_of(session, recover);
@@ -241,7 +256,7 @@ impl Shard {
         }
         let asked = self.ask(now, (id, request), &channel, ChannelOp::Subscribe(subscribe));
         if asked.is_err() {
-            self.forget_subscription(id, &channel);
+            self.forget_subscription(id, local);
         }
         self.schedule_session(now, id);
         asked
@@ -251,30 +266,37 @@ impl Shard {
     pub(super) fn forget_subscription(
         &mut self,
         id: ConnectionId,
-        channel: &str,
+        local: u32,
     ) -> Option<ChannelRequest> {
         // A loss is told by the channel's name, which the hub may give up now.
         if self.session(id).is_some_and(|session| session.outbox.has_losses()) {
             self.encode_losses(id);
         }
         let session = self.session_mut(id)?;
-        let index = session.subscriptions.iter().position(|s| &*s.channel == channel)?;
+        let index = session.subscriptions.iter().position(|s| s.local == local)?;
         let subscription = session.subscriptions.swap_remove(index);
         let deflate = session.deflate;
         let live = subscription.state == SubscriptionState::Live;
-        let (last, compression) = self.hub.release(subscription.local, id, (live, deflate));
+        let place = live.then_some(subscription.place);
+        let released = self.hub.release(local, place, deflate);
+        if let Some(moved) = released.moved.and_then(|moved| self.session_mut(moved))
+            && let Some(moved) = moved.subscription_mut(local)
+        {
+            moved.place = subscription.place;
+        }
+        let Released { last, compression, .. } = released;
         Some(ChannelRequest {
             origin: Origin::Connection { id, request: 0 },
-            channel: subscription.channel,
+            channel: released.channel?,
             op: ChannelOp::Unsubscribe { connection: id, last, compression },
         })
     }
 
     /// Ends a subscription here and at the home. Answers whether there was one.
     pub(super) fn end_subscription(&mut self, now: Now, id: ConnectionId, channel: &str) -> bool {
-        let local = self.session(id).and_then(|s| s.subscription(channel)).map(|s| s.local);
-        let Some(request) = self.forget_subscription(id, channel) else { return false };
-        if let (Some(local), Some(session)) = (local, self.session_mut(id)) {
+        let Some(local) = self.hub.find(channel) else { return false };
+        let Some(request) = self.forget_subscription(id, local) else { return false };
+        if let Some(session) = self.session_mut(id) {
             session.outbox.retire(local);
         }
         self.request(now, request);

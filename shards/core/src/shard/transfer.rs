@@ -14,7 +14,7 @@ use super::commands::invalid;
 use super::subscribe::At;
 use crate::error::{ClientError, ErrorCode};
 use crate::ids::ConnectionId;
-use crate::large_data::{Chunk, LargeDataError, Progress, Reassembly};
+use crate::large_data::{Chunk, LargeDataError, Progress};
 use crate::message::{ChannelName, ChannelOp, Publish};
 use crate::metrics::MessageKind;
 use crate::proto::command::LargeDataChunk;
@@ -109,12 +109,13 @@ impl Shard {
         let limits = &settings.limits.large_data;
         let shard_bytes = self.large_data_bytes;
         let Some(session) = self.session_mut(id) else { return Err(ClientError::overloaded()) };
-        if session.transfers.len() >= limits.transfers_max as usize {
+        let waiting = session.large_data.as_ref().map_or(0, |data| data.transfers.len());
+        if waiting >= limits.transfers_max as usize {
             let message = "earlier transfers of this connection are still being delivered";
             return Err(ClientError::new(ErrorCode::LimitExceeded, message));
         }
-        let before = session.large_data.as_ref().map_or(0, |reassembly| reassembly.bytes());
-        let reassembly = session.large_data.get_or_insert_with(|| Box::new(Reassembly::new()));
+        let reassembly = &mut session.large_data.get_or_insert_default().reassembly;
+        let before = reassembly.bytes();
         let chunk = Chunk {
             data_id: &chunk.data_id,
             chunk_index: chunk.chunk_index,
@@ -124,9 +125,7 @@ impl Shard {
         };
         let progress = reassembly.accept(now.mono, &chunk, limits, shard_bytes);
         let (after, deadline) = (reassembly.bytes(), reassembly.next_deadline());
-        if reassembly.is_empty() {
-            session.large_data = None;
-        }
+        session.forget_large_data();
         self.large_data_bytes = (self.large_data_bytes + after).saturating_sub(before);
         if let Some(deadline) = deadline {
             self.touch_timer(id, deadline);
@@ -137,8 +136,9 @@ impl Shard {
     fn begin_transfer(&mut self, now: Now, id: ConnectionId, transfer: Transfer) {
         let bytes = transfer.bytes();
         let Some(session) = self.session_mut(id) else { return };
-        let idle = session.transfers.is_empty();
-        session.transfers.push_back(transfer);
+        let transfers = &mut session.large_data.get_or_insert_default().transfers;
+        let idle = transfers.is_empty();
+        transfers.push_back(transfer);
         self.large_data_bytes += bytes;
         if idle {
             self.transferring.push_back(id);
@@ -152,7 +152,9 @@ impl Shard {
             let Some(id) = self.transferring.pop_front() else { return };
             let unfinished = self
                 .session(id)
-                .is_some_and(|session| session.is_ready() && !session.transfers.is_empty());
+                .filter(|session| session.is_ready())
+                .and_then(|session| session.large_data.as_ref())
+                .is_some_and(|data| !data.transfers.is_empty());
             if unfinished {
                 self.transferring.push_back(id);
                 self.continue_transfer(now, id);
@@ -166,7 +168,7 @@ impl Shard {
             let Some(session) = self.session_mut(id) else { return };
             let in_flight =
                 session.pending.iter().filter(|pending| pending.kind == PendingKind::Chunk).count();
-            let Some(transfer) = session.transfers.front_mut() else { return };
+            let Some(transfer) = session.transfer_mut() else { return };
             if in_flight >= CHUNKS_IN_FLIGHT {
                 return;
             }
@@ -188,11 +190,11 @@ impl Shard {
     pub(super) fn chunk_published(&mut self, now: Now, id: ConnectionId) {
         let Some(session) = self.session_mut(id) else { return };
         let waiting = session.pending.iter().any(|pending| pending.kind == PendingKind::Chunk);
-        let complete = session.transfers.front().is_some_and(|transfer| transfer.chunks.is_empty());
+        let complete = session.transfer_mut().is_some_and(|transfer| transfer.chunks.is_empty());
         if waiting || !complete {
             return;
         }
-        let Some(done) = session.transfers.pop_front() else { return };
+        let Some(done) = session.pop_transfer() else { return };
         let status = ("received", done.total_size);
         self.large_data_answer(now, (id, &done.reply_to, None), &done.data_id, status);
     }
@@ -200,7 +202,7 @@ impl Shard {
     /// The transfer under way cannot go on: the client is told once, and sends it again if it wants to.
     pub(super) fn fail_transfer(&mut self, now: Now, id: ConnectionId, error: &ClientError) {
         let Some(session) = self.session_mut(id) else { return };
-        let Some(failed) = session.transfers.pop_front() else { return };
+        let Some(failed) = session.pop_transfer() else { return };
         session.pending.retain(|pending| pending.kind != PendingKind::Chunk);
         self.large_data_bytes = self.large_data_bytes.saturating_sub(failed.bytes());
         self.reply_error(now, id, &failed.reply_to, error);

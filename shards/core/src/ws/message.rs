@@ -129,6 +129,14 @@ impl Decoder {
         }
     }
 
+    /// Whether nothing has come in part, so that a new decoder would do as well.
+    pub fn is_between_messages(&self) -> bool {
+        self.frame == Frame::Between
+            && self.message == Message::None
+            && self.header_len == 0
+            && self.lent == Lent::Nothing
+    }
+
     /// Bytes of memory held for messages that are not complete.
     pub fn buffered_bytes(&self) -> usize {
         self.buffer.capacity() + self.control.capacity()

@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-.PHONY: help run run-enterprise test lint fmt bench loadtest conformance fuzz docker clean deps-test deps-conformance lint-tools audit
+.PHONY: help run run-enterprise test lint fmt bench bench-save loadtest conformance fuzz docker clean deps-test deps-conformance lint-tools audit
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,8 +22,11 @@ lint: ## Formatting, clippy, rustdoc, scripts, dependency policy and the tidy ch
 fmt: ## Format the Rust code
 	cargo fmt --all
 
-bench: ## Run the criterion benchmarks (BENCH=name for one)
-	cargo bench --locked --package archmesh-gateway $(if $(BENCH),--bench $(BENCH))
+bench: ## Run the benchmarks, compare with the baseline (first run: save it); BENCH=name for one file, FILTER=text
+	@scripts/bench.sh
+
+bench-save: ## Run the benchmarks and make the result the baseline
+	@SAVE=1 scripts/bench.sh
 
 loadtest: ## Load a gateway (SIZE=small|medium|large|enterprise, URL=ws://... for one that runs already)
 	@scripts/loadtest.sh

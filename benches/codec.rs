@@ -1,6 +1,4 @@
 //! What does it cost to take a client's message apart and to put a publication together, by size?
-//!
-//! Also which JSON parser wins at which size, which is where `proto::json` draws its line.
 
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
@@ -9,7 +7,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use gateway_core::message::{Epoch, Publish, StreamPosition};
-use gateway_core::proto::command::{Command, Envelope, LargeDataChunk};
+use gateway_core::proto::command::{Command, Envelope};
 use gateway_core::proto::push;
 use gateway_core::ws::deflate::Inflater;
 use gateway_core::ws::frame::{self, Header, Opcode};
@@ -96,28 +94,5 @@ fn envelopes(c: &mut Criterion) {
     group.finish();
 }
 
-fn parsers(c: &mut Criterion) {
-    let mut group = c.benchmark_group("json");
-    for size in SIZES {
-        let chunk = json!({
-            "data_id": "d-1", "chunk_index": 1, "total_chunks": 16,
-            "chunk_data": "QUJD".repeat(size / 4), "checksum": "0".repeat(64),
-        });
-        let text = chunk.to_string();
-        group.throughput(Throughput::Bytes(text.len() as u64));
-        group.bench_with_input(BenchmarkId::new("serde_json", size), &text, |b, text| {
-            b.iter(|| serde_json::from_str::<LargeDataChunk>(black_box(text)).expect("a chunk"));
-        });
-        // With the copy it needs, because it parses in place.
-        group.bench_with_input(BenchmarkId::new("simd_json", size), &text, |b, text| {
-            b.iter(|| {
-                let mut copy = black_box(text).as_bytes().to_vec();
-                simd_json::serde::from_slice::<LargeDataChunk>(&mut copy).expect("a chunk")
-            });
-        });
-    }
-    group.finish();
-}
-
-criterion_group!(benches, frames, envelopes, parsers);
+criterion_group!(benches, frames, envelopes);
 criterion_main!(benches);

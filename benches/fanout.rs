@@ -1,13 +1,15 @@
 //! What does the core spend on one delivery, and on one connection, without any socket?
 //!
-//! `fanout`: one publication to 1,000 subscribers, from the request to the last byte taken from an outbox; per element
-//! is per delivery. With 8 publications before the flush, the outboxes hold 8 frames each, as under load.
+//! `fanout`: publications to 1,000 or 10,000 subscribers, from the request to the last byte taken from an outbox; per
+//! element is per delivery. With 8 publications before the flush, the outboxes hold 8 frames each, as under load.
+//! `deflated` goes to subscribers that negotiated compression: the home compresses once for all of them.
 //! `connect`: accept, request head, token, welcome, close; `subscribe`: subscribe and unsubscribe commands.
 
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
 mod node;
 
+use std::fmt::Write as _;
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -16,40 +18,75 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use node::Node;
 use serde_json::json;
 
-const SUBSCRIBERS: u64 = 1_000;
+/// A fan-out; its name says it all again.
+struct Case {
+    name: &'static str,
+    channel: &'static str,
+    subscribers: u64,
+    bytes: usize,
+    in_flight: u64,
+    deflated: bool,
+}
 
-fn crowd(channel: &str) -> Node {
+const ONE: Case = Case {
+    name: "kept_256B",
+    channel: "kept:room",
+    subscribers: 1_000,
+    bytes: 256,
+    in_flight: 1,
+    deflated: false,
+};
+
+const CASES: [Case; 8] = [
+    Case { name: "live_256B", channel: "live:room", ..ONE },
+    ONE,
+    Case { name: "kept_256B_8_in_flight", in_flight: 8, ..ONE },
+    Case { name: "kept_256B_to_10000", subscribers: 10_000, ..ONE },
+    Case { name: "kept_256B_to_10000_8_in_flight", subscribers: 10_000, in_flight: 8, ..ONE },
+    Case { name: "kept_2KiB", bytes: 2 << 10, ..ONE },
+    Case { name: "kept_2KiB_deflated", bytes: 2 << 10, deflated: true, ..ONE },
+    Case { name: "kept_16KiB", bytes: 16 << 10, ..ONE },
+];
+
+fn crowd(subscribers: u64, channel: &str, deflated: bool) -> Node {
     let mut node = Node::new();
-    for user in 0..SUBSCRIBERS {
-        let head = node.head(&format!("user-{user}"));
+    for user in 0..subscribers {
+        let head = node.head(&format!("user-{user}"), deflated);
         let id = node.connect(&head);
         node.subscribe(id, channel);
     }
     node
 }
 
+/// Text that compresses like messages do: words that repeat between numbers that do not.
 fn payload(bytes: usize) -> Bytes {
-    json!({"text": "x".repeat(bytes.saturating_sub(11))}).to_string().into()
+    let mut text = String::new();
+    let mut index = 0_u64;
+    while text.len() < bytes {
+        write!(text, "component {:x} in progress, ", index.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+            .expect("a String takes any text");
+        index += 1;
+    }
+    text.truncate(bytes.saturating_sub(11));
+    json!({"text": text}).to_string().into()
 }
 
 fn fanout(c: &mut Criterion) {
     let mut group = c.benchmark_group("fanout");
-    for (name, channel, bytes, in_flight) in [
-        ("live_256B", "live:room", 256, 1),
-        ("kept_256B", "kept:room", 256, 1),
-        ("kept_256B_8_in_flight", "kept:room", 256, 8),
-        ("kept_16KiB", "kept:room", 16 << 10, 1),
-    ] {
-        let mut node = crowd(channel);
-        let (channel, data): (Arc<str>, _) = (channel.into(), payload(bytes));
-        group.throughput(Throughput::Elements(SUBSCRIBERS * in_flight));
-        group.bench_function(name, |b| {
+    for case in &CASES {
+        let mut node = crowd(case.subscribers, case.channel, case.deflated);
+        let (channel, data): (Arc<str>, _) = (case.channel.into(), payload(case.bytes));
+        let deliveries = case.subscribers * case.in_flight;
+        let plain = deliveries * case.bytes as u64;
+        group.throughput(Throughput::Elements(deliveries));
+        group.bench_function(case.name, |b| {
             b.iter(|| {
-                for _ in 0..in_flight {
+                for _ in 0..case.in_flight {
                     node.publish(&channel, &data);
                 }
-                let sent = node.settle();
-                assert!(sent as u64 > SUBSCRIBERS * in_flight * bytes as u64);
+                let sent = node.settle() as u64;
+                assert_eq!(sent < plain, case.deflated, "{sent} bytes of {plain}");
+                assert!(sent > 100 * deliveries);
             });
         });
     }
@@ -59,7 +96,7 @@ fn fanout(c: &mut Criterion) {
 fn connect(c: &mut Criterion) {
     let mut group = c.benchmark_group("connect");
     let mut node = Node::new();
-    let head = node.head("the same user");
+    let head = node.head("the same user", false);
     group.bench_function("cached_token", |b| {
         b.iter(|| {
             let id = node.connect(&head);
@@ -73,7 +110,7 @@ fn connect(c: &mut Criterion) {
         b.iter_batched(
             || {
                 user += 1;
-                minter.head(&format!("user-{user}"))
+                minter.head(&format!("user-{user}"), false)
             },
             |head| {
                 let id = node.connect(&head);
@@ -87,8 +124,8 @@ fn connect(c: &mut Criterion) {
 }
 
 fn subscribe(c: &mut Criterion) {
-    let mut node = crowd("live:room");
-    let head = node.head("one more");
+    let mut node = crowd(1_000, "live:room", false);
+    let head = node.head("one more", false);
     let id = node.connect(&head);
     let subscribe = Node::command("subscribe", &json!({"channel": "live:room"}));
     let unsubscribe = Node::command("unsubscribe", &json!({"channel": "live:room"}));
@@ -102,7 +139,7 @@ fn subscribe(c: &mut Criterion) {
 
 fn publish(c: &mut Criterion) {
     let mut node = Node::new();
-    let head = node.head("publisher");
+    let head = node.head("publisher", false);
     let id = node.connect(&head);
     let data = json!({"channel": "kept:empty", "data": {"text": "x".repeat(245)}});
     let command = Node::command("publish", &data);

@@ -1,7 +1,8 @@
 //! What does a hop between two shards cost: when both are awake, and when the receiver sleeps on its eventfd?
 //!
 //! The queue and the wake-up rule are the engine's (push, full fence, write only when the owner has parked); its own
-//! types are private, so that the rule is written down here once more.
+//! types are private, so that the rule is written down here once more. Beside it stands glommio's own channel between
+//! two executors, which the engine could have used: one queue per pair of shards, its bell inside the executor's ring.
 
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use crossbeam::queue::ArrayQueue;
+use glommio::channels::shared_channel::{self, SharedReceiver, SharedSender};
+use glommio::{GlommioError, LocalExecutorBuilder, Placement};
 use rustix::event::{EventfdFlags, eventfd};
 
 const CAPACITY: usize = 65_536;
@@ -119,6 +122,69 @@ fn stream(count: u64) -> Duration {
     begin.elapsed()
 }
 
+/// Runs both ends of a channel between two executors, each on a thread of its own; answers what `first` does.
+fn two_executors<A, B>(
+    first: impl FnOnce() -> A + Send + 'static,
+    second: impl FnOnce() -> B + Send + 'static,
+) -> Duration
+where
+    A: Future<Output = Duration> + 'static,
+    B: Future<Output = ()> + 'static,
+{
+    let executor = || LocalExecutorBuilder::new(Placement::Unbound);
+    let answering = executor().spawn(second).expect("an executor");
+    let asking = executor().spawn(first).expect("an executor");
+    answering.join().expect("the other executor ends");
+    asking.join().expect("the executor ends")
+}
+
+fn channel() -> (SharedSender<u64>, SharedReceiver<u64>) {
+    shared_channel::new_bounded(CAPACITY)
+}
+
+fn glommio_round_trips(count: u64) -> Duration {
+    let ((to_there, there), (to_back, back)) = (channel(), channel());
+    let asking = async move || {
+        let (there, back) = (to_there.connect().await, back.connect().await);
+        let begin = Instant::now();
+        for value in 0..count {
+            there.try_send(value).expect("there is room");
+            assert_eq!(back.recv().await, Some(value));
+        }
+        begin.elapsed()
+    };
+    let answering = async move || {
+        let (there, back) = (there.connect().await, to_back.connect().await);
+        while let Some(value) = there.recv().await {
+            back.try_send(value).expect("there is room");
+        }
+    };
+    two_executors(asking, answering)
+}
+
+fn glommio_stream(count: u64) -> Duration {
+    let (sender, receiver) = channel();
+    let sending = async move || {
+        let sender = sender.connect().await;
+        for value in 0..count {
+            while let Err(GlommioError::WouldBlock(_)) = sender.try_send(value) {
+                thread::yield_now();
+            }
+        }
+    };
+    let receiving = async move || {
+        let receiver = receiver.connect().await;
+        let begin = Instant::now();
+        let mut received = 0;
+        while receiver.recv().await.is_some() {
+            received += 1;
+        }
+        assert_eq!(received, count);
+        begin.elapsed()
+    };
+    two_executors(receiving, sending)
+}
+
 fn mailbox(c: &mut Criterion) {
     let mut group = c.benchmark_group("mailbox");
     let alone = ArrayQueue::new(CAPACITY);
@@ -135,7 +201,9 @@ fn mailbox(c: &mut Criterion) {
     group.bench_function("round_trip_awake", |b| {
         b.iter_custom(|count| round_trips(count, Mailbox::spin));
     });
+    group.bench_function("glommio_round_trip", |b| b.iter_custom(glommio_round_trips));
     group.throughput(Throughput::Elements(1));
+    group.bench_function("glommio_stream", |b| b.iter_custom(glommio_stream));
     group.bench_function("stream", |b| b.iter_custom(stream));
     group.finish();
 }

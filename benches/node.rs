@@ -6,15 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gateway_core::admission::Admission;
-use gateway_core::auth::{
-    Authenticator, KeyAlgorithm, KeySet, SigningKey, TokenRules, VerificationKey, mint,
-};
+use gateway_core::auth::{KeyAlgorithm, KeySet, SigningKey, VerificationKey, mint};
 use gateway_core::ids::{ConnectionId, ShardId};
 use gateway_core::message::{ChannelOp, ChannelRequest, Origin, Publish, ShardMessage};
-use gateway_core::settings::{
-    Access, AllowedOrigins, AuthSettings, Diagnostics, HeartbeatSettings, LargeDataLimits, Limits,
-    Namespace, Namespaces, Peer, Rate, Settings, WebSocketSettings,
-};
+use gateway_core::settings::{Access, Namespace, Namespaces, Peer, Settings};
 use gateway_core::time::Now;
 use gateway_core::ws::frame::{self, Opcode};
 use gateway_core::{Output, Shard, ShardInit};
@@ -41,81 +36,15 @@ fn settings() -> Settings {
         recovery: history_size > 0,
         ..Namespace::closed(name)
     };
-    Settings {
-        node: "bench".into(),
-        limits: limits(),
-        namespaces: Namespaces::new(vec![namespace("kept", 100), namespace("live", 0)]),
-        websocket: WebSocketSettings {
-            path: "/ws".into(),
-            origins: AllowedOrigins::Any,
-            compression: false,
-            compression_level: 3,
-            compression_bytes_min: 512,
-        },
-        auth: AuthSettings {
-            authenticator: Arc::new(Authenticator::new(
-                TokenRules::default(),
-                KeySet::from(keys),
-                None,
-            )),
-            anonymous: false,
-            query_token: true,
-            expiry_grace: Duration::from_secs(25),
-        },
-        heartbeat: HeartbeatSettings {
-            ping_interval: Duration::from_secs(30),
-            pong_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(300),
-        },
-        diagnostics: Diagnostics::default(),
-    }
-}
-
-fn limits() -> Limits {
-    Limits {
-        connections_max: 1_000_000,
-        connections_per_user_max: 0,
-        connections_per_address_max: 0,
-        handshakes: Rate::UNLIMITED,
-        head_bytes_max: 8192,
-        headers_max: 100,
-        handshake_timeout: Duration::from_secs(5),
-        auth_timeout: Duration::from_secs(10),
-        message_bytes_max: 1 << 20,
-        fragments_max: 1024,
-        json_depth_max: 64,
-        subscriptions_max: 256,
-        requests_in_flight_max: 128,
-        channel_name_bytes_max: 255,
-        channels_per_shard_max: 100_000,
-        outbox_bytes_max: 2 << 20,
-        shard_outbox_bytes_max: 1 << 30,
-        recovery_bytes_max: 1 << 20,
-        history_page_max: 1000,
-        history_bytes_max: 256 << 20,
-        presence_members_max: 1000,
-        presence_interval: Duration::from_millis(500),
-        close_timeout: Duration::from_secs(5),
-        messages_per_connection: Rate::UNLIMITED,
-        messages_per_user: Rate::UNLIMITED,
-        messages_per_address: Rate::UNLIMITED,
-        rate_violations_max: 100,
-        bad_messages_max: 10,
-        large_data: LargeDataLimits {
-            chunk_bytes_max: 64 << 10,
-            chunks_max: 1000,
-            transfers_max: 4,
-            connection_bytes_max: 64 << 20,
-            shard_bytes_max: 256 << 20,
-            expiry: Duration::from_secs(60),
-        },
-        idempotency_ttl: Duration::from_secs(300),
-        idempotency_keys_max: 1000,
-        channel_idle_ttl: Duration::from_secs(3600),
-        last_seen_ttl: Duration::from_secs(86_400),
-        last_seen_max: 100_000,
-        token_cache_entries_max: 20_000,
-    }
+    let mut settings = Settings::for_tests(KeySet::from(keys));
+    settings.namespaces = Namespaces::new(vec![namespace("kept", 100), namespace("live", 0)]);
+    settings.websocket.compression = true;
+    settings.websocket.compression_level = 3;
+    settings.limits.connections_max = 1_000_000;
+    settings.limits.outbox_bytes_max = 2 << 20;
+    settings.limits.history_bytes_max = 256 << 20;
+    settings.limits.token_cache_entries_max = 20_000;
+    settings
 }
 
 impl Node {
@@ -133,15 +62,16 @@ impl Node {
         Self { shard, now, key }
     }
 
-    /// The request head of `user`.
-    pub(crate) fn head(&self, user: &str) -> Vec<u8> {
+    /// The request head of `user`, who may offer to read compressed messages.
+    pub(crate) fn head(&self, user: &str, deflated: bool) -> Vec<u8> {
+        let offer = if deflated { "Sec-WebSocket-Extensions: permessage-deflate\r\n" } else { "" };
         let issued = self.now.unix.as_secs();
         let claims = json!({"sub": user, "iat": issued, "exp": issued + 3600});
         let token = mint(&self.key, &claims).expect("claims can be signed");
         format!(
             "GET /ws HTTP/1.1\r\nHost: gateway.test\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\n\
              Accept-Language: en\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{offer}\
              Authorization: Bearer {token}\r\n\r\n"
         )
         .into_bytes()

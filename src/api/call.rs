@@ -60,7 +60,10 @@ impl<T: DeserializeOwned> FromRequest<SharedPlane> for Call<T> {
 /// Reads a body; an empty one stands for `{}`.
 pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
-    serde_json::from_slice(body)
+    // Checked once as a whole: from bytes, serde_json checks string by string.
+    let text = simdutf8::basic::from_utf8(body)
+        .map_err(|_| ApiError::bad_request("malformed request: the body is not UTF-8"))?;
+    serde_json::from_str(text)
         .map_err(|error| ApiError::bad_request(format!("malformed request: {error}")))
 }
 

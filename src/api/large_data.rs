@@ -6,27 +6,16 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use gateway_core::error::ErrorCode;
+use gateway_core::large_data::Chunk;
 use gateway_core::message::Publish;
 use gateway_core::settings::{LargeDataLimits, Priority};
 use rustls::crypto::aws_lc_rs;
-use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::requests::LargeDataRequest;
 use super::results::LargeDataResult;
 use super::{ApiError, payload, publish};
 use crate::plane::SharedPlane;
-
-/// `data` of one chunk.
-#[derive(Debug, Serialize)]
-#[allow(clippy::struct_field_names, reason = "the names are those on the wire")]
-struct Chunk<'a> {
-    data_id: &'a str,
-    chunk_index: u32,
-    total_chunks: u32,
-    chunk_data: String,
-    checksum: &'a str,
-}
 
 /// Splits, checksums and publishes a payload.
 pub(super) async fn large_data(
@@ -54,13 +43,12 @@ pub(super) async fn large_data(
             data_id: &data_id,
             chunk_index: index,
             total_chunks,
-            chunk_data: STANDARD.encode(bytes),
+            chunk_data: &STANDARD.encode(bytes),
             checksum: &checksum,
         };
-        let data = serde_json::to_vec(&chunk).expect("strings and numbers are always JSON");
         let message = Publish {
             kind: "large_data".into(),
-            data: data.into(),
+            data: chunk.to_json().into(),
             priority,
             // Chunks must never supersede each other under `keep_latest`.
             key: Some(format!("{data_id}/{index}").into()),

@@ -19,19 +19,6 @@ pub(crate) enum KeySource {
         /// The secret itself.
         secret: Box<str>,
     },
-    /// A file that holds a shared secret; one line end after it is not part of it.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "today the configuration reads this file itself")
-    )]
-    SecretFile {
-        /// HS256, HS384 or HS512.
-        algorithm: KeyAlgorithm,
-        /// `kid` of its tokens; any when absent.
-        id: Option<Box<str>>,
-        /// Path of the file.
-        path: PathBuf,
-    },
     /// A public key or certificate in PEM form.
     PemFile {
         /// RS256, PS256, ES256 or EdDSA.
@@ -58,9 +45,6 @@ impl fmt::Debug for KeySource {
         match self {
             Self::Secret { algorithm, id, .. } => {
                 write!(f, "Secret({algorithm}, kid {id:?}, redacted)")
-            }
-            Self::SecretFile { algorithm, id, path } => {
-                write!(f, "SecretFile({algorithm}, kid {id:?}, {})", path.display())
             }
             Self::PemFile { algorithm, id, path } => {
                 write!(f, "PemFile({algorithm}, kid {id:?}, {})", path.display())
@@ -139,12 +123,6 @@ pub(super) async fn read_local(
                 .map_err(KeyLoadError::Secret)?
                 .with_id(id.clone())
         }
-        KeySource::SecretFile { algorithm, id, path } => {
-            let bytes = read_file(path, bytes_max).await?;
-            VerificationKey::from_secret(*algorithm, without_line_end(&bytes))
-                .map_err(|source| KeyLoadError::Key { path: path.clone(), source })?
-                .with_id(id.clone())
-        }
         KeySource::PemFile { algorithm, id, path } => {
             let bytes = read_file(path, bytes_max).await?;
             VerificationKey::from_pem(*algorithm, &bytes)
@@ -183,9 +161,4 @@ async fn read_jwks(path: &Path, bytes_max: usize) -> Result<KeySet, KeyLoadError
         tracing::warn!(category = "security", event = "jwks_key_skipped", path = %path.display(), reason);
     }
     Ok(keys)
-}
-
-fn without_line_end(bytes: &[u8]) -> &[u8] {
-    let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-    bytes.strip_suffix(b"\r").unwrap_or(bytes)
 }

@@ -381,10 +381,8 @@ async fn local_sources_and_their_order() {
     let pem_path = file(&directory, "public.pem", pem.pair.public_key_pem().as_bytes());
     let jwks_text = json!({"keys": [jwks.jwk(), {"kty": "unknown"}]}).to_string();
     let jwks_path = file(&directory, "jwks.json", jwks_text.as_bytes());
-    let secret_path = file(&directory, "secret", format!("{secret}\r\n").as_bytes());
     let sources = vec![
         KeySource::Secret { algorithm, id: Some("inline".into()), secret: secret.into() },
-        KeySource::SecretFile { algorithm, id: Some("file".into()), path: secret_path },
         KeySource::PemFile {
             algorithm: KeyAlgorithm::EdDsa,
             id: Some("pem".into()),
@@ -397,13 +395,13 @@ async fn local_sources_and_their_order() {
     let store = KeyStore::load(sources, JwksSettings::default()).await.unwrap();
     let keys = store.current();
     let ids: Vec<_> = keys.iter().map(|key| key.id.as_deref().unwrap()).collect();
-    assert_eq!(ids, ["inline", "file", "pem", "jwks"]);
+    assert_eq!(ids, ["inline", "pem", "jwks"]);
     assert_eq!((pem.check(&keys), jwks.check(&keys)), (Ok(()), Ok(())));
     let signing = SigningKey::from_secret(algorithm, secret.as_bytes()).unwrap();
     let claims = json!({"sub": "ann", "exp": NOW.as_secs() + 60});
-    let token = mint(&signing.with_id(Some("file".into())), &claims).unwrap();
+    let token = mint(&signing.with_id(Some("inline".into())), &claims).unwrap();
     let authenticator = Authenticator::new(TokenRules::default(), keys, None);
-    assert!(authenticator.verify(&token, NOW).is_ok(), "the line end is no part of the secret");
+    assert!(authenticator.verify(&token, NOW).is_ok());
     assert!(store.spawn_refresh().is_empty());
 }
 
@@ -413,13 +411,11 @@ async fn errors_name_the_file_and_the_mend() {
     let private = TestKey::new("k").pair.serialize_pem();
     let missing = directory.path().join("missing.pem");
     let pem = |path: PathBuf| KeySource::PemFile { algorithm: KeyAlgorithm::EdDsa, id: None, path };
-    let secret = |path| KeySource::SecretFile { algorithm: KeyAlgorithm::Hs256, id: None, path };
     let cases = [
         (pem(missing), "missing.pem", "check that it exists"),
         (pem(file(&directory, "private.pem", private.as_bytes())), "private.pem", "-pubout"),
         (pem(file(&directory, "huge.pem", &vec![b'x'; 20_000])), "huge.pem", "larger than 16384"),
         (pem(file(&directory, "empty.pem", b"")), "empty.pem", "PEM"),
-        (secret(file(&directory, "short", b"short\n")), "short", "openssl rand"),
         (KeySource::JwksFile { path: file(&directory, "a.json", b"{}") }, "a.json", "`keys`"),
         (KeySource::JwksFile { path: file(&directory, "b.json", b"\xff") }, "b.json", "UTF-8"),
         (

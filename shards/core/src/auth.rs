@@ -223,11 +223,6 @@ impl Authenticator {
         claims::channel(&self.rules, &payload, now_unix)
     }
 
-    /// Keys for connection tokens.
-    pub fn key_count(&self) -> usize {
-        self.keys.len()
-    }
-
     /// The rules in force.
     pub fn rules(&self) -> &TokenRules {
         &self.rules

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use crate::error::ErrorCode;
+use crate::proto::json::Object;
 use crate::settings::LargeDataLimits;
 
 /// Longest name of a transfer, in bytes.
@@ -37,6 +38,22 @@ pub struct Chunk<'a> {
     pub chunk_data: &'a str,
     /// SHA-256 of the whole data in hexadecimal.
     pub checksum: &'a str,
+}
+
+impl Chunk<'_> {
+    /// The chunk as the `data` of a publication.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.chunk_data.len() + 256);
+        let mut object = Object::begin(&mut out);
+        object
+            .str("data_id", self.data_id)
+            .u64("chunk_index", u64::from(self.chunk_index))
+            .u64("total_chunks", u64::from(self.total_chunks))
+            .str("chunk_data", self.chunk_data)
+            .str("checksum", self.checksum);
+        object.end();
+        out
+    }
 }
 
 /// What came of a chunk.

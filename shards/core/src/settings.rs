@@ -1,13 +1,16 @@
 //! Parsed settings of the data plane: plain integers and durations, checked before they get here.
 //!
 //! The control plane builds one [`Settings`] from the configuration and hands the same `Arc` to every shard; a reload
-//! replaces the whole value. Defaults here are those of the development environment, used by tests.
+//! replaces the whole value.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::Authenticator;
+
+#[cfg(any(test, feature = "testing"))]
+mod testing;
 
 /// Everything a shard needs to know from the configuration.
 #[derive(Clone, Debug)]

@@ -15,11 +15,6 @@ pub struct Now {
 }
 
 impl Now {
-    /// Whole milliseconds since the Unix epoch.
-    pub fn unix_ms(self) -> u64 {
-        self.unix.as_millis() as u64
-    }
-
     /// The monotonic point at which wall-clock time `unix` will be reached if the clock is not stepped.
     pub fn mono_at(self, unix: Duration) -> Duration {
         self.mono + unix.saturating_sub(self.unix)

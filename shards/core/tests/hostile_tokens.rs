@@ -806,7 +806,6 @@ fn without_keys_nothing_is_accepted() {
     let authenticator = Authenticator::new(rules(), KeySet::default(), None);
     assert_eq!(authenticator.verify(&good(KeyAlgorithm::Hs256), NOW), Err(AuthError::NoKeys));
     assert_eq!(authenticator.verify("", NOW), Err(AuthError::Missing));
-    assert_eq!(authenticator.key_count(), 0);
 }
 
 #[test]

@@ -5,55 +5,6 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use proptest::prelude::*;
 
 use super::*;
-use crate::settings::LargeDataLimits;
-
-fn limits() -> Limits {
-    let second = Duration::from_secs(1);
-    Limits {
-        connections_max: 1_000_000,
-        connections_per_user_max: 0,
-        connections_per_address_max: 0,
-        handshakes: Rate::UNLIMITED,
-        head_bytes_max: 8192,
-        headers_max: 100,
-        handshake_timeout: second,
-        auth_timeout: second,
-        message_bytes_max: 1 << 20,
-        fragments_max: 16,
-        json_depth_max: 16,
-        subscriptions_max: 16,
-        requests_in_flight_max: 16,
-        channel_name_bytes_max: 64,
-        channels_per_shard_max: 16,
-        outbox_bytes_max: 1 << 16,
-        shard_outbox_bytes_max: 1 << 20,
-        recovery_bytes_max: 1 << 16,
-        history_page_max: 16,
-        history_bytes_max: 1 << 20,
-        presence_members_max: 16,
-        presence_interval: second,
-        close_timeout: second,
-        messages_per_connection: Rate::UNLIMITED,
-        messages_per_user: Rate::UNLIMITED,
-        messages_per_address: Rate::UNLIMITED,
-        rate_violations_max: 0,
-        bad_messages_max: 0,
-        large_data: LargeDataLimits {
-            chunk_bytes_max: 1 << 16,
-            chunks_max: 16,
-            transfers_max: 2,
-            connection_bytes_max: 1 << 20,
-            shard_bytes_max: 1 << 22,
-            expiry: second,
-        },
-        idempotency_ttl: second,
-        idempotency_keys_max: 16,
-        channel_idle_ttl: second,
-        last_seen_ttl: second,
-        last_seen_max: 16,
-        token_cache_entries_max: 16,
-    }
-}
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -77,7 +28,7 @@ fn is_untouched(admission: &Admission) -> bool {
 #[test]
 fn the_node_limit_leaves_room_for_health_checks_and_is_exact_above_it() {
     let admission = Admission::new(1);
-    let limits = Limits { connections_max: 80, ..limits() };
+    let limits = Limits { connections_max: 80, ..Limits::for_tests() };
     for host in 0..106 {
         assert_eq!(admission.try_connect(ms(0), v4(host), &limits), Ok(()));
     }
@@ -94,7 +45,7 @@ fn the_node_limit_leaves_room_for_health_checks_and_is_exact_above_it() {
 #[test]
 fn an_address_is_refused_alone_and_leaves_no_trace() {
     let admission = Admission::new(1);
-    let limits = Limits { connections_per_address_max: 2, ..limits() };
+    let limits = Limits { connections_per_address_max: 2, ..Limits::for_tests() };
     for _ in 0..2 {
         assert_eq!(admission.try_connect(ms(0), v4(1), &limits), Ok(()));
     }
@@ -115,7 +66,7 @@ fn an_address_is_refused_alone_and_leaves_no_trace() {
 #[test]
 fn ipv6_is_counted_by_network_and_mapped_ipv4_as_ipv4() {
     let admission = Admission::new(1);
-    let limits = Limits { connections_per_address_max: 1, ..limits() };
+    let limits = Limits { connections_per_address_max: 1, ..Limits::for_tests() };
     assert_eq!(admission.try_connect(ms(0), v6(7, 1), &limits), Ok(()));
     let same_network = admission.try_connect(ms(0), v6(7, 2), &limits);
     assert_eq!(same_network, Err(RefusalReason::AddressLimit));
@@ -129,7 +80,7 @@ fn ipv6_is_counted_by_network_and_mapped_ipv4_as_ipv4() {
 fn handshakes_are_limited_first() {
     let admission = Admission::new(1);
     let handshakes = Rate { per_second: 10, burst: 2 };
-    let limits = Limits { handshakes, connections_per_address_max: 2, ..limits() };
+    let limits = Limits { handshakes, connections_per_address_max: 2, ..Limits::for_tests() };
     assert_eq!(admission.try_connect(ms(0), v4(1), &limits), Ok(()));
     assert_eq!(admission.try_connect(ms(0), v4(1), &limits), Ok(()));
     assert_eq!(admission.try_connect(ms(0), v4(1), &limits), Err(RefusalReason::HandshakeRate));
@@ -139,7 +90,7 @@ fn handshakes_are_limited_first() {
 #[test]
 fn users_are_limited_and_anonymous_ones_are_not() {
     let admission = Admission::new(1);
-    let limits = Limits { connections_per_user_max: 2, ..limits() };
+    let limits = Limits { connections_per_user_max: 2, ..Limits::for_tests() };
     for _ in 0..2 {
         assert_eq!(admission.try_user("ada", &limits), Ok(()));
     }
@@ -161,9 +112,9 @@ fn users_are_limited_and_anonymous_ones_are_not() {
 fn a_limit_set_later_counts_what_is_open() {
     let admission = Admission::new(1);
     for _ in 0..3 {
-        assert_eq!(admission.try_user("ada", &limits()), Ok(()));
+        assert_eq!(admission.try_user("ada", &Limits::for_tests()), Ok(()));
     }
-    let limits = Limits { connections_per_user_max: 3, ..limits() };
+    let limits = Limits { connections_per_user_max: 3, ..Limits::for_tests() };
     assert_eq!(admission.try_user("ada", &limits), Err(RefusalReason::UserLimit));
 }
 
@@ -173,7 +124,7 @@ fn messages_are_counted_against_both_rates_or_neither() {
     let limits = Limits {
         messages_per_user: Rate { per_second: 10, burst: 2 },
         messages_per_address: Rate { per_second: 10, burst: 3 },
-        ..limits()
+        ..Limits::for_tests()
     };
     let ada = admission.message_keys("ada", v4(1));
     let bob = admission.message_keys("bob", v4(1));
@@ -201,7 +152,7 @@ fn unlimited_rates_cost_no_memory() {
     let admission = Admission::default();
     let keys = admission.message_keys("ada", v4(1));
     for _ in 0..1_000 {
-        assert_eq!(admission.check_message(ms(0), &keys, &limits()), Ok(()));
+        assert_eq!(admission.check_message(ms(0), &keys, &Limits::for_tests()), Ok(()));
     }
     assert!(admission.user_messages.0.get().is_none());
     assert!(admission.address_messages.0.get().is_none());
@@ -213,7 +164,7 @@ fn draining_is_a_flag() {
     assert!(!admission.is_draining());
     admission.set_draining(true);
     assert!(admission.is_draining());
-    assert_eq!(admission.try_connect(ms(0), v4(1), &limits()), Ok(()));
+    assert_eq!(admission.try_connect(ms(0), v4(1), &Limits::for_tests()), Ok(()));
     assert_eq!(format!("{admission:?}"), "Admission { connections: 1, draining: true, .. }");
 }
 
@@ -222,7 +173,7 @@ fn the_stated_odds_hold() {
     // The estimate of a user without connections is what others add to it.
     let extra_at_least = |admission: &Admission, bound: u32| {
         let strangers = 20_000;
-        let limits = Limits { connections_per_user_max: bound, ..limits() };
+        let limits = Limits { connections_per_user_max: bound, ..Limits::for_tests() };
         let refused = (0..strangers)
             .filter(|n| {
                 let user = format!("stranger-{n}");
@@ -238,7 +189,7 @@ fn the_stated_odds_hold() {
     let admission = Admission::new(42);
     let fill = |range: std::ops::Range<u32>| {
         for n in range {
-            assert_eq!(admission.try_user(&format!("user-{n}"), &limits()), Ok(()));
+            assert_eq!(admission.try_user(&format!("user-{n}"), &Limits::for_tests()), Ok(()));
         }
     };
     fill(0..10_000);
@@ -257,7 +208,7 @@ fn the_stated_odds_hold() {
 #[test]
 fn shards_share_the_counters() {
     let admission = Admission::new(3);
-    let limits = Limits { connections_max: 500, ..limits() };
+    let limits = Limits { connections_max: 500, ..Limits::for_tests() };
     let sockets_max = sockets_max(500);
     let admitted = AtomicU32::new(0);
     std::thread::scope(|scope| {
@@ -291,7 +242,7 @@ proptest! {
     ) {
         let admission = Admission::new(5);
         let messages_per_user = Rate { per_second, burst };
-        let limits = Limits { messages_per_user, ..limits() };
+        let limits = Limits { messages_per_user, ..Limits::for_tests() };
         let mut cells = [crate::rate::Gcra::new(); 3];
         let mut now = Duration::ZERO;
         for (user, gap) in events {
@@ -313,7 +264,7 @@ proptest! {
             connections_max: 0,
             connections_per_address_max: max,
             connections_per_user_max: max,
-            ..limits()
+            ..Limits::for_tests()
         };
         let mut open: Vec<(u32, bool)> = Vec::new();
         for (who, connect) in steps {

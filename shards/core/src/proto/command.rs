@@ -114,19 +114,22 @@ pub struct PublishData<'a> {
     pub idempotency_key: Option<String>,
 }
 
-/// `large_data`: one chunk.
+/// `large_data`: one chunk. Its texts stay where they were received unless they hold escapes.
 #[derive(Clone, Debug, Deserialize)]
-pub struct LargeDataChunk {
+pub struct LargeDataChunk<'a> {
     /// Names the transfer on this connection.
-    pub data_id: String,
+    #[serde(borrow)]
+    pub data_id: Cow<'a, str>,
     /// From 1.
     pub chunk_index: u32,
     /// Number of chunks.
     pub total_chunks: u32,
     /// Base64.
-    pub chunk_data: String,
+    #[serde(borrow)]
+    pub chunk_data: Cow<'a, str>,
     /// SHA-256 of the whole in hex.
-    pub checksum: String,
+    #[serde(borrow)]
+    pub checksum: Cow<'a, str>,
 }
 
 /// `fault`: only with fault injection switched on.
@@ -163,7 +166,7 @@ pub enum Command<'a> {
     /// `history`.
     History(HistoryData),
     /// `large_data`.
-    LargeData(Box<LargeDataChunk>),
+    LargeData(Box<LargeDataChunk<'a>>),
     /// `fault`.
     Fault(FaultData),
 }
@@ -224,7 +227,7 @@ impl<'a> Envelope<'a> {
             "pong" => Command::Pong,
             "subscribe" => Command::Subscribe(self.typed()?),
             "unsubscribe" => Command::Unsubscribe(self.typed()?),
-            "publish" => Command::Publish(self.publish()?),
+            "publish" => Command::Publish(self.typed()?),
             "presence" => Command::Presence(self.typed()?),
             "presence_stats" => Command::PresenceStats(self.typed()?),
             "history" => Command::History(self.typed()?),
@@ -243,12 +246,7 @@ impl<'a> Envelope<'a> {
         }
     }
 
-    fn typed<T: serde::de::DeserializeOwned>(&self) -> Result<T, CommandError> {
-        json::read(self.data_text()?)
-            .map_err(|error| CommandError::Invalid(format!("`data`: {error}")))
-    }
-
-    fn publish(&self) -> Result<PublishData<'a>, CommandError> {
+    fn typed<T: Deserialize<'a>>(&self) -> Result<T, CommandError> {
         serde_json::from_str(self.data_text()?)
             .map_err(|error| CommandError::Invalid(format!("`data`: {}", json::describe(&error))))
     }

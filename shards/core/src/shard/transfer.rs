@@ -18,7 +18,6 @@ use crate::large_data::{Chunk, LargeDataError, Progress};
 use crate::message::{ChannelName, ChannelOp, Publish};
 use crate::metrics::MessageKind;
 use crate::proto::command::LargeDataChunk;
-use crate::proto::json::Object;
 use crate::proto::push;
 use crate::session::{PendingKind, Transfer};
 use crate::time::Now;
@@ -33,7 +32,7 @@ impl Shard {
         &mut self,
         now: Now,
         at: At<'_>,
-        chunk: &LargeDataChunk,
+        chunk: &LargeDataChunk<'_>,
         application_session: Option<&str>,
     ) {
         let (id, reply_to, _) = at;
@@ -51,7 +50,7 @@ impl Shard {
                 let transfer = Transfer {
                     channel,
                     data_id,
-                    checksum: chunk.checksum.as_str().into(),
+                    checksum: (*chunk.checksum).into(),
                     reply_to: reply_to.into(),
                     total_size,
                     total_chunks: chunk.total_chunks,
@@ -103,7 +102,7 @@ impl Shard {
         &mut self,
         now: Now,
         id: ConnectionId,
-        chunk: &LargeDataChunk,
+        chunk: &LargeDataChunk<'_>,
     ) -> Result<Progress, ClientError> {
         let settings = Arc::clone(&self.settings);
         let limits = &settings.limits.large_data;
@@ -216,18 +215,16 @@ fn chunk_publish(
     sender: Option<Bytes>,
     now: Now,
 ) -> Publish {
-    let mut data = Vec::with_capacity(chunk.len() / 3 * 4 + 192);
-    let mut object = Object::begin(&mut data);
-    object
-        .str("data_id", &transfer.data_id)
-        .u64("chunk_index", u64::from(index))
-        .u64("total_chunks", u64::from(transfer.total_chunks))
-        .str("chunk_data", &STANDARD.encode(chunk))
-        .str("checksum", &transfer.checksum);
-    object.end();
+    let chunk = Chunk {
+        data_id: &transfer.data_id,
+        chunk_index: index,
+        total_chunks: transfer.total_chunks,
+        chunk_data: &STANDARD.encode(chunk),
+        checksum: &transfer.checksum,
+    };
     Publish {
         kind: "large_data".into(),
-        data: data.into(),
+        data: chunk.to_json().into(),
         sender,
         // Chunks must not supersede each other under `keep_latest`.
         key: Some(format!("{}/{index}", transfer.data_id).into()),

@@ -6,12 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use gateway_core::admission::Admission;
-use gateway_core::auth::{Authenticator, KeySet, TokenRules};
+use gateway_core::auth::KeySet;
 use gateway_core::ids::ShardId;
-use gateway_core::settings::{
-    AllowedOrigins, AuthSettings, Diagnostics, HeartbeatSettings, LargeDataLimits, Limits,
-    Namespaces, Rate, Settings, WebSocketSettings,
-};
+use gateway_core::settings::Settings;
 use gateway_engine::{
     Balance, ControlEvent, ControlReceiver, Engine, EngineConfig, EngineHandle, HttpConnection,
     ListenerConfig, ShardPlacement, ShardSnapshot,
@@ -71,81 +68,12 @@ pub(crate) fn config(shards: usize) -> EngineConfig {
 }
 
 pub(crate) fn settings() -> Settings {
-    Settings {
-        node: "test".into(),
-        limits: limits(),
-        namespaces: Namespaces::new(Namespaces::built_in()),
-        websocket: WebSocketSettings {
-            path: "/ws".into(),
-            origins: AllowedOrigins::Any,
-            compression: false,
-            compression_level: 1,
-            compression_bytes_min: 512,
-        },
-        auth: AuthSettings {
-            authenticator: Arc::new(Authenticator::new(
-                TokenRules::default(),
-                KeySet::from(Vec::new()),
-                None,
-            )),
-            anonymous: true,
-            query_token: true,
-            expiry_grace: Duration::from_secs(5),
-        },
-        heartbeat: HeartbeatSettings {
-            ping_interval: Duration::from_secs(30),
-            pong_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(300),
-        },
-        diagnostics: Diagnostics { echo_path: Some("/echo".into()), fault_injection: true },
-    }
-}
-
-fn limits() -> Limits {
-    Limits {
-        connections_max: 10_000,
-        connections_per_user_max: 0,
-        connections_per_address_max: 0,
-        handshakes: Rate::UNLIMITED,
-        head_bytes_max: 8192,
-        headers_max: 64,
-        handshake_timeout: Duration::from_secs(5),
-        auth_timeout: Duration::from_secs(10),
-        message_bytes_max: 16 << 20,
-        fragments_max: 1024,
-        json_depth_max: 32,
-        subscriptions_max: 128,
-        requests_in_flight_max: 64,
-        channel_name_bytes_max: 255,
-        channels_per_shard_max: 100_000,
-        outbox_bytes_max: 64 << 20,
-        shard_outbox_bytes_max: 1 << 30,
-        recovery_bytes_max: 128 << 10,
-        history_page_max: 100,
-        history_bytes_max: 64 << 20,
-        presence_members_max: 1000,
-        presence_interval: Duration::from_millis(500),
-        close_timeout: Duration::from_secs(5),
-        messages_per_connection: Rate::UNLIMITED,
-        messages_per_user: Rate::UNLIMITED,
-        messages_per_address: Rate::UNLIMITED,
-        rate_violations_max: 10,
-        bad_messages_max: 10,
-        large_data: LargeDataLimits {
-            chunk_bytes_max: 64 << 10,
-            chunks_max: 1000,
-            transfers_max: 4,
-            connection_bytes_max: 16 << 20,
-            shard_bytes_max: 64 << 20,
-            expiry: Duration::from_secs(60),
-        },
-        idempotency_ttl: Duration::from_secs(300),
-        idempotency_keys_max: 100,
-        channel_idle_ttl: Duration::from_secs(60),
-        last_seen_ttl: Duration::from_secs(86_400),
-        last_seen_max: 1000,
-        token_cache_entries_max: 100,
-    }
+    let mut settings = Settings::for_tests(KeySet::default());
+    settings.auth.anonymous = true;
+    settings.diagnostics.fault_injection = true;
+    settings.limits.message_bytes_max = 16 << 20;
+    settings.limits.outbox_bytes_max = 64 << 20;
+    settings
 }
 
 /// Looks again and again until `probe` gives something.

@@ -49,8 +49,15 @@ pub(crate) struct LocalChannel {
     pub(crate) subscriptions: u32,
     /// Those of them whose connection negotiated compression.
     pub(crate) compressed: u32,
-    /// Publications that came while a repair is under way.
-    waiting: Option<Box<VecDeque<Arc<Publication>>>>,
+    /// The repair that is under way.
+    repair: Option<Box<Repair>>,
+}
+
+/// A gap that the home has been asked about.
+#[derive(Debug, Default)]
+struct Repair {
+    /// Publications that came meanwhile.
+    waiting: VecDeque<Arc<Publication>>,
 }
 
 impl LocalChannel {
@@ -61,11 +68,11 @@ impl LocalChannel {
         if offset == 0 {
             return Verdict::Deliver;
         }
-        if let Some(waiting) = &mut self.waiting {
-            if waiting.len() >= REPAIR_BUFFER_MAX {
+        if let Some(repair) = &mut self.repair {
+            if repair.waiting.len() >= REPAIR_BUFFER_MAX {
                 return Verdict::GiveUp;
             }
-            waiting.push_back(Arc::clone(publication));
+            repair.waiting.push_back(Arc::clone(publication));
             return Verdict::Wait;
         }
         let same_epoch = publication.position.epoch == position.epoch;
@@ -76,31 +83,32 @@ impl LocalChannel {
             self.position = Some(publication.position);
             return Verdict::Deliver;
         }
-        self.waiting = Some(Box::new(VecDeque::from([Arc::clone(publication)])));
+        let waiting = VecDeque::from([Arc::clone(publication)]);
+        self.repair = Some(Box::new(Repair { waiting }));
         Verdict::Repair(position)
     }
 
     /// The home stands at `top`; says where to repair from when that is not here.
     pub(crate) fn compare(&mut self, top: StreamPosition) -> Option<StreamPosition> {
         let position = self.position?;
-        if self.waiting.is_some() || top == position {
+        if self.repair.is_some() || top == position {
             return None;
         }
         if top.epoch == position.epoch && top.offset <= position.offset {
             return None;
         }
-        self.waiting = Some(Box::default());
+        self.repair = Some(Box::default());
         Some(position)
     }
 
     /// Ends a repair: what waited, oldest first.
     pub(crate) fn finish_repair(&mut self) -> VecDeque<Arc<Publication>> {
-        self.waiting.take().map_or_else(VecDeque::new, |waiting| *waiting)
+        self.repair.take().map_or_else(VecDeque::new, |repair| repair.waiting)
     }
 
     /// Whether a repair is under way.
     pub(crate) fn is_repairing(&self) -> bool {
-        self.waiting.is_some()
+        self.repair.is_some()
     }
 }
 
@@ -170,7 +178,7 @@ impl Hub {
             subscribers: Subscribers::default(),
             subscriptions: 0,
             compressed: 0,
-            waiting: None,
+            repair: None,
         });
         let local = if let Some(local) = self.free.pop() {
             self.slots[local as usize] = entry;
@@ -198,7 +206,7 @@ impl Hub {
             channel.compare(top)
         } else {
             channel.position = Some(top);
-            channel.waiting = None;
+            channel.repair = None;
             None
         };
         self.live += 1;

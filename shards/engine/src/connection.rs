@@ -60,7 +60,7 @@ pub(crate) struct Connection {
     pub(crate) shut: bool,
     /// Turn in which `turn_bytes` were received.
     pub(crate) turn: u32,
-    pub(crate) turn_bytes: usize,
+    pub(crate) turn_bytes: u32,
 }
 
 /// What one step of receiving came to.
@@ -111,12 +111,12 @@ impl Connection {
     }
 
     /// Adds to what was received in turn `turn` and answers the sum.
-    pub(crate) fn count_received(&mut self, turn: u32, bytes: usize) -> usize {
+    pub(crate) fn count_received(&mut self, turn: u32, bytes: u32) -> u32 {
         if self.turn != turn {
             self.turn = turn;
             self.turn_bytes = 0;
         }
-        self.turn_bytes += bytes;
+        self.turn_bytes = self.turn_bytes.saturating_add(bytes);
         self.turn_bytes
     }
 

@@ -98,6 +98,8 @@ pub(crate) struct Pump {
     plain: Vec<u8>,
     /// Connections whose receive is to be armed again, in turn.
     rearm: VecDeque<ConnectionId>,
+    /// A receive found no buffer in the last turn.
+    exhausted: bool,
     /// Connections that must be flushed besides those the shard calls dirty.
     flush: Vec<ConnectionId>,
     /// Connections whose stream ended in this turn.
@@ -158,6 +160,7 @@ impl Pump {
             completions: Vec::new(),
             plain: if config.tls.is_some() { vec![0; PLAIN_BYTES_MAX] } else { Vec::new() },
             rearm: VecDeque::new(),
+            exhausted: false,
             flush: Vec::new(),
             ended: Vec::new(),
             timeout: None,

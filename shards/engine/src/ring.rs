@@ -106,7 +106,7 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// Sets a ring up that only the calling thread may use, and hands all its buffers to the kernel.
+    /// Sets a ring up that only the calling thread may use, and hands buffers to the kernel.
     pub(crate) fn new(sizes: RingSizes) -> io::Result<Self> {
         let completions = sizes.completion_entries.next_power_of_two();
         let uring: IoUring = IoUring::builder()
@@ -223,7 +223,8 @@ impl Ring {
     }
 
     /// Submits what was asked for and fetches completions without waiting; goes on until `completions_max` are there
-    /// or nothing more is ready.
+    /// or nothing more is ready. Without anything to submit or to fetch it makes no system call: the kernel says in
+    /// shared memory when it has work for this thread.
     ///
     /// # Errors
     /// The ring is of no use any more; also when that was found out by an operation since the last turn.
@@ -231,15 +232,16 @@ impl Ring {
         if let Some(error) = self.failure.take() {
             return Err(error);
         }
-        loop {
+        self.reap();
+        while self.reaped.len() < completions_max && self.has_pending() {
             self.submit(ENTER_GETEVENTS)?;
             let before = self.reaped.len();
             self.reap();
-            let ready = self.reaped.len();
-            if ready >= completions_max || ready == before || !self.has_pending() {
-                return Ok(());
+            if self.reaped.len() == before {
+                break;
             }
         }
+        Ok(())
     }
 
     /// Submits what was asked for and blocks the thread until at least one completion is there.
@@ -333,6 +335,11 @@ impl Ring {
     /// Gives a buffer back; the kernel may use it after the next [`Self::publish_buffers`].
     pub(crate) fn give_back(&mut self, buffer: Buffer) {
         self.buffers.give_back(buffer);
+    }
+
+    /// A receive found no buffer: puts more of them into use, as far as there are more.
+    pub(crate) fn offer_more_buffers(&mut self) {
+        self.buffers.offer_more();
     }
 
     /// Lets the kernel see every buffer given back.

@@ -135,7 +135,13 @@ impl Write for CountedSocket<'_> {
         self.sends += 1;
         let offered: usize = slices.iter().map(|slice| slice.len()).sum();
         let result = loop {
-            match SockRef::from(self.socket).send_vectored_with_flags(slices, SEND_FLAGS) {
+            let socket = SockRef::from(self.socket);
+            let result = match slices {
+                // Cheaper than a message header for one slice.
+                [one] => socket.send_with_flags(one, SEND_FLAGS),
+                _ => socket.send_vectored_with_flags(slices, SEND_FLAGS),
+            };
+            match result {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => break result,
             }

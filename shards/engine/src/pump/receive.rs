@@ -12,6 +12,10 @@ impl Pump {
     /// Arms receives that were paused or ended without an end of the stream: not more in one turn than there are
     /// buffers, because the others would only find none and come back.
     pub(super) fn arm_receives(&mut self) {
+        if std::mem::take(&mut self.exhausted) {
+            self.ring.offer_more_buffers();
+            self.ring.publish_buffers();
+        }
         for _ in 0..self.config.receive_buffers {
             let Some(id) = self.rearm.pop_front() else { return };
             let Some(connection) = lookup(&mut self.connections, id) else { continue };
@@ -93,7 +97,7 @@ impl Pump {
     fn pause_flooder(&mut self, id: ConnectionId, bytes: usize) {
         let (turn, budget) = (self.turn, self.config.receive_budget_bytes);
         let Some(connection) = lookup(&mut self.connections, id) else { return };
-        let over = connection.count_received(turn, bytes) > budget;
+        let over = connection.count_received(turn, bytes as u32) as usize > budget;
         let may_pause = connection.receiving && !connection.cancelling;
         if over && may_pause && matches!(connection.phase, Phase::Open | Phase::Closing) {
             connection.cancelling = true;
@@ -111,6 +115,7 @@ impl Pump {
         match -result {
             libc::ENOBUFS => {
                 self.metrics.receive_buffers_exhausted += 1;
+                self.exhausted = true;
                 self.rearm.push_back(id);
             }
             ..0 | libc::ECANCELED | libc::EINTR | libc::EAGAIN => self.rearm.push_back(id),

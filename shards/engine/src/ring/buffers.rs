@@ -79,10 +79,16 @@ pub(super) struct BufferRing {
     buffer_bytes: usize,
     owner: RawFd,
     tail: u16,
+    /// Buffers from this index on were never offered, so their memory was never touched.
+    offered: u16,
 }
 
+/// Buffers that are offered at first. The kernel goes round all that are offered, so few of them stay in the processor's
+/// cache, and memory that no burst needs is never touched.
+const OFFERED_AT_FIRST: u16 = 256;
+
 impl BufferRing {
-    /// `count` buffers (a power of two, at most 32,768) of `buffer_bytes`, all of them the kernel's.
+    /// `count` buffers (a power of two, at most 32,768) of `buffer_bytes`; the kernel gets the first of them.
     pub(super) fn new(count: u16, buffer_bytes: usize, owner: RawFd) -> io::Result<Self> {
         let valid = count.is_power_of_two() && count <= 32_768 && buffer_bytes > 0;
         if !valid || u32::try_from(buffer_bytes).is_err() {
@@ -90,12 +96,22 @@ impl BufferRing {
         }
         let entries = Mapping::new(usize::from(count) * size_of::<BufRingEntry>())?;
         let memory = Mapping::new(usize::from(count) * buffer_bytes)?;
-        let mut ring = Self { entries, memory, count, buffer_bytes, owner, tail: 0 };
-        for index in 0..count {
-            ring.offer(index);
-        }
+        let mut ring = Self { entries, memory, count, buffer_bytes, owner, tail: 0, offered: 0 };
+        ring.offer_up_to(OFFERED_AT_FIRST);
         ring.publish();
         Ok(ring)
+    }
+
+    /// The kernel found no buffer: doubles those that are in use, as far as there are more.
+    pub(super) fn offer_more(&mut self) {
+        self.offer_up_to(self.offered.saturating_mul(2));
+    }
+
+    fn offer_up_to(&mut self, count: u16) {
+        for index in self.offered..count.min(self.count) {
+            self.offer(index);
+            self.offered = index + 1;
+        }
     }
 
     pub(super) fn entries_address(&self) -> u64 {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::auth::AuthError;
 use crate::error::Disconnect;
-use crate::ids::ConnectionId;
+use crate::ids::{ConnectionId, SessionId};
 
 /// Something that happened, worth a log line.
 #[derive(Clone, Debug)]
@@ -18,7 +18,7 @@ pub enum Event {
         /// Connection.
         connection: ConnectionId,
         /// Public session id.
-        session: Arc<str>,
+        session: SessionId,
         /// User id; empty for anonymous.
         user: Arc<str>,
         /// Address of the client.
@@ -29,7 +29,7 @@ pub enum Event {
         /// Connection.
         connection: ConnectionId,
         /// Public session id.
-        session: Arc<str>,
+        session: SessionId,
         /// User id; empty for anonymous.
         user: Arc<str>,
         /// Why.

@@ -23,6 +23,65 @@ impl fmt::Display for ShardId {
     }
 }
 
+/// Public identity of an authenticated session: a random UUID. Sixteen bytes in memory, text only where it is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionId([u8; 16]);
+
+impl SessionId {
+    /// Of a connection that is not authenticated.
+    pub const NONE: Self = Self([0; 16]);
+
+    /// A version 4 UUID out of random bytes.
+    pub fn from_random(mut bytes: [u8; 16]) -> Self {
+        bytes[6] = (bytes[6] & 0x0f) | 0x40;
+        bytes[8] = (bytes[8] & 0x3f) | 0x80;
+        Self(bytes)
+    }
+
+    /// Whether it is that of an authenticated session.
+    pub fn is_some(self) -> bool {
+        self != Self::NONE
+    }
+
+    /// As on the wire.
+    pub fn text(self) -> SessionIdText {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        if !self.is_some() {
+            return SessionIdText { text: [0; 36], length: 0 };
+        }
+        let mut text = [b'-'; 36];
+        let mut at = 0;
+        for (index, byte) in self.0.into_iter().enumerate() {
+            at += usize::from(matches!(index, 4 | 6 | 8 | 10));
+            text[at] = DIGITS[usize::from(byte >> 4)];
+            text[at + 1] = DIGITS[usize::from(byte & 15)];
+            at += 2;
+        }
+        SessionIdText { text, length: 36 }
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text())
+    }
+}
+
+/// Text of a [`SessionId`]: lower-case hexadecimal digits in five groups, or nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionIdText {
+    text: [u8; 36],
+    length: usize,
+}
+
+impl std::ops::Deref for SessionIdText {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        std::str::from_utf8(&self.text[..self.length]).unwrap_or_default()
+    }
+}
+
 /// One connection: owner shard (16 bits), generation of the slot (24 bits), slot in the shard's slab (24 bits).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(u64);

@@ -21,7 +21,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::error::{ClientError, Disconnect};
-use crate::ids::{ConnectionId, ShardId};
+use crate::ids::{ConnectionId, SessionId, ShardId};
 use crate::settings::{Priority, Settings};
 
 /// Name of a channel, shared by everyone who mentions it.
@@ -217,7 +217,7 @@ pub struct Member {
     /// User id; empty for anonymous.
     pub user: Arc<str>,
     /// Public session id of the connection.
-    pub session: Arc<str>,
+    pub session: SessionId,
     /// JSON text of the token's `info` claim.
     pub info: Option<Bytes>,
 }
@@ -417,7 +417,7 @@ pub struct ConnectionInfo {
     /// Connection.
     pub id: ConnectionId,
     /// Public session id.
-    pub session: Arc<str>,
+    pub session: SessionId,
     /// User id; empty for anonymous.
     pub user: Arc<str>,
     /// Address of the client.

@@ -169,10 +169,10 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::ShardId;
+    use crate::ids::{SessionId, ShardId};
 
     fn member(user: &str) -> Member {
-        Member { user: user.into(), session: "s".into(), info: None }
+        Member { user: user.into(), session: SessionId::NONE, info: None }
     }
 
     fn ids(count: u32) -> Vec<ConnectionId> {

@@ -4,6 +4,7 @@ use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::time::Duration;
 
+use crate::ids::SessionId;
 use crate::message::Epoch;
 
 /// Source of session ids, epochs and jitter.
@@ -17,21 +18,10 @@ impl Random {
     }
 
     /// A version 4 UUID in text form.
-    pub fn uuid(&mut self) -> String {
+    pub fn session_id(&mut self) -> SessionId {
         let mut bytes = [0u8; 16];
         self.0.fill_bytes(&mut bytes);
-        bytes[6] = (bytes[6] & 0x0f) | 0x40;
-        bytes[8] = (bytes[8] & 0x3f) | 0x80;
-        let mut out = String::with_capacity(36);
-        for (index, byte) in bytes.iter().enumerate() {
-            if matches!(index, 4 | 6 | 8 | 10) {
-                out.push('-');
-            }
-            for nibble in [byte >> 4, byte & 15] {
-                out.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0'));
-            }
-        }
-        out
+        SessionId::from_random(bytes)
     }
 
     /// A new epoch.
@@ -57,10 +47,12 @@ mod tests {
     #[test]
     fn ids_have_their_shape_and_replay() {
         let (mut a, mut b) = (Random::new([7; 32]), Random::new([7; 32]));
-        let uuid = a.uuid();
-        assert_eq!(uuid, b.uuid());
-        assert_eq!(uuid.len(), 36);
-        assert_eq!(uuid.as_bytes()[14], b'4');
+        let session = a.session_id();
+        assert_eq!(session, b.session_id());
+        let text = session.to_string();
+        assert_eq!(text.split('-').map(str::len).collect::<Vec<_>>(), [8, 4, 4, 4, 12]);
+        assert_eq!(text.as_bytes()[14], b'4');
+        assert_eq!(*SessionId::NONE.text(), *"");
         assert_eq!(Epoch::parse(a.epoch().as_str()), Some(b.epoch()));
         let pick = a.between(Duration::from_secs(1), Duration::from_secs(2));
         assert!((1..2).contains(&pick.as_secs()));

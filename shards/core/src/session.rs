@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::admission::MessageKeys;
 use crate::auth::Claims;
 use crate::error::Disconnect;
-use crate::ids::ConnectionId;
+use crate::ids::{ConnectionId, SessionId};
 use crate::large_data::Reassembly;
 use crate::message::{ChannelName, Epoch, Publication, StreamPosition, Subscribed};
 use crate::outbox::{Loss, Outbox};
@@ -208,8 +208,7 @@ pub(crate) struct Session {
     pub(crate) drain_at: Option<Moment>,
     pub(crate) claims: Option<Arc<Claims>>,
     pub(crate) user: Arc<str>,
-    /// Public session id, a UUID; empty before authentication.
-    pub(crate) public_id: Arc<str>,
+    pub(crate) public_id: SessionId,
     pub(crate) subscriptions: Vec<Subscription>,
     pub(crate) pending: Vec<Pending>,
     pub(crate) next_request: u32,
@@ -239,7 +238,7 @@ impl Session {
 
     /// Whether it has become a WebSocket session that counts as connected.
     pub(crate) fn is_authenticated(&self) -> bool {
-        !self.public_id.is_empty()
+        self.public_id.is_some()
     }
 
     /// The subscription to the channel with this index in the hub.

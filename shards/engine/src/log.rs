@@ -85,7 +85,7 @@ impl Log {
             Event::Connected { connection, session, user, address } => {
                 if let Some(left_out) = self.connected.pass(now) {
                     info!(
-                        target: CONNECTION, event = "connected", %connection, session = &**session,
+                        target: CONNECTION, event = "connected", %connection, %session,
                         user = &**user, %address, left_out, "session opened"
                     );
                 }
@@ -94,7 +94,7 @@ impl Log {
                 if let Some(left_out) = self.disconnected.pass(now) {
                     info!(
                         target: CONNECTION, event = "disconnected", %connection,
-                        session = &**session, user = &**user, reason = reason.reason(),
+                        %session, user = &**user, reason = reason.reason(),
                         code = reason.close_code(), duration_ms = duration.as_millis() as u64,
                         left_out, "session closed"
                     );

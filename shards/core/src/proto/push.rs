@@ -45,7 +45,7 @@ pub fn join_leave(join: bool, channel: &str, member: &Member, id: &str, unix: Du
         .data(|data| {
             data.str("channel", channel)
                 .str("user_id", &member.user)
-                .str("session_id", &member.session);
+                .str("session_id", &member.session.text());
             if let Some(info) = &member.info {
                 data.raw("info", info);
             }

@@ -167,7 +167,7 @@ pub fn presence(
                 .bool("truncated", members.len() < clients as usize)
                 .array("members", members, |out, (_, member)| {
                     let mut object = Object::begin(out);
-                    object.str("user_id", &member.user).str("session_id", &member.session);
+                    object.str("user_id", &member.user).str("session_id", &member.session.text());
                     if let Some(info) = &member.info {
                         object.raw("info", info);
                     }

@@ -148,7 +148,7 @@ impl Shard {
         claims: Option<Arc<Claims>>,
         (reply_to, recover): (&str, &BTreeMap<String, RecoverFrom>),
     ) {
-        let public_id: Arc<str> = self.random.uuid().into();
+        let public_id = self.random.session_id();
         let user: Arc<str> = claims
             .as_ref()
             .map_or_else(|| Arc::clone(&self.nobody), |claims| Arc::clone(&claims.user));
@@ -211,11 +211,11 @@ impl Shard {
         };
         session.next_ping_at = first_ping.into();
         let expires_at = session.claims.as_ref().and_then(|claims| claims.expires_at);
-        let (public_id, user) = (Arc::clone(&session.public_id), Arc::clone(&session.user));
+        let (public_id, user) = (session.public_id, Arc::clone(&session.user));
         let address = session.peer.address;
         self.reply(now, id, &attaching.reply_to, |head, settings| {
             let about = Welcome {
-                session: &public_id,
+                session: &public_id.text(),
                 user: &user,
                 expires_at,
                 subscriptions: &attaching.done,

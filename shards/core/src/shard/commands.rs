@@ -96,7 +96,7 @@ impl Shard {
     pub(super) fn sender(&self, id: ConnectionId) -> Option<Bytes> {
         let session = self.session(id)?;
         let info = session.claims.as_ref().and_then(|claims| claims.info.as_ref());
-        Some(push::sender(&session.user, &session.public_id, info))
+        Some(push::sender(&session.user, &session.public_id.text(), info))
     }
 
     pub(super) fn handle_presence(

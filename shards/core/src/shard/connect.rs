@@ -7,7 +7,7 @@ use super::authenticate::explain;
 use super::{Shard, Slot};
 use crate::auth::Claims;
 use crate::event::Event;
-use crate::ids::ConnectionId;
+use crate::ids::{ConnectionId, SessionId};
 use crate::message::ChannelName;
 use crate::metrics::{MessageKind, RefusalReason};
 use crate::outbox::Outbox;
@@ -76,8 +76,8 @@ impl Shard {
             ping_sent_at: None,
             drain_at: None,
             claims: None,
-            user: Arc::clone(&nobody),
-            public_id: nobody,
+            user: nobody,
+            public_id: SessionId::NONE,
             subscriptions: Vec::new(),
             pending: Vec::new(),
             next_request: 0,

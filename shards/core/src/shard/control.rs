@@ -30,7 +30,7 @@ impl Shard {
                 self.list_connections(now, user.as_deref(), (from_slot, limit))
             }
             ShardOp::Connection { session } => {
-                let found = self.sessions().find(|s| *s.public_id == *session);
+                let found = self.sessions().find(|s| *s.public_id.text() == *session);
                 ShardOutcome::Connection(
                     found.map(|session| Box::new(describe(session, &self.hub, now))),
                 )
@@ -60,7 +60,7 @@ impl Shard {
         self.sessions()
             .filter(|session| match target {
                 Target::User(user) => session.user == *user,
-                Target::Session(public_id) => *session.public_id == **public_id,
+                Target::Session(public_id) => *session.public_id.text() == **public_id,
             })
             .map(|session| session.id)
             .collect()
@@ -186,7 +186,7 @@ impl Shard {
 fn describe(session: &Session, hub: &Hub, now: Now) -> ConnectionInfo {
     ConnectionInfo {
         id: session.id,
-        session: Arc::clone(&session.public_id),
+        session: session.public_id,
         user: Arc::clone(&session.user),
         address: session.peer.address,
         tls: session.peer.tls,

@@ -261,7 +261,7 @@ impl Shard {
         self.metrics.errors += 1;
         let Some(session) = self.session_mut(id) else { return };
         let serial = session.next_id();
-        let frame = push::error(error, reply_to, &session.public_id, (&serial, now.unix));
+        let frame = push::error(error, reply_to, &session.public_id.text(), (&serial, now.unix));
         self.push_control(id, frame, MessageKind::Error);
     }
 

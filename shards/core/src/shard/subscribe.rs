@@ -343,7 +343,7 @@ fn subscribe_of(session: &Session, recover: Option<StreamPosition>) -> Subscribe
         recover,
         member: Member {
             user: Arc::clone(&session.user),
-            session: Arc::clone(&session.public_id),
+            session: session.public_id,
             info: session.claims.as_ref().and_then(|claims| claims.info.clone()),
         },
         compression: session.deflate,

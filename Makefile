@@ -25,7 +25,7 @@ fmt: ## Format the Rust code
 bench: ## Run the criterion benchmarks (BENCH=name for one)
 	cargo bench --locked --package archmesh-gateway $(if $(BENCH),--bench $(BENCH))
 
-loadtest: ## Load a gateway (SIZE=small|medium|large|enterprise, URL=ws://... for one that runs already)
+loadtest: ## Load a gateway, reports in reports/ (SIZE=small|medium|large|enterprise, URL=ws://... for one that runs already)
 	@scripts/loadtest.sh
 
 conformance: ## Autobahn suite, all 517 cases (QUICK=1: the 337 of CI)

@@ -69,6 +69,9 @@ pub(crate) struct Options {
     /// Also writes the reports to this file, as a JSON array.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Also writes the reports to this file, as one page with charts that needs no network.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
     /// No progress on standard error.
     #[arg(long)]
     pub(crate) quiet: bool,

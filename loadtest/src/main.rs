@@ -100,7 +100,8 @@ fn run(plan: Plan, options: &Options) -> Result<Report, String> {
     make_room(u64::from(plan.sockets()) + OTHER_FDS)?;
     let run = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
     let environment = options.environment();
-    let mut progress = Progress::start(options.quiet, environment.metrics.clone());
+    let mut progress =
+        Progress::start(options.quiet, environment.metrics.clone(), options.metrics_interval.0);
     let before = own_cpu_seconds();
     let outcome = scenario::run(plan, &environment, run, &mut progress);
     let series = progress.finish();

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a command-line tool is for")]
 
 use std::io::{IsTerminal, Write};
+use std::time::Duration;
 
 use gateway_loadtest::chart::number;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -58,8 +59,8 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Starts the clock, and asks the server at `metrics` from now on. `quiet` shows nothing.
-    pub(crate) fn start(quiet: bool, metrics: Target) -> Self {
+    /// Starts the clock, and asks the server at `metrics` from now on, unless `interval` is zero. `quiet` shows nothing.
+    pub(crate) fn start(quiet: bool, metrics: Target, interval: Duration) -> Self {
         let display = if quiet {
             Display::Quiet
         } else if std::io::stderr().is_terminal() {
@@ -72,7 +73,7 @@ impl Progress {
             Display::Lines { next_at: LINE_INTERVAL }
         };
         let clock = Clock::start();
-        let scraper = Scraper::start(metrics, clock);
+        let scraper = Scraper::start(metrics, clock, interval);
         Self { clock, display, recorder: Recorder::default(), scraper, next_at: SECOND }
     }
 
@@ -170,7 +171,7 @@ mod tests {
     #[test]
     fn each_second_is_looked_at_once_and_the_end_too() {
         let nobody = "http://127.0.0.1:1/metrics".parse().unwrap();
-        let mut progress = Progress::start(true, nobody);
+        let mut progress = Progress::start(true, nobody, Duration::from_secs(1));
         for now in [0, SECOND / 2, SECOND, SECOND + 1, 2 * SECOND, 2 * SECOND + 5] {
             progress.tell(now, false, Status::default);
         }

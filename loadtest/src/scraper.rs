@@ -1,4 +1,4 @@
-//! Asks the gateway for its figures each second, on a thread of its own: the load's schedule waits for nobody.
+//! Asks the gateway for its figures again and again, on a thread of its own: the load's schedule waits for nobody.
 
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
@@ -8,8 +8,6 @@ use crate::schedule::Clock;
 use crate::server::{Sample, sample};
 use crate::target::Target;
 
-const INTERVAL: Duration = Duration::from_secs(1);
-
 /// The running thread.
 #[derive(Debug)]
 pub(crate) struct Scraper {
@@ -18,15 +16,18 @@ pub(crate) struct Scraper {
 }
 
 impl Scraper {
-    /// Begins to ask; `None` when there can be no thread.
-    pub(crate) fn start(target: Target, clock: Clock) -> Option<Self> {
+    /// Begins to ask; `None` when `interval` is zero or there can be no thread.
+    pub(crate) fn start(target: Target, clock: Clock, interval: Duration) -> Option<Self> {
+        if interval.is_zero() {
+            return None;
+        }
         let (stop, stopped) = sync_channel::<()>(1);
         let ask = move || {
             let mut samples = Vec::new();
             loop {
                 let asked = Instant::now();
                 samples.extend(sample(&target, clock.now()));
-                let rest = INTERVAL.saturating_sub(asked.elapsed());
+                let rest = interval.saturating_sub(asked.elapsed());
                 if stopped.recv_timeout(rest) != Err(RecvTimeoutError::Timeout) {
                     return samples;
                 }
@@ -55,7 +56,7 @@ mod tests {
     fn it_asks_again_and_ends_when_told() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let target = format!("http://{}/metrics", listener.local_addr().unwrap()).parse().unwrap();
-        let scraper = Scraper::start(target, Clock::start()).unwrap();
+        let scraper = Scraper::start(target, Clock::start(), Duration::from_millis(1)).unwrap();
         for cpu in 1..=2 {
             let (mut stream, _) = listener.accept().unwrap();
             let mut request = [0; 1024];

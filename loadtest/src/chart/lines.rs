@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::markup::{colour, escape, legend, number, open};
+use super::markup::{LETTER, colour, escape, legend, number, open};
 use super::scale::{Fitted, Scale};
 
 const WIDTH: f64 = 640.0;
@@ -14,8 +14,6 @@ const BOTTOM: f64 = HEIGHT - 46.0;
 
 /// More stripes to hover over than this could not be hit.
 const SLICES_MAX: usize = 240;
-/// Marks nearer than this would write over each other.
-const MARK_DISTANCE: f64 = 54.0;
 
 /// An axis.
 #[derive(Clone, Debug)]
@@ -78,7 +76,7 @@ pub struct Lines {
     pub y: Axis,
     /// The lines.
     pub series: Vec<Series>,
-    /// Moments that get a vertical line and a name.
+    /// Moments that get a vertical line, and a name where there is room before the next one.
     pub marks: Vec<(f64, String)>,
 }
 
@@ -160,16 +158,16 @@ impl Lines {
     }
 
     fn draw_marks(&self, out: &mut String, x: &Fitted) -> std::fmt::Result {
-        let mut free_from = LEFT;
-        for (moment, name) in &self.marks {
-            let (at, name) = (x.place(*moment), escape(name));
+        for (index, (moment, name)) in self.marks.iter().enumerate() {
+            let at = x.place(*moment);
+            let end = self.marks.get(index + 1).map_or(RIGHT, |next| x.place(next.0));
             write!(
                 out,
                 "<line class=\"mark\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{BOTTOM}\"/>"
             )?;
-            if at >= free_from && at + MARK_DISTANCE <= RIGHT {
-                write!(out, "<text x=\"{:.1}\" y=\"{:.1}\">{name}</text>", at + 4.0, TOP + 11.0)?;
-                free_from = at + MARK_DISTANCE;
+            if name.chars().count() as f64 * LETTER + 6.0 <= end - at {
+                let (x, y, name) = (at + 4.0, TOP + 11.0, escape(name));
+                write!(out, "<text x=\"{x:.1}\" y=\"{y:.1}\">{name}</text>")?;
             }
         }
         Ok(())
@@ -247,7 +245,7 @@ mod tests {
             x: axis("time", "s"),
             y: axis("latency", "ms"),
             series,
-            marks: vec![(0.0, "a & b".into()), (0.05, "too near".into())],
+            marks: vec![(0.0, "no room".into()), (0.05, "a & b".into())],
         }
     }
 
@@ -266,7 +264,7 @@ mod tests {
         assert!(
             svg.contains(">time, s<") && svg.contains(">latency, ms<") && svg.contains(">p&lt;50<")
         );
-        assert!(svg.contains(">a &amp; b<") && !svg.contains("too near"));
+        assert!(svg.contains(">a &amp; b<") && !svg.contains("no room"));
         assert_eq!(svg.matches("<path").count(), 2);
         assert_eq!(svg.matches('<').count(), svg.matches('>').count());
     }

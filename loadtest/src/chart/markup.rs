@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 /// Series beyond these share colours.
 const COLOURS: usize = 5;
-/// Width of a character of the legend, about.
-const LETTER: f64 = 7.0;
+/// Width of a character, about.
+pub(super) const LETTER: f64 = 7.0;
 
 /// Text that is safe in an element and in a quoted attribute.
 pub fn escape(text: &str) -> String {

@@ -77,11 +77,11 @@ impl Fitted {
     }
 }
 
-/// The step of 1, 2 or 5 times a power of ten that makes at most about `count` parts of `width`.
+/// The step of 1, 2 or 5 times a power of ten that makes about `count` parts of `width` or fewer.
 fn nice_step(width: f64, count: usize) -> f64 {
     let raw = width / count.max(1) as f64;
     let power = 10f64.powf(raw.log10().floor());
-    let factor = [1.0, 2.0, 5.0].into_iter().find(|factor| factor * power >= raw * 0.999);
+    let factor = [1.0, 2.0, 5.0].into_iter().find(|factor| factor * power >= raw * 0.95);
     factor.unwrap_or(10.0) * power
 }
 
@@ -120,8 +120,11 @@ fn log_ticks(low: &mut f64, high: &mut f64) -> Vec<(f64, String)> {
 
 fn nines_ticks(high: f64) -> Vec<(f64, String)> {
     let nines = (1..=NINES_MAX as i32).map(|nines| 1.0 - 10f64.powi(-nines));
-    [0.0, 0.5]
-        .into_iter()
+    // Beside many nines there is no room for two labels at the start.
+    let start: &[f64] = if high > 0.999_95 { &[0.5] } else { &[0.0, 0.5] };
+    start
+        .iter()
+        .copied()
         .chain(nines)
         .take_while(|share| *share <= high + 1e-12)
         .map(|share| {

@@ -42,7 +42,7 @@ impl Report {
         Lines {
             title: "Latency by percentile".into(),
             x: Axis { label: "percentile".into(), unit: String::new(), scale: Scale::Nines },
-            y: Axis { label: "latency".into(), unit: "ms".into(), scale: spread(&series) },
+            y: Axis { label: "latency".into(), unit: "ms".into(), scale: spread(values(&series)) },
             series,
             marks: Vec::new(),
         }
@@ -56,7 +56,7 @@ impl Report {
             ("connects", |point| point.connects_per_second),
         ];
         let lines = rates.map(|(name, rate)| self.line(name, Stand::Mean, rate));
-        let seen = lines.into_iter().filter(|line| line.points.iter().any(|point| point.1 > 0.0));
+        let seen = lines.into_iter().filter(|line| peak(line) > 0.0);
         self.over_time("Throughput", ("operations", "per second"), seen.collect())
     }
 
@@ -121,7 +121,12 @@ impl Report {
     }
 
     fn time_chart(&self, title: &str, (label, unit): (&str, &str), series: Vec<Series>) -> Lines {
-        let scale = if unit == "ms" { spread(&series) } else { Scale::Linear };
+        let scale = match unit {
+            "ms" => spread(values(&series)),
+            // Few publications would be a line at the bottom beside their many deliveries.
+            "per second" => spread(series.iter().map(peak)),
+            _ => Scale::Linear,
+        };
         let (time_unit, divisor) = self.time_unit();
         Lines {
             title: title.to_owned(),
@@ -178,9 +183,17 @@ fn line(name: &str, points: Vec<(f64, f64)>) -> Series {
     Series { name: name.to_owned(), points }
 }
 
-/// The scale for latencies: logarithmic when the largest is far from the smallest.
-fn spread(series: &[Series]) -> Scale {
-    let values = series.iter().flat_map(|line| &line.points).map(|point| point.1);
+fn values(series: &[Series]) -> impl Iterator<Item = f64> {
+    series.iter().flat_map(|line| &line.points).map(|point| point.1)
+}
+
+/// The largest value of a line.
+fn peak(line: &Series) -> f64 {
+    line.points.iter().map(|point| point.1).fold(0.0, f64::max)
+}
+
+/// A logarithmic scale when the largest value is far from the smallest.
+fn spread(values: impl Iterator<Item = f64>) -> Scale {
     let (low, high) = values
         .filter(|value| *value > 0.0)
         .fold((f64::MAX, 0.0), |(low, high): (f64, f64), value| (low.min(value), high.max(value)));
@@ -223,9 +236,7 @@ mod tests {
 
     #[test]
     fn wide_latencies_get_a_logarithmic_axis() {
-        let scale = |values: &[f64]| {
-            spread(&[line("a", values.iter().map(|value| (0.0, *value)).collect())])
-        };
+        let scale = |values: &[f64]| spread(values.iter().copied());
         assert_eq!(scale(&[1.0, 10.0]), Scale::Linear);
         assert_eq!(scale(&[0.0, 1.0, f64::NAN, 100.0]), Scale::Log);
         assert_eq!(scale(&[]), Scale::Linear);

@@ -19,7 +19,7 @@ pub(crate) fn page(reports: &[Report], machine: &Machine) -> String {
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>Load test of {}</title>\n\
          <link rel=\"icon\" href=\"data:,\">\n<style>\n{}\n{}</style>\n</head>\n<body>\n<main>\n\
-         <h1>Load test {}</h1>\n<p>{} &middot; {} &middot; {}, {} cores &middot; {}<br><code>{}</code></p>\n",
+         <h1>Load test {}</h1>\n<p>{} &middot; {} &middot; {}, {} &middot; {}<br><code>{}</code></p>\n",
         escape(&machine.started),
         include_str!("page.css"),
         chart::STYLE,
@@ -27,7 +27,7 @@ pub(crate) fn page(reports: &[Report], machine: &Machine) -> String {
         escape(&machine.started),
         escape(machine.tool),
         escape(&machine.processor),
-        machine.cores,
+        cores(machine.cores),
         escape(&machine.system),
         escape(&machine.command)
     );
@@ -51,6 +51,10 @@ pub(crate) fn page(reports: &[Report], machine: &Machine) -> String {
 
 fn add(out: &mut String, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).expect("a String takes any text");
+}
+
+fn cores(count: usize) -> String {
+    if count == 1 { "one core".into() } else { format!("{count} cores") }
 }
 
 fn state(passed: bool) -> &'static str {
@@ -128,11 +132,11 @@ impl Report {
         let outcome = &self.outcome;
         let mut cards = Vec::new();
         let mut add = |name: String, value: String| cards.push((name, value, false));
-        if let Some((phase, length)) = self.load_phase() {
+        if let Some((_, length)) = self.load_phase() {
             for name in ["delivered", "acknowledged", "completed"] {
                 let rate = outcome.count(name) as f64 / length;
                 if rate > 0.0 {
-                    add(format!("{name} per second of {phase}"), number(rate.round()));
+                    add(format!("{name}/s"), number(rate.round()));
                 }
             }
         }
@@ -146,14 +150,14 @@ impl Report {
         }
         let cost = self.server_cost();
         if let Some(cores) = cost.cores {
-            add("server CPU of a core".into(), format!("{:.0} %", cores * 100.0));
+            add("server CPU".into(), format!("{:.0} %", cores * 100.0));
         }
         if let Some(bytes) = cost.resident_bytes {
             add("server memory".into(), format!("{} MiB", number(bytes / f64::from(1 << 20))));
         }
-        add("generator CPU of a core".into(), format!("{:.0} %", self.own_cpu_percent()));
+        add("generator CPU".into(), format!("{:.0} %", self.own_cpu_percent()));
         if let Some(behind) = outcome.latencies.behind.summary() {
-            add("generator late, p99".into(), format!("{} ms", number(behind.p99)));
+            add("late, p99".into(), format!("{} ms", number(behind.p99)));
         }
         let violations = outcome.violations.total();
         cards.insert(0, ("violations".into(), number(violations as f64), violations > 0));

@@ -28,7 +28,7 @@ bench: ## Run the benchmarks, compare with the baseline (first run: save it); BE
 bench-save: ## Run the benchmarks and make the result the baseline
 	@SAVE=1 scripts/bench.sh
 
-loadtest: ## Load a gateway (SIZE=small|medium|large|enterprise, URL=ws://... for one that runs already)
+loadtest: ## Load a gateway, reports in reports/ (SIZE=small|medium|large|enterprise, URL=ws://... for one that runs already)
 	@scripts/loadtest.sh
 
 conformance: ## Autobahn suite, all 517 cases (QUICK=1: the 337 of CI)

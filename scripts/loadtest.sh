@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Loads a gateway with archmesh-loadtest. SIZE is small (default), medium, large or enterprise. With URL=ws://... it loads
 # a gateway that is up already; otherwise it starts one of that size on a free port of the loopback and stops it again.
-# Arguments go to the load generator.
+# Arguments go to the load generator. The reports are written to reports/loadtest-SCENARIO-SIZE.json and .html, unless
+# --json or --html name other files.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -26,4 +27,25 @@ if [ -z "$url" ]; then
         --set limits.connections_max="$room"
     url=ws://$GATEWAY/ws
 fi
+# The report's name says what was run: one scenario, several, or the default one.
+name= json= html= before=
+for argument in "$@"; do
+    case $before in
+        --scenario) argument=--scenario=$argument ;;
+    esac
+    case $argument in
+        --scenario=*)
+            given=$(basename "${argument#--scenario=}" .toml)
+            name=${name:+$name-}$given
+            ;;
+        --json | --json=*) json=given ;;
+        --html | --html=*) html=given ;;
+        --list | --help | -h | --version | -V) json=given html=given ;;
+    esac
+    before=$argument
+done
+report=reports/loadtest-${name:-fanout}-$size
+mkdir -p reports
+[ -n "$json" ] || set -- "$@" --json "$report.json"
+[ -n "$html" ] || set -- "$@" --html "$report.html"
 target/release/archmesh-loadtest --url "$url" --size "$size" "$@"

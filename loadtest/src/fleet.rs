@@ -25,6 +25,7 @@ pub(crate) use upgrade::request;
 
 use crate::output::Progress;
 use crate::schedule::{Clock, MILLISECOND, Nanos, SECOND};
+use crate::series::Status;
 use connection::{Connection, Phase, connect};
 use framing::{Decoder, Item};
 use upgrade::{Upgrade, read_response, read_upgrade};
@@ -115,8 +116,8 @@ pub(crate) trait Driver {
     fn tick(&mut self, fleet: &mut Fleet, now: Nanos) -> Next;
     /// What happened.
     fn event(&mut self, fleet: &mut Fleet, id: ConnId, event: Event<'_>, now: Nanos);
-    /// One line about how it goes.
-    fn progress(&self) -> String;
+    /// How it goes; what is told of the time since the last question is forgotten.
+    fn status(&mut self, now: Nanos) -> Status;
 }
 
 /// Counted by the fleet itself.
@@ -477,7 +478,7 @@ pub(crate) fn run(
         let now = fleet.clock.now();
         let next = driver.tick(fleet, now);
         fleet.flush();
-        progress.tell(now, || driver.progress());
+        progress.tell(now, next == Next::Done, || driver.status(now));
         let Next::Until(until) = next else { return Ok(()) };
         let until = if fleet.endings.is_empty() { until } else { now };
         fleet.wait(&mut events, now, until)?;

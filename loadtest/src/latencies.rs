@@ -1,5 +1,7 @@
 //! Latency histograms, in microseconds, three significant digits, up to ten minutes.
 
+use std::collections::BTreeMap;
+
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
@@ -7,9 +9,31 @@ use crate::schedule::Nanos;
 
 const MICROS_MAX: u64 = 600_000_000;
 
+/// Percentiles of the ladder in a report.
+const LADDER: [f64; 11] = [25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99, 100.0];
+/// Points of a curve each time that the distance to 100 % halves.
+const CURVE_STEPS: u32 = 5;
+
 /// One kind of latency.
 #[derive(Clone, Debug)]
-pub(crate) struct Latency(Histogram<u64>);
+pub(crate) struct Latency {
+    total: Histogram<u64>,
+    /// Since it was last taken; two digits are enough for a point of a chart.
+    interval: Histogram<u32>,
+}
+
+/// A short time's latencies; milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Brief {
+    /// Samples.
+    pub(crate) count: u64,
+    /// Percentiles.
+    pub(crate) p50: f64,
+    /// See `p50`.
+    pub(crate) p99: f64,
+    /// Largest.
+    pub(crate) max: f64,
+}
 
 /// A histogram in a few numbers; milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -26,38 +50,81 @@ pub(crate) struct Summary {
     pub(crate) p99: f64,
     /// See `p50`.
     pub(crate) p999: f64,
+    /// See `p50`.
+    pub(crate) p9999: f64,
     /// Largest.
     pub(crate) max: f64,
 }
 
 impl Default for Latency {
     fn default() -> Self {
-        Self(
-            Histogram::new_with_bounds(1, MICROS_MAX, 3)
-                .expect("the bounds are constants that fit"),
-        )
+        let fits = "the bounds are constants that fit";
+        Self {
+            total: Histogram::new_with_bounds(1, MICROS_MAX, 3).expect(fits),
+            interval: Histogram::new_with_bounds(1, MICROS_MAX, 2).expect(fits),
+        }
     }
 }
 
 impl Latency {
     /// Records the time from `from` to `to`.
     pub(crate) fn record(&mut self, from: Nanos, to: Nanos) {
-        self.0.saturating_record(to.saturating_sub(from) / 1_000);
+        let micros = to.saturating_sub(from) / 1_000;
+        self.total.saturating_record(micros);
+        self.interval.saturating_record(micros);
+    }
+
+    /// What was recorded since the last time; `None` when that is nothing.
+    pub(crate) fn take_interval(&mut self) -> Option<Brief> {
+        if self.interval.is_empty() {
+            return None;
+        }
+        let brief = Brief {
+            count: self.interval.len(),
+            p50: ms(self.interval.value_at_quantile(0.5)),
+            p99: ms(self.interval.value_at_quantile(0.99)),
+            max: ms(self.interval.max()),
+        };
+        self.interval.reset();
+        Some(brief)
+    }
+
+    /// Percentiles, up to the largest at 100, and their values in milliseconds.
+    pub(crate) fn ladder(&self) -> impl Iterator<Item = (f64, f64)> {
+        LADDER
+            .iter()
+            .map(|percentile| (*percentile, ms(self.total.value_at_percentile(*percentile))))
+    }
+
+    /// Shares from 0 to 1 and the milliseconds that they are within, as far as the samples tell.
+    pub(crate) fn curve(&self) -> Vec<(f64, f64)> {
+        let resolution = 1.0 - 1.0 / self.total.len().max(1) as f64;
+        self.total
+            .iter_quantiles(CURVE_STEPS)
+            .map(|step| {
+                let share = step.quantile_iterated_to().min(resolution);
+                (share, ms(step.value_iterated_to().min(self.total.max())))
+            })
+            .collect()
     }
 
     /// The histogram in numbers; `None` when nothing was recorded.
     pub(crate) fn summary(&self) -> Option<Summary> {
-        let ms = |micros: u64| micros as f64 / 1_000.0;
-        (!self.0.is_empty()).then(|| Summary {
-            count: self.0.len(),
-            mean: self.0.mean() / 1_000.0,
-            p50: ms(self.0.value_at_quantile(0.5)),
-            p90: ms(self.0.value_at_quantile(0.9)),
-            p99: ms(self.0.value_at_quantile(0.99)),
-            p999: ms(self.0.value_at_quantile(0.999)),
-            max: ms(self.0.max()),
+        (!self.total.is_empty()).then(|| Summary {
+            count: self.total.len(),
+            mean: self.total.mean() / 1_000.0,
+            p50: ms(self.total.value_at_quantile(0.5)),
+            p90: ms(self.total.value_at_quantile(0.9)),
+            p99: ms(self.total.value_at_quantile(0.99)),
+            p999: ms(self.total.value_at_quantile(0.999)),
+            p9999: ms(self.total.value_at_quantile(0.9999)),
+            max: ms(self.total.max()),
         })
     }
+}
+
+fn ms(micros: u64) -> f64 {
+    micros as f64 / 1_000.0
 }
 
 /// All latencies of a scenario.
@@ -79,20 +146,37 @@ pub(crate) struct Latencies {
     pub(crate) behind: Latency,
 }
 
-impl Latencies {
-    /// Names and summaries of those that have samples. The generator's own lateness is not among them.
-    pub(crate) fn summaries(&self) -> Vec<(&'static str, Summary)> {
+/// Names of the server's latencies with references to them.
+macro_rules! named {
+    ($latencies:expr, $($borrow:tt)+) => {
         [
-            ("connect", &self.connect),
-            ("ready", &self.ready),
-            ("deliver", &self.deliver),
-            ("acknowledge", &self.acknowledge),
-            ("recover", &self.recover),
-            ("ping", &self.ping),
+            ("connect", $($borrow)+ $latencies.connect),
+            ("ready", $($borrow)+ $latencies.ready),
+            ("deliver", $($borrow)+ $latencies.deliver),
+            ("acknowledge", $($borrow)+ $latencies.acknowledge),
+            ("recover", $($borrow)+ $latencies.recover),
+            ("ping", $($borrow)+ $latencies.ping),
         ]
-        .into_iter()
-        .filter_map(|(name, latency)| Some((name, latency.summary()?)))
-        .collect()
+    };
+}
+
+impl Latencies {
+    /// Those that have samples, by name. The generator's own lateness is not among them.
+    pub(crate) fn measured(&self) -> impl Iterator<Item = (&'static str, &Latency)> {
+        named!(self, &).into_iter().filter(|(_, latency)| !latency.total.is_empty())
+    }
+
+    /// Names and summaries of those that have samples.
+    pub(crate) fn summaries(&self) -> Vec<(&'static str, Summary)> {
+        self.measured().filter_map(|(name, latency)| Some((name, latency.summary()?))).collect()
+    }
+
+    /// What was recorded since the last time, by name.
+    pub(crate) fn take_intervals(&mut self) -> BTreeMap<&'static str, Brief> {
+        named!(self, &mut)
+            .into_iter()
+            .filter_map(|(name, latency)| Some((name, latency.take_interval()?)))
+            .collect()
     }
 }
 
@@ -115,5 +199,26 @@ mod tests {
         let close = |value: f64, expected: f64| (value - expected).abs() / expected < 0.005;
         assert!(close(summary.p50, 500.0) && close(summary.p99, 990.0), "{summary:?}");
         assert!(close(summary.max, 1_000.0));
+        let ladder: Vec<_> = latency.ladder().collect();
+        assert!(ladder.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1), "{ladder:?}");
+        assert_eq!(ladder.last(), Some(&(100.0, summary.max)));
+        let curve = latency.curve();
+        assert!(curve.is_sorted_by(|a, b| a.0 <= b.0 && a.1 <= b.1), "{curve:?}");
+        let (share, largest) = curve.last().copied().unwrap();
+        assert!(share < 1.0 && largest >= summary.max, "{curve:?}");
+    }
+
+    #[test]
+    fn an_interval_is_taken_once_and_the_total_stays() {
+        let mut latencies = Latencies::default();
+        latencies.deliver.record(0, 10 * MILLISECOND);
+        latencies.deliver.record(0, 30 * MILLISECOND);
+        let taken = latencies.take_intervals();
+        assert_eq!(taken.keys().collect::<Vec<_>>(), [&"deliver"]);
+        assert!(taken["deliver"].count == 2 && (taken["deliver"].max - 30.0).abs() < 0.3);
+        latencies.ping.record(0, MILLISECOND);
+        assert_eq!(latencies.take_intervals().keys().collect::<Vec<_>>(), [&"ping"]);
+        assert!(latencies.take_intervals().is_empty());
+        assert_eq!(latencies.deliver.summary().unwrap().count, 2);
     }
 }

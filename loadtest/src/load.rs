@@ -16,6 +16,7 @@ use crate::latencies::Latencies;
 use crate::ledger::Ledger;
 use crate::plan::Plan;
 use crate::schedule::Nanos;
+use crate::series::Status;
 use crate::server::{self, Sample};
 use crate::target::{Minter, Target};
 use crate::wire::{Names, Reader};
@@ -175,16 +176,19 @@ impl Load {
         self.ready
     }
 
-    /// One line about how it goes.
-    pub(crate) fn progress(&self) -> String {
-        format!(
-            "{} of {} connected, {} published, {} acknowledged, {} delivered, {} violations",
-            self.ready,
-            self.plan.connections,
-            self.ledger.sent(),
-            self.ledger.acknowledged,
-            self.delivered,
-            self.violations.total()
-        )
+    /// How it goes, for the phase `phase` of which `part` (0 to 1) is done.
+    pub(crate) fn status(&mut self, phase: &'static str, part: Option<f64>) -> Status {
+        Status {
+            phase,
+            part,
+            wanted: self.plan.connections,
+            connections: self.ready,
+            published: self.ledger.sent(),
+            acknowledged: self.ledger.acknowledged,
+            delivered: self.delivered,
+            violations: self.violations.total(),
+            latencies: self.latencies.take_intervals(),
+            late: self.latencies.behind.take_interval(),
+        }
     }
 }

@@ -7,8 +7,11 @@
 //! | `wire` | the messages of the native protocol |
 //! | `load`, `ledger`, `checker` | connections, publications, and whether what came is what was promised |
 //! | `scenario` | what each kind of scenario does |
-//! | `schedule`, `latencies`, `server` | time, histograms, the gateway's own figures |
-//! | `report`, `output` | the result |
+//! | `schedule`, `latencies` | time, histograms |
+//! | `server`, `scraper` | the gateway's own figures, between the phases and each second |
+//! | `series`, `output` | the run over time, and its progress on standard error |
+//! | `report`, `machine` | the result as text, JSON and HTML, and where it was measured |
+//! | `chart` (of the library) | charts as SVG |
 
 #![forbid(unsafe_code)]
 
@@ -17,12 +20,15 @@ mod fleet;
 mod latencies;
 mod ledger;
 mod load;
+mod machine;
 mod options;
 mod output;
 mod plan;
 mod report;
 mod scenario;
 mod schedule;
+mod scraper;
+mod series;
 mod server;
 mod target;
 mod values;
@@ -37,6 +43,7 @@ use clap::Parser as _;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
+use machine::Machine;
 use options::Options;
 use output::Progress;
 use plan::{Plan, Scenario};
@@ -62,38 +69,43 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    let mut passed = true;
+    let machine = Machine::look();
     let mut reports = Vec::new();
+    let mut fault = None;
     for plan in plans {
         match run(plan, &options) {
             Ok(report) => {
                 output::report(&report.text());
-                passed &= report.passed();
-                reports.push(report.json());
+                reports.push(report);
             }
             Err(error) => {
-                output::fault(&error);
-                return ExitCode::from(EXIT_NOT_RUN);
+                fault = Some(error);
+                break;
             }
         }
     }
-    if let Some(path) = &options.json
-        && let Err(error) = write_json(path, &reports)
-    {
-        output::fault(&format!("{}: {error}", path.display()));
+    // What was measured before something could not be run is worth keeping.
+    if let Err(error) = write_files(&options, &reports, &machine) {
+        fault.get_or_insert(error);
+    }
+    if let Some(error) = fault {
+        output::fault(&error);
         return ExitCode::from(EXIT_NOT_RUN);
     }
+    let passed = reports.iter().all(Report::passed);
     if passed { ExitCode::SUCCESS } else { ExitCode::from(EXIT_BROKEN) }
 }
 
 fn run(plan: Plan, options: &Options) -> Result<Report, String> {
     make_room(u64::from(plan.sockets()) + OTHER_FDS)?;
     let run = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
-    let mut progress = Progress::new(options.quiet);
+    let environment = options.environment();
+    let mut progress =
+        Progress::start(options.quiet, environment.metrics.clone(), options.metrics_interval.0);
     let before = own_cpu_seconds();
-    let outcome = scenario::run(plan, &options.environment(), run, &mut progress)?;
-    progress.finish();
-    Ok(Report::new(outcome, own_cpu_seconds() - before))
+    let outcome = scenario::run(plan, &environment, run, &mut progress);
+    let series = progress.finish();
+    Ok(Report::new(outcome?, series, own_cpu_seconds() - before))
 }
 
 /// Every connection is a descriptor: takes the soft limit up to the hard one when that is needed.
@@ -118,9 +130,21 @@ fn own_cpu_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-fn write_json(path: &Path, reports: &[serde_json::Value]) -> std::io::Result<()> {
-    let text = serde_json::to_string_pretty(reports).map_err(std::io::Error::other)?;
-    std::fs::write(path, text + "\n")
+fn write_files(options: &Options, reports: &[Report], machine: &Machine) -> Result<(), String> {
+    let write = |path: &Path, text: String| {
+        std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+        output::note(&format!("report: {}", path.display()));
+        Ok::<_, String>(())
+    };
+    if let Some(path) = &options.json {
+        let values: Vec<_> = reports.iter().map(|report| report.json(machine)).collect();
+        let text = serde_json::to_string_pretty(&values).map_err(|error| error.to_string())?;
+        write(path, text + "\n")?;
+    }
+    if let Some(path) = &options.html {
+        write(path, report::page(reports, machine))?;
+    }
+    Ok(())
 }
 
 fn list() -> String {

@@ -63,12 +63,18 @@ pub(crate) struct Options {
     /// Metrics of the gateway. Default: /metrics where the WebSocket endpoint is.
     #[arg(long)]
     metrics_url: Option<Target>,
+    /// Between two questions for the metrics while the load goes on; 0s = none, only between the phases.
+    #[arg(long, default_value = "1s")]
+    pub(crate) metrics_interval: Span,
     /// Gives up a phase when nothing at all has come or happened for this long.
     #[arg(long, default_value = "15s")]
     patience: Span,
     /// Also writes the reports to this file, as a JSON array.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Also writes the reports to this file, as one page with charts that needs no network.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
     /// No progress on standard error.
     #[arg(long)]
     pub(crate) quiet: bool,

@@ -1,15 +1,20 @@
 //! What came of a run, for people and for machines, and whether it passed.
+//!
+//! `text` is for a terminal, `html` for a browser, with the charts of `graphs`; `cost` is what the server spent.
 
-use std::fmt::Write as _;
+mod cost;
+mod graphs;
+mod html;
+mod text;
 
-use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::latencies::Summary;
+use crate::machine::Machine;
 use crate::plan::Kind;
 use crate::scenario::Outcome;
 use crate::schedule::seconds;
-use crate::server::Sample;
+use crate::series::Series;
+pub(crate) use html::page;
 
 /// A finished scenario, judged.
 #[derive(Debug)]
@@ -17,102 +22,120 @@ pub(crate) struct Report {
     outcome: Outcome,
     /// CPU seconds of the generator.
     own_cpu_seconds: f64,
-    /// Why it failed; empty = passed.
-    pub(crate) failures: Vec<String>,
+    /// The run, second by second.
+    series: Series,
+    /// What it was judged by.
+    checks: Vec<Check>,
 }
 
-/// What the server spent between the two compared moments.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-struct ServerCost {
-    cpu_seconds: Option<f64>,
-    cores: Option<f64>,
-    cpu_micros_per_delivery: Option<f64>,
-    resident_bytes: Option<f64>,
-    resident_growth_percent: Option<f64>,
-    fd_growth: Option<f64>,
-    resident_bytes_per_connection: Option<f64>,
+/// A threshold and what was measured.
+#[derive(Clone, Debug, Default)]
+struct Check {
+    what: String,
+    allowed: String,
+    measured: String,
+    /// Why it is not kept.
+    failure: Option<String>,
+}
+
+impl Check {
+    fn new(
+        what: impl Into<String>,
+        allowed: String,
+        measured: String,
+        failure: Option<String>,
+    ) -> Self {
+        Self { what: what.into(), allowed, measured, failure }
+    }
 }
 
 impl Report {
     /// Judges an outcome.
-    pub(crate) fn new(outcome: Outcome, own_cpu_seconds: f64) -> Self {
-        let mut report = Self { outcome, own_cpu_seconds, failures: Vec::new() };
-        report.failures = report.judge();
+    pub(crate) fn new(outcome: Outcome, series: Series, own_cpu_seconds: f64) -> Self {
+        let mut report = Self { outcome, own_cpu_seconds, series, checks: Vec::new() };
+        report.checks = report.check();
         report
+    }
+
+    /// Why it failed; none = passed.
+    fn failures(&self) -> impl Iterator<Item = &str> {
+        self.checks.iter().filter_map(|check| check.failure.as_deref())
     }
 
     /// Whether every threshold holds.
     pub(crate) fn passed(&self) -> bool {
-        self.failures.is_empty()
+        self.failures().next().is_none()
     }
 
-    fn judge(&self) -> Vec<String> {
+    /// Every threshold, compared with what was measured.
+    fn check(&self) -> Vec<Check> {
         let thresholds = &self.outcome.plan.thresholds;
-        let mut failures = Vec::new();
         let errors = self.outcome.violations.total();
-        if errors > thresholds.max_errors {
-            failures.push(format!("{errors} violations, allowed are {}", thresholds.max_errors));
-        }
-        let (name, latency) = self.outcome.main_latency();
-        match (thresholds.max_p99_ms, latency.summary()) {
-            (Some(max), Some(summary)) if summary.p99 > max => {
-                failures
-                    .push(format!("p99 of {name} is {:.1} ms, allowed are {max} ms", summary.p99));
-            }
-            // A run without a sample has shown nothing.
-            (_, None) => failures.push(format!("no latency of {name} was measured")),
-            _ => {}
-        }
+        let allowed = thresholds.max_errors;
+        let broken =
+            (errors > allowed).then(|| format!("{errors} violations, allowed are {allowed}"));
+        let mut checks =
+            vec![Check::new("violations", allowed.to_string(), errors.to_string(), broken)];
+        checks.extend(self.check_latency());
         let cost = self.server_cost();
         let growth = [
-            ("resident memory", thresholds.max_rss_growth, cost.resident_growth_percent, "%"),
+            ("resident memory", thresholds.max_rss_growth, cost.resident_growth_percent, " %"),
             ("descriptors", thresholds.max_fd_growth.map(f64::from), cost.fd_growth, ""),
         ];
         for (what, max, value, unit) in growth {
-            match (max, value) {
-                (Some(max), Some(value)) if value > max => failures
-                    .push(format!("{what} grew by {value:.1}{unit}, allowed are {max}{unit}")),
-                (Some(_), None) => {
-                    failures
-                        .push(format!("growth of {what} is unknown: the server told no figures"));
+            let Some(max) = max else { continue };
+            let measured = value.map_or("unknown".into(), |value| format!("{value:.1}{unit}"));
+            let failure = match value {
+                Some(value) if value > max => {
+                    Some(format!("{what} grew by {value:.1}{unit}, allowed are {max}{unit}"))
                 }
-                _ => {}
-            }
+                Some(_) => None,
+                None => Some(format!("growth of {what} is unknown: the server told no figures")),
+            };
+            checks.push(Check::new(
+                format!("growth of {what}"),
+                format!("{max}{unit}"),
+                measured,
+                failure,
+            ));
         }
-        failures
+        checks
     }
 
-    fn server_cost(&self) -> ServerCost {
-        let (from, to) = self.outcome.compared;
-        let (Some(from), Some(to)) = (self.outcome.sample(from), self.outcome.sample(to)) else {
-            return ServerCost::default();
+    fn check_latency(&self) -> Option<Check> {
+        let (name, latency) = self.outcome.main_latency();
+        let max = self.outcome.plan.thresholds.max_p99_ms;
+        let allowed = max.map_or("measured".into(), |max| format!("{max} ms"));
+        let what = format!("p99 of {name}");
+        let Some(summary) = latency.summary() else {
+            // A run without a sample has shown nothing.
+            let failure = Some(format!("no latency of {name} was measured"));
+            return Some(Check::new(what, allowed, "not measured".into(), failure));
         };
-        let pair = |read: fn(&Sample) -> Option<f64>| Some((read(from)?, read(to)?));
-        let cpu_seconds = pair(|sample| sample.cpu_seconds).map(|(from, to)| to - from);
-        let length = seconds(to.at - from.at);
-        let delivered = self.outcome.count("delivered");
-        let held = self
-            .outcome
-            .sample("before")
-            .and_then(|before| Some((from.resident_bytes? - before.resident_bytes?).max(0.0)));
-        ServerCost {
-            cpu_seconds,
-            cores: cpu_seconds.filter(|_| length > 0.0).map(|cpu| cpu / length),
-            cpu_micros_per_delivery: cpu_seconds
-                .filter(|_| delivered > 0)
-                .map(|cpu| cpu * 1e6 / delivered as f64),
-            resident_bytes: to.resident_bytes,
-            resident_growth_percent: pair(|sample| sample.resident_bytes)
-                .map(|(from, to)| (to / from - 1.0) * 100.0),
-            fd_growth: pair(|sample| sample.open_fds).map(|(from, to)| to - from),
-            resident_bytes_per_connection: held
-                .filter(|_| self.outcome.plan.kind != Kind::Churn)
-                .map(|bytes| bytes / f64::from(self.outcome.plan.connections)),
-        }
+        let max = max?;
+        let failure = (summary.p99 > max)
+            .then(|| format!("p99 of {name} is {:.1} ms, allowed are {max} ms", summary.p99));
+        Some(Check::new(what, allowed, format!("{:.2} ms", summary.p99), failure))
     }
 
-    /// The report as JSON.
-    pub(crate) fn json(&self) -> Value {
+    /// The phase of the load itself and how long it was; none for a reconnect, which delivers in bursts: a rate over its
+    /// phases would say nothing.
+    fn load_phase(&self) -> Option<(&'static str, f64)> {
+        let steady = self.outcome.plan.kind != Kind::Reconnect;
+        let mut phases = self.outcome.phases.iter();
+        let phase = phases
+            .find(|(name, nanos)| steady && *nanos > 0 && matches!(*name, "load" | "churn"))?;
+        Some((phase.0, seconds(phase.1)))
+    }
+
+    /// A part of one core that the generator used.
+    fn own_cpu_percent(&self) -> f64 {
+        let length: u64 = self.outcome.phases.iter().map(|(_, nanos)| nanos).sum();
+        self.own_cpu_seconds * 100.0 / seconds(length).max(0.001)
+    }
+
+    /// The report as JSON, for a run on `machine`.
+    pub(crate) fn json(&self, machine: &Machine) -> Value {
         let outcome = &self.outcome;
         let object = |pairs: Vec<(&str, Value)>| -> Value {
             let pairs = pairs.into_iter().map(|(name, value)| (name.to_owned(), value));
@@ -120,15 +143,23 @@ impl Report {
         };
         let phases = outcome.phases.iter().map(|(name, nanos)| (*name, json!(seconds(*nanos))));
         let latencies = outcome.latencies.summaries();
+        let percentiles = outcome.latencies.measured().map(|(name, latency)| {
+            let steps = latency
+                .ladder()
+                .map(|(percentile, ms)| json!({"percentile": percentile, "ms": ms}));
+            (name, Value::Array(steps.collect()))
+        });
         let samples = outcome.samples.iter().map(|(moment, sample)| (*moment, json!(sample)));
         json!({
             "scenario": outcome.plan.name,
             "passed": self.passed(),
-            "failures": self.failures,
+            "failures": self.failures().collect::<Vec<_>>(),
+            "machine": machine,
             "plan": outcome.plan,
             "counts": object(outcome.counts.iter().map(|(n, c)| (*n, json!(c))).collect()),
             "phases_seconds": object(phases.collect()),
             "latencies_ms": object(latencies.iter().map(|(n, s)| (*n, json!(s))).collect()),
+            "percentiles_ms": object(percentiles.collect()),
             "violations": outcome.violations.counts(),
             "violation_examples": outcome.violations.examples(),
             "server": {"cost": self.server_cost(), "samples": object(samples.collect())},
@@ -138,123 +169,25 @@ impl Report {
                 "bytes_in": outcome.traffic.bytes_in,
                 "bytes_out": outcome.traffic.bytes_out,
             },
+            "series": self.series,
         })
     }
-
-    /// The report for people.
-    pub(crate) fn text(&self) -> String {
-        let mut out = String::new();
-        self.write_text(&mut out).expect("a String takes any text");
-        out
-    }
-
-    fn write_text(&self, out: &mut String) -> std::fmt::Result {
-        let outcome = &self.outcome;
-        let plan = &outcome.plan;
-        let title =
-            format!("{}: {} connections, {} channels", plan.name, plan.connections, plan.channels);
-        writeln!(out, "{title}")?;
-        for (name, nanos) in &outcome.phases {
-            writeln!(out, "  {name:<13} {:>10.2} s", seconds(*nanos))?;
-        }
-        // What a reconnect delivers comes in bursts: a rate over its phases would say nothing.
-        let steady = plan.kind != Kind::Reconnect;
-        let load =
-            outcome.phases.iter().find(|(name, _)| steady && matches!(*name, "load" | "churn"));
-        for (name, count) in outcome.counts.iter().filter(|(_, count)| *count > 0) {
-            write!(out, "  {name:<13} {count:>10}")?;
-            if let Some((phase, length)) = load.filter(|(_, length)| *length > 0)
-                && matches!(*name, "acknowledged" | "delivered" | "completed")
-            {
-                write!(out, "   ({:.0}/s over {phase})", *count as f64 / seconds(*length))?;
-            }
-            writeln!(out)?;
-        }
-        let summaries = outcome.latencies.summaries();
-        if !summaries.is_empty() {
-            let heads = ["count", "mean", "p50", "p90", "p99", "p99.9", "max"];
-            write!(out, "  {:<13}", "latency, ms")?;
-            for head in heads {
-                write!(out, "{head:>10}")?;
-            }
-            writeln!(out)?;
-        }
-        for (name, summary) in &summaries {
-            write_summary(out, name, summary)?;
-        }
-        self.write_costs(out)?;
-        for (violation, count) in outcome.violations.counts() {
-            writeln!(out, "  {violation:?}: {count}")?;
-        }
-        for example in outcome.violations.examples() {
-            writeln!(out, "    {example}")?;
-        }
-        if self.passed() {
-            return writeln!(out, "  PASSED");
-        }
-        writeln!(out, "  FAILED: {}", self.failures.join("; "))
-    }
-
-    fn write_costs(&self, out: &mut String) -> std::fmt::Result {
-        let cost = self.server_cost();
-        let mib = |bytes: f64| bytes / f64::from(1 << 20);
-        let mut parts = Vec::new();
-        if let (Some(cpu), Some(cores)) = (cost.cpu_seconds, cost.cores) {
-            parts.push(format!("CPU {cpu:.2} s ({:.0} % of a core)", cores * 100.0));
-        }
-        if let Some(micros) = cost.cpu_micros_per_delivery {
-            parts.push(format!("{micros:.2} us per delivery"));
-        }
-        if let Some(resident) = cost.resident_bytes {
-            parts.push(format!("RSS {:.1} MiB", mib(resident)));
-        }
-        if let Some(growth) = cost.resident_growth_percent {
-            parts.push(format!("{growth:+.1} %"));
-        }
-        if let Some(bytes) = cost.resident_bytes_per_connection {
-            parts.push(format!("{:.1} KiB per connection", bytes / 1024.0));
-        }
-        if let Some(fds) = cost.fd_growth.filter(|fds| *fds != 0.0) {
-            parts.push(format!("{fds:+} descriptors"));
-        }
-        if parts.is_empty() {
-            parts.push("no figures (no /metrics, or no room for one more connection)".into());
-        }
-        writeln!(out, "  server        {}", parts.join(", "))?;
-        let length: u64 = self.outcome.phases.iter().map(|(_, nanos)| nanos).sum();
-        write!(
-            out,
-            "  generator     CPU {:.2} s ({:.0} % of a core)",
-            self.own_cpu_seconds,
-            self.own_cpu_seconds * 100.0 / seconds(length).max(0.001)
-        )?;
-        if let Some(behind) = self.outcome.latencies.behind.summary() {
-            write!(out, ", sent late by p99 {:.2} ms, max {:.2} ms", behind.p99, behind.max)?;
-        }
-        writeln!(out)
-    }
-}
-
-fn write_summary(out: &mut String, name: &str, summary: &Summary) -> std::fmt::Result {
-    write!(out, "  {name:<13}{:>10}", summary.count)?;
-    for value in [summary.mean, summary.p50, summary.p90, summary.p99, summary.p999, summary.max] {
-        write!(out, "{value:>10.2}")?;
-    }
-    writeln!(out)
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::checker::{Violation, Violations};
     use crate::fleet::Traffic;
     use crate::latencies::Latencies;
     use crate::plan::{Scenario, Size};
     use crate::schedule::{MILLISECOND, SECOND};
+    use crate::server::Sample;
     use crate::values::Values;
 
-    fn outcome(flags: &Values) -> Outcome {
+    /// A run of a second that passes.
+    pub(crate) fn outcome(flags: &Values) -> Outcome {
         let plan = Scenario::load("fanout").unwrap().plan("fanout", Size::Small, flags).unwrap();
         let sample = |at, cpu, resident| Sample {
             at,
@@ -283,14 +216,15 @@ mod tests {
     fn check(flags: &Values, spoil: impl FnOnce(&mut Outcome), failure: Option<&str>) {
         let mut outcome = outcome(flags);
         spoil(&mut outcome);
-        let report = Report::new(outcome, 0.1);
+        let report = Report::new(outcome, Series::default(), 0.1);
         match failure {
-            None => assert!(report.passed(), "{:?}", report.failures),
+            None => assert!(report.passed(), "{:?}", report.checks),
             Some(text) => {
-                assert_eq!(report.failures.len(), 1, "{:?}", report.failures);
-                assert!(report.failures[0].contains(text), "{:?}", report.failures);
+                let failures: Vec<_> = report.failures().collect();
+                assert_eq!(failures.len(), 1, "{failures:?}");
+                assert!(failures[0].contains(text), "{failures:?}");
                 assert!(report.text().contains("FAILED"));
-                assert_eq!(report.json()["passed"], false);
+                assert_eq!(report.json(&Machine::look())["passed"], false);
             }
         }
     }
@@ -306,7 +240,11 @@ mod tests {
         check(&none, no_latency, Some("no latency"));
         check(&Values { max_p99_ms: Some(30.0), ..none.clone() }, |_| {}, None);
         check(&Values { max_p99_ms: Some(10.0), ..none.clone() }, |_| {}, Some("p99 of deliver"));
-        check(&Values { max_rss_growth: Some(5.0), ..none.clone() }, |_| {}, Some("grew by 10.0%"));
+        check(
+            &Values { max_rss_growth: Some(5.0), ..none.clone() },
+            |_| {},
+            Some("grew by 10.0 %"),
+        );
         check(&Values { max_fd_growth: Some(0), ..none.clone() }, |_| {}, None);
         let silent = |outcome: &mut Outcome| outcome.samples.clear();
         check(&none, silent, None);
@@ -315,8 +253,8 @@ mod tests {
 
     #[test]
     fn costs_are_per_delivery_and_connection() {
-        let report = Report::new(outcome(&Values::default()), 0.1);
-        let json = report.json();
+        let report = Report::new(outcome(&Values::default()), Series::default(), 0.1);
+        let json = report.json(&Machine::look());
         assert_eq!(json["server"]["cost"]["cpu_micros_per_delivery"], 500.0);
         assert_eq!(json["server"]["cost"]["resident_bytes_per_connection"], 10_000.0);
         assert_eq!(json["latencies_ms"]["deliver"]["count"], 1);

@@ -12,7 +12,8 @@ use crate::latencies::{Latencies, Latency};
 use crate::load::{Environment, Load, Notice};
 use crate::output::Progress;
 use crate::plan::{Kind, Plan};
-use crate::schedule::{Clock, MILLISECOND, Nanos, SECOND};
+use crate::schedule::{MILLISECOND, Nanos, SECOND, seconds};
+use crate::series::Status;
 use crate::server::Sample;
 
 /// Between two looks at whether everything has arrived.
@@ -185,8 +186,17 @@ impl<M: Middle> Driver for Staged<M> {
         }
     }
 
-    fn progress(&self) -> String {
-        self.load.progress()
+    fn status(&mut self, now: Nanos) -> Status {
+        let (phase, since) = self.timeline.0.last().copied().unwrap_or_default();
+        let plan = &self.load.plan;
+        let part = match self.phase {
+            Phase::Joining => Some(f64::from(self.load.ready()) / f64::from(plan.connections)),
+            Phase::Middle if plan.kind != Kind::Reconnect => {
+                Some(seconds(now - since) / seconds(plan.warmup + plan.duration))
+            }
+            _ => None,
+        };
+        self.load.status(phase, part)
     }
 }
 
@@ -229,7 +239,7 @@ pub(crate) fn run(
     progress: &mut Progress,
 ) -> Result<Outcome, String> {
     let sources = if plan.sockets() > 25_000 || plan.kind == Kind::Churn { 8 } else { 1 };
-    let mut fleet = Fleet::new(Clock::start(), sources).map_err(|error| error.to_string())?;
+    let mut fleet = Fleet::new(progress.clock, sources).map_err(|error| error.to_string())?;
     if plan.kind == Kind::Churn {
         return churn::run(plan, environment, &mut fleet, progress);
     }

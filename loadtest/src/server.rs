@@ -1,10 +1,12 @@
 //! What the gateway says about itself: CPU, memory and descriptors from its `/metrics`.
 //!
-//! One blocking request with short time-outs, made between the phases of a scenario. A server that has no such
-//! endpoint, or no room for one more connection, is no fault: the figures are then left out.
+//! One blocking request with short time-outs, made between the phases of a scenario, and each second by `scraper` on a
+//! thread of its own. A server that has no such endpoint, or no room for one more connection, is no fault: the figures
+//! are then left out.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -14,6 +16,8 @@ use crate::target::Target;
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 const BODY_BYTES_MAX: u64 = 16 << 20;
+
+static TURN: Mutex<()> = Mutex::new(());
 
 /// The figures at one moment; absent ones were not told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -56,6 +60,8 @@ fn value(text: &str, name: &str) -> Option<f64> {
 
 /// Asks once; `None` when there is no usable answer.
 pub(crate) fn sample(target: &Target, at: Nanos) -> Option<Sample> {
+    // Every request is a descriptor of the server: two at a time would see each other.
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut stream = TcpStream::connect_timeout(&target.address, TIMEOUT).ok()?;
     stream.set_read_timeout(Some(TIMEOUT)).ok()?;
     stream.set_write_timeout(Some(TIMEOUT)).ok()?;

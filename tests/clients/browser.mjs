@@ -1,106 +1,21 @@
-// One WebSocket of headless Chromium, driven by JSON lines; see README.md. Chromium is steered over its debugging port
-// with npm `ws`: it loads a page (browser.html) and every command becomes a call of the page's `command` function.
+// One WebSocket of headless Chromium, driven by JSON lines; see README.md. It loads a page (browser.html) and every
+// command becomes a call of the page's `command` function.
 
-import { spawn } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { createInterface } from "node:readline";
-import WebSocket from "ws";
-import { commands, emit, envelope, options } from "./lines.mjs";
+import { openPage } from "./chromium.mjs";
+import { commands, envelope, options } from "./lines.mjs";
 
 const option = options();
 const page = option.page ?? new URL("browser.html", import.meta.url).href;
-const profile = mkdtempSync(join(tmpdir(), "archmesh-browser-"));
 
-const browser = spawn(
-  process.env.CHROMIUM ?? "chromium",
-  [
-    "--headless=new",
-    "--remote-debugging-port=0",
-    `--user-data-dir=${profile}`,
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    // A page from a file may talk to the loopback.
-    "--disable-features=LocalNetworkAccessChecks",
-    // Chromium's sandbox refuses to run as root, which is what containers and CI machines are.
-    ...(process.getuid() === 0 ? ["--no-sandbox"] : []),
-    ...(option.insecure ? ["--ignore-certificate-errors"] : []),
-    "about:blank",
-  ],
-  { stdio: ["ignore", "ignore", "pipe"] },
-);
-browser.on("error", (error) => fail(`cannot start Chromium: ${error.message}`));
-browser.on("exit", (code) => fail(`Chromium ended with ${code}`));
-process.on("SIGTERM", () => finish(0));
-
-const log = [];
-let debuggerSocket;
-createInterface({ input: browser.stderr }).on("line", (line) => {
-  log.push(line);
-  const url = line.match(/^DevTools listening on (ws:\S+)/)?.[1];
-  if (url) steer(url).catch((error) => fail(error.message));
-});
-
-function fail(message) {
-  emit("error", { message: `${message}; last lines of Chromium: ${log.slice(-5).join(" | ")}` });
-  finish(1);
-}
-
-function finish(status) {
-  browser.removeAllListeners("exit");
-  browser.once("exit", () => {
-    rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
-    process.stdout.write("", () => process.exit(status));
-  });
-  if (!browser.kill("SIGKILL")) process.exit(status);
-}
-
-/** Calls of the DevTools protocol over one socket: `call` resolves with the result, `on` hears events. */
-function devtools(socket) {
-  const waiting = new Map();
-  const listeners = new Map();
-  let last = 0;
-  socket.on("message", (text) => {
-    const { id, method, params, result, error } = JSON.parse(text);
-    if (id === undefined) return listeners.get(method)?.(params);
-    const { resolve, reject } = waiting.get(id);
-    waiting.delete(id);
-    return error ? reject(new Error(error.message)) : resolve(result);
-  });
-  return {
-    on: (method, listener) => listeners.set(method, listener),
-    call: (method, params = {}, sessionId = undefined) =>
-      new Promise((resolve, reject) => {
-        waiting.set(++last, { resolve, reject });
-        socket.send(JSON.stringify({ id: last, method, params, sessionId }));
-      }),
-  };
-}
-
-async function steer(url) {
-  debuggerSocket = new WebSocket(url, { maxPayload: 256 * 1024 * 1024 });
-  await new Promise((resolve, reject) => debuggerSocket.once("open", resolve).once("error", reject));
-  const { call, on } = devtools(debuggerSocket);
-  const { targetId } = await call("Target.createTarget", { url: "about:blank" });
-  const { sessionId } = await call("Target.attachToTarget", { targetId, flatten: true });
-  const inPage = (method, params) => call(method, params, sessionId);
-
+openPage(option, async ({ fail, finish, inPage, load, on }) => {
   on("Runtime.bindingCalled", ({ payload }) => {
     process.stdout.write(payload + "\n");
     if (JSON.parse(payload).event === "close") finish(0);
   });
   on("Runtime.exceptionThrown", ({ exceptionDetails }) => fail(exceptionDetails.exception?.description ?? exceptionDetails.text));
-  const loaded = new Promise((resolve) => on("Page.loadEventFired", resolve));
-  await inPage("Page.enable");
   await inPage("Runtime.enable");
   await inPage("Runtime.addBinding", { name: "report" });
-  await inPage("Page.navigate", { url: page });
-  await loaded;
+  await load(page);
 
   const run = async (command) => {
     const expression = `command(${JSON.stringify(command)})`;
@@ -115,4 +30,4 @@ async function steer(url) {
     (command) => run(plain.has(command.op) ? command : { op: "send_text", text: envelope(command, nextId) }),
     () => run({ op: "close", code: 1000 }),
   );
-}
+});

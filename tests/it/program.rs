@@ -20,6 +20,8 @@ pub enum Kind {
     NpmWs,
     PyPiWebsockets,
     Chromium,
+    /// No client: a page in Chromium.
+    Page,
 }
 
 /// A running client program.
@@ -40,13 +42,14 @@ impl Program {
         let (program, script) = match kind {
             Kind::NpmWs => (node(), "ws_client.mjs"),
             Kind::Chromium => (node(), "browser.mjs"),
+            Kind::Page => (node(), "page.mjs"),
             Kind::PyPiWebsockets => {
                 (tool("ARCHMESH_TEST_PYTHON", &[".cache/venv/bin/python"]), "websockets_client.py")
             }
         };
         let mut command = Command::new(program);
         command.arg(clients.join(script)).arg(url).args(options).current_dir(&clients);
-        if kind == Kind::Chromium {
+        if matches!(kind, Kind::Chromium | Kind::Page) {
             let names = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
             command.env("CHROMIUM", tool("CHROMIUM", &names));
         }

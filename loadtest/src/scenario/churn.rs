@@ -11,6 +11,7 @@ use crate::load::Environment;
 use crate::output::Progress;
 use crate::plan::Plan;
 use crate::schedule::{MILLISECOND, Nanos};
+use crate::series::Status;
 use crate::server::{self, Sample};
 use crate::target::Minter;
 use crate::wire::Envelope;
@@ -173,15 +174,17 @@ impl Driver for Churn<'_> {
         }
     }
 
-    fn progress(&self) -> String {
-        format!(
-            "{} of {} cycles, {} abandoned, {} under way, {} violations",
-            self.completed + self.abandoned,
-            self.plan.cycles,
-            self.abandoned,
-            self.active.len(),
-            self.violations.total()
-        )
+    fn status(&mut self, _: Nanos) -> Status {
+        let done = (self.completed + self.abandoned) as f64 / f64::from(self.plan.cycles);
+        Status {
+            phase: self.timeline.0.last().map_or("", |(phase, _)| phase),
+            part: (self.phase != Phase::Settling).then_some(done),
+            wanted: self.plan.concurrency,
+            connections: self.active.len() as u32,
+            violations: self.violations.total(),
+            latencies: self.latencies.take_intervals(),
+            ..Status::default()
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-.PHONY: help run run-enterprise test lint fmt bench loadtest conformance fuzz docker clean deps-test deps-conformance lint-tools audit
+.PHONY: help run run-enterprise test lint fmt bench bench-peers loadtest conformance fuzz docker clean deps-test deps-conformance deps-peers lint-tools audit
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ fmt: ## Format the Rust code
 bench: ## Run the criterion benchmarks (BENCH=name for one)
 	cargo bench --locked --package archmesh-gateway $(if $(BENCH),--bench $(BENCH))
 
+bench-peers: ## Measure the gateway beside Bun, uWebSockets, tokio-tungstenite and others (ARGS="--help" for choices)
+	@scripts/bench-peers.sh $(ARGS)
+
 loadtest: ## Load a gateway (SIZE=small|medium|large|enterprise, URL=ws://... for one that runs already)
 	@scripts/loadtest.sh
 
@@ -46,6 +49,9 @@ deps-test: ## Install the foreign clients and tools of the end-to-end tests
 
 deps-conformance: ## Install the Autobahn suite
 	@scripts/deps-conformance.sh
+
+deps-peers: ## Install the servers that bench-peers compares with, into .cache/peers
+	@scripts/deps-peers.sh
 
 lint-tools: ## Install cargo-machete and cargo-deny (compiles both, some minutes)
 	@scripts/lint-tools.sh

@@ -27,30 +27,42 @@ install_python_servers() {
     local inputs=("$servers/requirements.txt")
     if [ -x "$peers/venv/bin/uvicorn" ] && fresh peers-pip.stamp "${inputs[@]}"; then return; fi
     need_python
-    say "installing FastAPI and uvicorn into .cache/peers/venv"
+    say "installing FastAPI, uvicorn and socketify into .cache/peers/venv"
     python3 -m venv --clear "$peers/venv"
     "$peers/venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$servers/requirements.txt"
     mark peers-pip.stamp "${inputs[@]}"
 }
 
-unpack_nginx() {
-    local packages=(nginx libnginx-mod-nchan libhiredis0.14)
-    if [ -x "$peers/nginx/usr/sbin/nginx" ]; then return; fi
-    have apt-get && have dpkg-deb || die "nginx with nchan comes from Debian packages"
-    say "unpacking the Debian packages ${packages[*]} into .cache/peers/nginx"
+# unpack MARK PACKAGE...: unpacks Debian packages into .cache/peers/debian, unless the file MARK is there.
+unpack() {
+    local mark=$1
+    shift
+    local packages=("$@")
+    if [ -e "$peers/debian/$mark" ]; then return; fi
+    have dpkg-deb || die "${packages[*]}: these are Debian packages and this is no Debian"
+    say "unpacking the Debian packages ${packages[*]} into .cache/peers/debian"
     local folder
     folder=$(mktemp -d)
     (
         cd "$folder"
         apt-get download -qq -o APT::Sandbox::User= "${packages[@]}" 2>/dev/null ||
             { as_root apt-get update -qq && apt-get download -qq -o APT::Sandbox::User= "${packages[@]}"; }
-        mkdir -p "$peers/nginx"
-        for package in *.deb; do dpkg-deb --extract "$package" "$peers/nginx"; done
+        mkdir -p "$peers/debian"
+        for package in *.deb; do dpkg-deb --extract "$package" "$peers/debian"; done
     )
     rm -rf "$folder"
 }
 
+# nchan insists on this folder, which the package's own installation would have made.
+prepare_nginx() {
+    if [ -d /var/lib/nginx ]; then return; fi
+    say "making the folder /var/lib/nginx for nginx with nchan"
+    as_root mkdir -p /var/lib/nginx
+}
+
 have taskset || apt_install "pinning servers to a core" util-linux
 install_npm_servers
-install_python_servers || say "FastAPI could not be installed: left out"
-(unpack_nginx) || say "nginx could not be unpacked: left out"
+install_python_servers || say "FastAPI and socketify could not be installed: left out"
+(unpack "usr/lib/$(uname -m)-linux-gnu/libuv.so.1" libuv1) || say "libuv could not be unpacked: socketify is left out"
+(unpack usr/sbin/nginx nginx libnginx-mod-nchan libhiredis0.14 && prepare_nginx) ||
+    say "nginx could not be unpacked: left out"

@@ -39,11 +39,11 @@ fn head(opcode: u8, payload_bytes: usize, masked: u8) -> Vec<u8> {
     match payload_bytes {
         0..126 => head.push(masked | payload_bytes as u8),
         126..65_536 => {
-            head.push(masked | 126);
+            head.push(masked | 0x7e);
             head.extend_from_slice(&(payload_bytes as u16).to_be_bytes());
         }
         _ => {
-            head.push(masked | 127);
+            head.push(masked | 0x7f);
             head.extend_from_slice(&(payload_bytes as u64).to_be_bytes());
         }
     }

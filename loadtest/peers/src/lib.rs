@@ -7,6 +7,7 @@
 //! | `swarm`, `frame` | the load: thousands of clients on one thread |
 //! | `measure` | what is measured, and how |
 //! | `sample` | results, medians, the file of a run |
+//! | `goals`, `report`, `machine` | what is wanted of the gateway; tables and chart; what they were made on |
 //! | `tls`, `limits` | certificate of the harness, limits of the process |
 //!
 //! `peer-raw` and `peer-tungstenite` are servers of this crate.
@@ -14,9 +15,12 @@
 #![forbid(unsafe_code)]
 
 pub mod frame;
+pub mod goals;
 pub mod limits;
+pub mod machine;
 pub mod measure;
 pub mod process;
+pub mod report;
 pub mod sample;
 pub mod subject;
 pub mod swarm;

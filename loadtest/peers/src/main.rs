@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use clap::Parser;
 use gateway_peers::measure::{Context, MEASURES, Measure};
 use gateway_peers::sample::{Run, Sample};
 use gateway_peers::subject::{Places, Subject};
-use gateway_peers::{limits, tls};
+use gateway_peers::{limits, machine, report, tls};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// Measures the gateway beside the servers that users would pick instead: one server at a time on one core, one
@@ -55,6 +55,14 @@ struct Options {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 
+    /// Measures nothing and reads these result files instead, as one run.
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    from: Vec<PathBuf>,
+
+    /// Writes tables and chart into docs/.
+    #[arg(long)]
+    docs: bool,
+
     /// Prints the names of measures and subjects and ends.
     #[arg(long)]
     list: bool,
@@ -91,34 +99,62 @@ fn run(options: &Options) -> Result<bool, String> {
     }
     let subjects = chosen(&subjects, &options.only, |subject| &subject.name, "--only")?;
     let measures = chosen(MEASURES, &options.measure, |measure| measure.name, "--measure")?;
+    let (record, whole) = if options.from.is_empty() {
+        measured(options, &context, &measures, &subjects)?
+    } else {
+        (merged(&options.from)?, true)
+    };
+    print(&table(&record, &measures, &subjects));
+    if options.docs {
+        report::write(&record, Path::new("docs"))?;
+    }
+    Ok(whole)
+}
+
+/// Runs all rounds; false beside the record when a sample failed.
+fn measured(
+    options: &Options,
+    context: &Context,
+    measures: &[&Measure],
+    subjects: &[&Subject],
+) -> Result<(Run, bool), String> {
     limits::raise_descriptors();
     tls::prepare(&context.places)?;
-    let mut record = Run { command: command_line(), ..Run::default() };
-    let subjects: Vec<&Subject> = subjects
-        .into_iter()
-        .filter(|subject| match subject.missing(&context.places) {
-            None => true,
-            Some(reason) => {
-                note(&format!("{} is left out: {reason}", subject.name));
-                record.left_out.insert(subject.name.clone(), reason);
-                false
-            }
-        })
-        .collect();
+    let command = format!("make bench-peers{}", arguments());
+    let mut record = Run { command, machine: machine::describe(), ..Run::default() };
+    let mut present = Vec::new();
+    for subject in subjects {
+        if let Some(reason) = subject.missing(&context.places) {
+            note(&format!("{} is left out: {reason}", subject.name));
+            record.left_out.insert(subject.name.clone(), reason);
+        } else {
+            let version = machine::version(subject, &context.places);
+            record.versions.insert(subject.name.clone(), version);
+            present.push(*subject);
+        }
+    }
     pin(options.generator_core)?;
     let mut whole = true;
     for round in 1..=options.rounds {
         for measure in measures.iter().filter(|measure| round <= measure.rounds_max) {
-            for subject in subjects.iter().filter(|subject| (measure.subjects)(subject.kind)) {
-                whole &= take(&context, measure, subject, round, &mut record);
+            for subject in present.iter().filter(|subject| (measure.subjects)(subject.kind)) {
+                whole &= take(context, measure, subject, round, &mut record);
             }
         }
         if let Some(path) = &options.json {
             record.write(path)?;
         }
     }
-    print(&table(&record, &measures, &subjects));
-    Ok(whole)
+    Ok((record, whole))
+}
+
+fn merged(files: &[PathBuf]) -> Result<Run, String> {
+    let mut runs = files.iter().map(|path| Run::read(path));
+    let mut merged = runs.next().unwrap_or_else(|| Ok(Run::default()))?;
+    for run in runs {
+        merged.absorb(run?);
+    }
+    Ok(merged)
 }
 
 /// Takes one sample and says so; false when it failed.
@@ -147,20 +183,18 @@ fn take(
 }
 
 fn table(record: &Run, measures: &[&Measure], subjects: &[&Subject]) -> String {
-    let mut text = format!("{:<42}", "median of the rounds");
-    for subject in subjects {
-        text += &format!(" {:>12}", subject.name);
-    }
-    text.push('\n');
+    let row = |head: String, cells: Vec<String>| {
+        let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:>12}")).collect();
+        format!("{head:<52} {}\n", cells.join(" "))
+    };
+    let names = subjects.iter().map(|subject| subject.name.clone()).collect();
+    let mut text = row("median of the rounds".to_owned(), names);
     for measure in measures {
-        text += &format!("{:<42}", format!("{} [{}]", measure.title, measure.value));
-        for subject in subjects {
-            match record.median(measure.name, &subject.name, measure.value) {
-                Some(value) => text += &format!(" {value:>12.2}"),
-                None => text += &format!(" {:>12}", "-"),
-            }
-        }
-        text.push('\n');
+        let medians = subjects.iter().map(|subject| {
+            let median = record.median(measure.name, &subject.name, measure.value);
+            median.map_or("-".to_owned(), |value| format!("{value:.2}"))
+        });
+        text += &row(format!("{} [{}]", measure.title, measure.value), medians.collect());
     }
     text
 }
@@ -209,8 +243,10 @@ fn chosen<'a, T>(
     Ok(all.iter().filter(wanted).collect())
 }
 
-fn command_line() -> String {
-    std::env::args().collect::<Vec<_>>().join(" ")
+/// Arguments as they would be given to `make bench-peers`.
+fn arguments() -> String {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.is_empty() { String::new() } else { format!(" ARGS=\"{}\"", arguments.join(" ")) }
 }
 
 fn list(subjects: &[Subject]) {

@@ -3,6 +3,9 @@
 mod connect;
 mod exchange;
 mod fanout;
+mod isolation;
+mod memory;
+mod scenario;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,6 +24,8 @@ const PAYLOAD_BYTES: usize = 128;
 const WARM_UP: Duration = Duration::from_millis(700);
 /// Handshakes at one time.
 const AT_ONCE: usize = 100;
+/// Rounds of measures that take long.
+const SLOW_ROUNDS: u32 = 3;
 
 /// What a run has in common.
 #[derive(Clone, Debug)]
@@ -85,6 +90,11 @@ const fn measure(
     Measure { name, title, value, subjects, rounds_max: u32::MAX, take }
 }
 
+/// A measure whose sample takes half a minute.
+const fn slow(measure: Measure) -> Measure {
+    Measure { rounds_max: SLOW_ROUNDS, ..measure }
+}
+
 /// All measures in the order of the tables.
 pub const MEASURES: &[Measure] = &[
     measure("fanout-1", "fan-out to 1,000, 1 in flight", "cpu_us", anyone, |c, s| {
@@ -134,6 +144,31 @@ pub const MEASURES: &[Measure] = &[
     measure("deflate-8", "the same deflated, 8 in flight", "cpu_us", with_deflate, |c, s| {
         fanout::sample(c, s, &fanout::Shape::new(1_000, 8).document().deflate())
     }),
+    measure(
+        "one-shard-1",
+        "one shard, shared generator, 1 in flight",
+        "cpu_us",
+        gateway,
+        |c, s| fanout::sample(c, s, &fanout::Shape::new(1_000, 1).shards(1)),
+    ),
+    measure("two-shards-1", "two shards, the same, 1 in flight", "cpu_us", gateway, |c, s| {
+        fanout::sample(c, s, &fanout::Shape::new(1_000, 1).shards(2))
+    }),
+    measure(
+        "one-shard-8",
+        "one shard, shared generator, 8 in flight",
+        "cpu_us",
+        gateway,
+        |c, s| fanout::sample(c, s, &fanout::Shape::new(1_000, 8).shards(1)),
+    ),
+    measure("two-shards-8", "two shards, the same, 8 in flight", "cpu_us", gateway, |c, s| {
+        fanout::sample(c, s, &fanout::Shape::new(1_000, 8).shards(2))
+    }),
+    slow(measure("memory", "memory per idle connection", "rss_bytes", anyone, memory::plain)),
+    slow(measure("memory-tls", "the same over TLS", "rss_bytes", with_tls, memory::over_tls)),
+    slow(measure("isolation", "ping beside a flood", "flooded_p99_ms", gateway, isolation::sample)),
+    slow(measure("tail", "10,000 connections, delivery", "p99_ms", gateway, scenario::tail)),
+    slow(measure("storm", "10,000 recover", "seconds", gateway, scenario::storm)),
 ];
 
 /// A started server and what clients need to know about it.

@@ -50,11 +50,18 @@ impl Run {
         std::fs::write(path, text + "\n").map_err(|error| format!("{}: {error}", path.display()))
     }
 
-    /// Adds the samples of another run on the same machine.
+    /// Adds the samples of another run on the same machine, as further rounds.
     pub fn absorb(&mut self, other: Self) {
-        self.samples.extend(other.samples);
+        let done = self.rounds();
+        let later = |sample: Sample| Sample { round: done + sample.round, ..sample };
+        self.samples.extend(other.samples.into_iter().map(later));
         self.versions.extend(other.versions);
         self.left_out.extend(other.left_out);
+    }
+
+    /// The number of the last round.
+    pub fn rounds(&self) -> u32 {
+        self.samples.iter().map(|sample| sample.round).max().unwrap_or(0)
     }
 
     /// Every value of that name.
@@ -98,6 +105,21 @@ mod tests {
         assert_eq!(median(vec![]), None);
         assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+
+    #[test]
+    fn runs_are_joined_as_rounds() {
+        let sample = |round, value: f64| Sample {
+            measure: "m".to_owned(),
+            subject: "s".to_owned(),
+            round,
+            values: Values::from([("v".to_owned(), value)]),
+        };
+        let mut run = Run { samples: vec![sample(1, 1.0), sample(2, 5.0)], ..Run::default() };
+        run.absorb(Run { samples: vec![sample(1, 3.0)], ..Run::default() });
+        assert_eq!(run.rounds(), 3);
+        assert_eq!(run.median("m", "s", "v"), Some(3.0));
+        assert_eq!(run.median("m", "other", "v"), None);
     }
 
     #[test]

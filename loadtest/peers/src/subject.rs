@@ -102,8 +102,17 @@ impl Places {
         found.into_iter().next()
     }
 
+    /// Folders of the libraries of unpacked Debian packages.
+    fn libraries(&self) -> String {
+        let folders =
+            fs::read_dir(self.cache.join("debian/usr/lib")).into_iter().flatten().flatten();
+        let folders: Vec<String> =
+            folders.map(|folder| folder.path().display().to_string()).collect();
+        folders.join(":")
+    }
+
     fn nchan(&self) -> PathBuf {
-        self.cache.join("nginx/usr/lib/nginx/modules/ngx_nchan_module.so")
+        self.cache.join("debian/usr/lib/nginx/modules/ngx_nchan_module.so")
     }
 }
 
@@ -168,9 +177,7 @@ impl Subject {
             Kind::Ws => loads(places, "ws"),
             Kind::Nchan => there(&places.nchan()),
             Kind::Fastapi => there(&places.cache.join("venv/bin/uvicorn")),
-            Kind::Socketify => succeeds(
-                Command::new(places.cache.join("venv/bin/python")).args(["-c", "import socketify"]),
-            ),
+            Kind::Socketify => succeeds(python(places).args(["-c", "import socketify"])),
             Kind::Tungstenite => there(&places.binaries.join("peer-tungstenite")),
             Kind::Raw => there(&places.binaries.join("peer-raw")),
         };
@@ -198,7 +205,7 @@ impl Subject {
                 command
             }
             Kind::Socketify => {
-                let mut command = Command::new(places.cache.join("venv/bin/python"));
+                let mut command = python(places);
                 command.arg(script("socketify_app.py"));
                 command
             }
@@ -229,7 +236,7 @@ impl Subject {
         if setup.shards > 0 {
             let cpus: Vec<String> = (0..setup.shards).map(|cpu| cpu.to_string()).collect();
             command.args(["--shards", &setup.shards.to_string()]);
-            command.args(["--set", &format!("engine.cpus=[{}]", cpus.join(","))]);
+            command.args(["--set", &format!("engine.cpus={}", cpus.join(","))]);
             command.args(["--set", "engine.balance=round_robin"]);
         }
         if setup.deflate {
@@ -249,6 +256,12 @@ fn succeeds(command: &mut Command) -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
 
+fn python(places: &Places) -> Command {
+    let mut command = Command::new(places.cache.join("venv/bin/python"));
+    command.env("LD_LIBRARY_PATH", places.libraries());
+    command
+}
+
 fn loads(places: &Places, package: &str) -> bool {
     let mut node = Command::new("node");
     node.env("NODE_PATH", places.cache.join("npm/node_modules"));
@@ -265,11 +278,8 @@ fn nginx(places: &Places, port: u16) -> Result<Command, String> {
         .replace("FOLDER", &folder);
     let path = places.cache.join("nginx.conf");
     fs::write(&path, text).map_err(fault)?;
-    let mut command = Command::new(places.cache.join("nginx/usr/sbin/nginx"));
-    let libraries = fs::read_dir(places.cache.join("nginx/usr/lib")).map_err(fault)?;
-    let libraries: Vec<String> =
-        libraries.flatten().map(|entry| entry.path().display().to_string()).collect();
-    command.env("LD_LIBRARY_PATH", libraries.join(":"));
+    let mut command = Command::new(places.cache.join("debian/usr/sbin/nginx"));
+    command.env("LD_LIBRARY_PATH", places.libraries());
     command.arg("-c").arg(path).arg("-p").arg(&places.cache).args(["-e", "nginx-error.log"]);
     Ok(command)
 }

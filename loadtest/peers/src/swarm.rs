@@ -5,6 +5,7 @@
 //! a network. How busy it was in truth is in [`Swarm::busy`].
 
 use std::io::{ErrorKind, Read as _, Write as _};
+use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::sync::Arc;
@@ -56,7 +57,6 @@ struct Link {
     dialogue: Option<Box<Dialogue>>,
     kept: Vec<u8>,
     keeping: bool,
-    deflate: bool,
 }
 
 /// Messages that came on one connection during a turn.
@@ -74,7 +74,6 @@ pub struct Arrival {
 pub struct Swarm {
     epoll: OwnedFd,
     links: Vec<Link>,
-    events: Vec<epoll::Event>,
     buffer: Box<[u8]>,
     address: SocketAddr,
     tls: Option<Arc<ClientConfig>>,
@@ -98,7 +97,6 @@ impl Swarm {
         Ok(Self {
             epoll,
             links: Vec::new(),
-            events: Vec::with_capacity(EVENTS),
             buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
             address,
             tls,
@@ -173,7 +171,6 @@ impl Swarm {
             dialogue: None,
             kept: Vec::new(),
             keeping: true,
-            deflate: false,
         };
         link.send(&dialogue.request)?;
         link.dialogue = Some(Box::new(dialogue));
@@ -192,22 +189,20 @@ impl Swarm {
     /// Waits at most `timeout` for input, not at all when spinning, and takes what is there.
     pub fn turn(&mut self, timeout: Duration) -> Result<(), String> {
         self.arrived.clear();
-        self.events.clear();
         let timeout = if self.spin { Duration::ZERO } else { timeout };
         let timeout = rustix::event::Timespec {
-            tv_sec: timeout.as_secs() as i64,
+            tv_sec: timeout.as_secs().cast_signed(),
             tv_nsec: i64::from(timeout.subsec_nanos()),
         };
-        let room = rustix::buffer::spare_capacity(&mut self.events);
-        match epoll::wait(&self.epoll, room, Some(&timeout)) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(()),
-            Ok(_) => {}
+        let mut room = [const { MaybeUninit::uninit() }; EVENTS];
+        let events = match epoll::wait(&self.epoll, &mut room[..], Some(&timeout)) {
+            Ok(([], _)) | Err(rustix::io::Errno::INTR) => return Ok(()),
+            Ok((events, _)) => events,
             Err(error) => return Err(format!("epoll: {error}")),
-        }
+        };
         let begun = Instant::now();
-        for at in 0..self.events.len() {
-            let index = self.events[at].data.u64() as usize;
-            self.receive(index)?;
+        for event in events {
+            self.receive(event.data.u64() as usize)?;
         }
         self.last_arrival = begun;
         self.busy += begun.elapsed();
@@ -276,11 +271,6 @@ impl Swarm {
         std::mem::take(&mut self.links[link].kept)
     }
 
-    /// Connections that negotiated compression.
-    pub fn deflating(&self) -> usize {
-        self.links.iter().filter(|link| link.deflate).count()
-    }
-
     /// Closes every connection.
     pub fn close(&mut self) {
         self.links.clear();
@@ -337,7 +327,6 @@ impl Link {
             let all = String::from_utf8_lossy(&self.kept);
             return Err(format!("the server refused the upgrade: {all}"));
         }
-        self.deflate = head.to_ascii_lowercase().contains("permessage-deflate");
         self.kept.drain(..end + 4);
         self.stage = Stage::Greeting;
         self.awaited = self.dialogue.as_ref().map_or(0, |dialogue| dialogue.greetings);

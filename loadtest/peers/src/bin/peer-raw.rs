@@ -3,7 +3,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 
@@ -44,8 +43,9 @@ fn main() -> std::io::Result<()> {
     listener.set_nonblocking(true)?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, &listener, epoll::EventData::new_u64(LISTENER), epoll::EventFlags::IN)?;
-    let mut clients: HashMap<u64, Client> = HashMap::new();
-    let (mut next, mut events, mut buffer) = (0, Vec::with_capacity(256), vec![0; 64 << 10]);
+    // By number, in the order in which they came; gone ones leave a hole.
+    let mut clients: Vec<Option<Client>> = Vec::new();
+    let (mut events, mut buffer) = (Vec::with_capacity(256), vec![0; 64 << 10]);
     loop {
         events.clear();
         epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), None)?;
@@ -56,20 +56,22 @@ fn main() -> std::io::Result<()> {
                 while let Ok((stream, _)) = listener.accept() {
                     stream.set_nonblocking(true)?;
                     stream.set_nodelay(true)?;
-                    let data = epoll::EventData::new_u64(next);
+                    let data = epoll::EventData::new_u64(clients.len() as u64);
                     epoll::add(&epoll, &stream, data, epoll::EventFlags::IN)?;
-                    clients
-                        .insert(next, Client { stream, role: Role::Upgrading, inbox: Vec::new() });
-                    next += 1;
+                    let inbox = Vec::new();
+                    clients.push(Some(Client { stream, role: Role::Upgrading, inbox }));
                 }
-            } else if let Some(client) = clients.get_mut(&id)
+            } else if let Some(place) = clients.get_mut(id as usize)
+                && let Some(client) = place
                 && !client.receive(&mut buffer, &mut published)
             {
-                clients.remove(&id);
+                *place = None;
             }
         }
         if !published.is_empty() {
-            for client in clients.values_mut().filter(|client| client.role == Role::Subscriber) {
+            for client in
+                clients.iter_mut().flatten().filter(|client| client.role == Role::Subscriber)
+            {
                 client.send(&published);
             }
         }

@@ -40,6 +40,14 @@ impl Shape {
         self
     }
 
+    /// That many shards on the first cores. The generator has a core of its own no longer, so it must not spin, and only
+    /// the server's CPU time means something.
+    pub(super) fn shards(mut self, shards: u8) -> Self {
+        self.setup.shards = shards;
+        self.spin = false;
+        self
+    }
+
     pub(super) fn deflate(mut self) -> Self {
         self.setup.deflate = true;
         self
@@ -64,12 +72,13 @@ pub(super) fn sample(
     let frames = talk.publication("news", &payload).repeat(shape.in_flight);
     let mut fanout =
         Fanout { swarm, publisher, frames, in_flight: shape.in_flight, latencies: vec![] };
-    fanout.check(&payload, shape.setup.deflate)?;
+    let wire_bytes = fanout.check(&payload, shape.setup.deflate)?;
     fanout.run(WARM_UP)?;
     fanout.latencies.clear();
     let watch = Watch::start(&stage, &mut fanout.swarm);
     let deliveries = fanout.run(context.seconds)?;
     let mut values = watch.stop(&stage, &mut fanout.swarm, deliveries);
+    values.insert("wire_bytes".to_owned(), wire_bytes as f64);
     fanout.latencies.sort_by(f64::total_cmp);
     for (name, share) in [("p50_ms", 0.5), ("p99_ms", 0.99)] {
         values.insert(name.to_owned(), quantile(&fanout.latencies, share));
@@ -122,22 +131,22 @@ impl Fanout {
         }
     }
 
-    /// The first burst: what comes must be what was sent, compressed exactly when that was asked for.
-    fn check(&mut self, payload: &str, deflate: bool) -> Result<(), String> {
+    /// The first burst: what comes must be what was sent, compressed exactly when that was asked for. Bytes of a
+    /// delivery on the wire.
+    fn check(&mut self, payload: &str, deflate: bool) -> Result<usize, String> {
         self.swarm.keep(0);
         let (delivered, compressed) = self.burst()?;
-        let (frames, _) = frame::split(&self.swarm.kept(0));
-        if deflate {
-            if compressed != delivered || self.swarm.deflating() < self.publisher {
-                return Err(format!("{compressed} of {delivered} deliveries were compressed"));
-            }
-            return Ok(());
+        let (frames, bytes) = frame::split(&self.swarm.kept(0));
+        if compressed != if deflate { delivered } else { 0 } {
+            return Err(format!("{compressed} of {delivered} deliveries were compressed"));
         }
         let payload = payload.as_bytes();
         let holds = |text: &[u8]| text.windows(payload.len()).any(|part| part == payload);
-        if frames.len() == self.in_flight && frames.iter().all(|(_, text)| holds(text)) {
-            return Ok(());
+        if frames.len() != self.in_flight
+            || !(deflate || frames.iter().all(|(_, text)| holds(text)))
+        {
+            return Err("a delivery does not hold what was published".to_owned());
         }
-        Err("a delivery does not hold what was published".to_owned())
+        Ok(bytes / self.in_flight)
     }
 }

@@ -91,20 +91,19 @@ impl Server {
         times
     }
 
-    /// Threads whose name begins with `prefix`, in order of their names.
+    /// Threads whose name begins with `prefix`.
     pub fn threads_named(&self, prefix: &str) -> Vec<u32> {
-        let mut found: Vec<(String, u32)> = Vec::new();
+        let mut found = Vec::new();
         for pid in self.pids() {
             for thread in threads(pid) {
                 let name = fs::read_to_string(format!("/proc/{pid}/task/{thread}/comm"));
-                let name = name.unwrap_or_default().trim().to_owned();
+                let name = name.unwrap_or_default();
                 if name.starts_with(prefix) {
-                    found.push((name, thread));
+                    found.push(thread);
                 }
             }
         }
-        found.sort();
-        found.into_iter().map(|(_, thread)| thread).collect()
+        found
     }
 
     /// Resident memory of the tree in bytes.

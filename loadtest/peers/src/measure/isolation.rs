@@ -14,7 +14,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::{Context, Stage};
 use crate::frame::{TEXT, from_client};
-use crate::process::spent;
+use crate::process::{ThreadTimes, spent};
 use crate::sample::{Values, quantile};
 use crate::subject::{Role, Setup, Subject};
 use crate::swarm::Swarm;
@@ -38,12 +38,8 @@ pub(super) fn sample(context: &Context, subject: &Subject) -> Result<Values, Str
         sides[number % 2].open(1, 1, |_| dialogue.clone())?;
     }
     let ping = from_client(TEXT, br#"{"type":"ping","id":"1"}"#);
-    let shards = stage.server.threads_named("shard-");
-    let [first, second] = shards[..] else {
-        return Err(format!("{} threads of shards where two were expected", shards.len()));
-    };
     let [mut flooder, mut prober] = sides;
-    if loaded(&stage, &mut flooder, &ping, (first, second))? != FLOODED {
+    if loaded(&stage, &mut flooder, &ping)? != FLOODED {
         std::mem::swap(&mut flooder, &mut prober);
     }
     let phase = context.seconds.max(PHASE_MIN);
@@ -58,13 +54,11 @@ pub(super) fn sample(context: &Context, subject: &Subject) -> Result<Values, Str
     let flood = |stop: &AtomicBool| flood(&mut flooder, &ping, stop);
     let flooded = beside(FLOODED, flood, || probe(&mut prober, &ping, phase))?;
     let now = stage.server.times();
-    let share = |thread: u32| {
-        let of = now.get(&thread).copied().unwrap_or(0) - times.get(&thread).copied().unwrap_or(0);
-        of as f64 / begun.elapsed().as_nanos() as f64
-    };
+    let wall = begun.elapsed();
+    let share = |shard| of_shard(&stage, shard, &times, &now).as_secs_f64() / wall.as_secs_f64();
     let mut values = Values::from([
-        ("flooded_shard_share".to_owned(), share(first)),
-        ("probed_shard_share".to_owned(), share(second)),
+        ("flooded_shard_share".to_owned(), share(FLOODED)),
+        ("probed_shard_share".to_owned(), share(1 - FLOODED)),
     ]);
     let ratio = quantile(&flooded, 0.99) / quantile(&busy, 0.99);
     values.insert("flooded_to_busy".to_owned(), ratio);
@@ -75,13 +69,17 @@ pub(super) fn sample(context: &Context, subject: &Subject) -> Result<Values, Str
     Ok(values)
 }
 
-/// Which of the two shards works when the connections of `swarm` send pings: its place in `threads`.
-fn loaded(
-    stage: &Stage,
-    swarm: &mut Swarm,
-    ping: &[u8],
-    threads: (u32, u32),
-) -> Result<usize, String> {
+/// CPU time of the threads of one shard between two looks.
+fn of_shard(stage: &Stage, shard: usize, before: &ThreadTimes, after: &ThreadTimes) -> Duration {
+    let threads = stage.server.threads_named(&format!("shard-{shard}"));
+    let own = |times: &ThreadTimes| {
+        times.iter().filter(|(id, _)| threads.contains(id)).map(|(id, time)| (*id, *time)).collect()
+    };
+    spent(&own(before), &own(after))
+}
+
+/// Which of the two shards works when the connections of `swarm` send pings.
+fn loaded(stage: &Stage, swarm: &mut Swarm, ping: &[u8]) -> Result<usize, String> {
     let before = stage.server.times();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -91,13 +89,8 @@ fn loaded(
         flood.join().unwrap_or_else(|_| Err("the flood panicked".to_owned()))
     })?;
     let after = stage.server.times();
-    let of = |thread: u32| {
-        let pick = |times: &crate::process::ThreadTimes| {
-            times.get_key_value(&thread).map(|(id, time)| (*id, *time)).into_iter().collect()
-        };
-        spent(&pick(&before), &pick(&after))
-    };
-    Ok(usize::from(of(threads.1) > of(threads.0)))
+    let work = [0, 1].map(|shard| of_shard(stage, shard, &before, &after));
+    Ok(usize::from(work[1] > work[0]))
 }
 
 /// Runs `main` while `other` runs in a thread on `core`.

@@ -76,6 +76,15 @@ fn with_deflate(kind: Kind) -> bool {
     matches!(kind, Kind::Gateway | Kind::Bun | Kind::Uws)
 }
 
+/// Those whose numbers of subscribers and bytes tell what the kernel does to the cost of a send.
+fn with_many(kind: Kind) -> bool {
+    matches!(kind, Kind::Gateway | Kind::Bun | Kind::Raw)
+}
+
+fn with_document(kind: Kind) -> bool {
+    with_deflate(kind) || kind == Kind::Raw
+}
+
 fn but_nchan(kind: Kind) -> bool {
     kind != Kind::Nchan
 }
@@ -114,10 +123,10 @@ pub const MEASURES: &[Measure] = &[
         gateway,
         connect::cached,
     ),
-    measure("fanout-10k-1", "fan-out to 10,000, 1 in flight", "cpu_us", gateway, |c, s| {
+    measure("fanout-10k-1", "fan-out to 10,000, 1 in flight", "cpu_us", with_many, |c, s| {
         fanout::sample(c, s, &fanout::Shape::new(10_000, 1))
     }),
-    measure("fanout-10k-8", "fan-out to 10,000, 8 in flight", "cpu_us", gateway, |c, s| {
+    measure("fanout-10k-8", "fan-out to 10,000, 8 in flight", "cpu_us", with_many, |c, s| {
         fanout::sample(c, s, &fanout::Shape::new(10_000, 8))
     }),
     measure("history-1", "with history and recovery, 1 in flight", "cpu_us", gateway, |c, s| {
@@ -132,10 +141,10 @@ pub const MEASURES: &[Measure] = &[
     measure("tls-8", "fan-out over TLS, 8 in flight", "cpu_us", with_tls, |c, s| {
         fanout::sample(c, s, &fanout::Shape::new(1_000, 8).tls())
     }),
-    measure("json-1", "1 KiB of JSON, 1 in flight", "cpu_us", with_deflate, |c, s| {
+    measure("json-1", "1 KiB of JSON, 1 in flight", "cpu_us", with_document, |c, s| {
         fanout::sample(c, s, &fanout::Shape::new(1_000, 1).document())
     }),
-    measure("json-8", "1 KiB of JSON, 8 in flight", "cpu_us", with_deflate, |c, s| {
+    measure("json-8", "1 KiB of JSON, 8 in flight", "cpu_us", with_document, |c, s| {
         fanout::sample(c, s, &fanout::Shape::new(1_000, 8).document())
     }),
     measure("deflate-1", "the same deflated, 1 in flight", "cpu_us", with_deflate, |c, s| {

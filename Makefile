@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-.PHONY: help run run-enterprise test lint fmt bench bench-save loadtest conformance fuzz docker clean deps-test deps-conformance lint-tools audit
+.PHONY: help run run-enterprise test lint fmt bench bench-save bench-peers loadtest conformance fuzz docker clean deps-test deps-conformance deps-peers lint-tools audit
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ bench: ## Run the benchmarks, compare with the baseline (first run: save it); BE
 bench-save: ## Run the benchmarks and make the result the baseline
 	@SAVE=1 scripts/bench.sh
 
+bench-peers: ## Measure the gateway beside Bun, uWebSockets, tokio-tungstenite and others (ARGS="--help" for choices)
+	@scripts/bench-peers.sh $(ARGS)
+
 loadtest: ## Load a gateway, reports in reports/ (SIZE=small|medium|large|enterprise, URL=ws://... for one that runs already)
 	@scripts/loadtest.sh
 
@@ -49,6 +52,9 @@ deps-test: ## Install the foreign clients and tools of the end-to-end tests
 
 deps-conformance: ## Install the Autobahn suite
 	@scripts/deps-conformance.sh
+
+deps-peers: ## Install the servers that bench-peers compares with, into .cache/peers
+	@scripts/deps-peers.sh
 
 lint-tools: ## Install cargo-machete and cargo-deny (compiles both, some minutes)
 	@scripts/lint-tools.sh

@@ -59,6 +59,16 @@ fn subjects(run: &Run) -> Vec<(String, &'static str)> {
     titled.filter(|(name, _)| measured(name)).collect()
 }
 
+/// Samples of the measure and server that has most: pieces of a run do not all hold the same measures.
+fn rounds(run: &Run) -> usize {
+    let of = |measure: &str, name: &str, value: &str| run.all(measure, name, value).len();
+    let names = subjects(run);
+    let all = MEASURES.iter().flat_map(|measure| {
+        names.iter().map(move |(name, _)| of(measure.name, name, measure.value))
+    });
+    all.max().unwrap_or(0)
+}
+
 fn peers(run: &Run) -> String {
     let mut out = String::new();
     let line = |out: &mut String, text: &str| {
@@ -71,7 +81,7 @@ fn peers(run: &Run) -> String {
             "Measured by `{}` on {}. Medians of up to {} interleaved rounds.\n",
             run.command,
             run.machine,
-            run.rounds()
+            rounds(run)
         ),
     );
     line(&mut out, "![CPU time per operation of the servers](performance/peers.svg)\n");

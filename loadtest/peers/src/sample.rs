@@ -52,6 +52,7 @@ impl Run {
 
     /// Adds the samples of another run on the same machine, as further rounds.
     pub fn absorb(&mut self, other: Self) {
+        "make bench-peers (in pieces, joined with --from)".clone_into(&mut self.command);
         let done = self.rounds();
         let later = |sample: Sample| Sample { round: done + sample.round, ..sample };
         self.samples.extend(other.samples.into_iter().map(later));

@@ -15,6 +15,7 @@ use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
+use socket2::SockRef;
 
 use crate::frame::{self, Scanner};
 
@@ -144,6 +145,18 @@ impl Swarm {
             }
         }
         Ok(first..first + count)
+    }
+
+    /// Puts the TCP of every client into the state of one that only listens. A client that has just sent something delays
+    /// its acknowledgements, and on a loopback these are then made on the sender's core and at its cost; how much a client
+    /// says before it listens is a matter of the protocol and not of what a delivery costs.
+    pub fn only_listen(&self) -> Result<(), String> {
+        for link in &self.links {
+            SockRef::from(&link.stream)
+                .set_tcp_quickack(true)
+                .map_err(|error| format!("TCP_QUICKACK: {error}"))?;
+        }
+        Ok(())
     }
 
     fn dial(&mut self, dialogue: Dialogue) -> Result<(), String> {

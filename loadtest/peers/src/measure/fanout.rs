@@ -73,6 +73,7 @@ pub(super) fn sample(
     let mut fanout =
         Fanout { swarm, publisher, frames, in_flight: shape.in_flight, latencies: vec![] };
     let wire_bytes = fanout.check(&payload, shape.setup.deflate)?;
+    fanout.swarm.only_listen()?;
     fanout.run(WARM_UP)?;
     fanout.latencies.clear();
     let watch = Watch::start(&stage, &mut fanout.swarm);

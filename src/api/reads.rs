@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use gateway_core::error::ErrorCode;
 use gateway_core::message::{
     ChannelOp, ChannelOutcome, Epoch, HistoryQuery, ShardOp, ShardOutcome, StreamPosition,
@@ -34,7 +33,7 @@ pub(super) async fn presence(
     };
     let mut presence = BTreeMap::new();
     for (_, member) in members {
-        let conn_info = member.info.map(raw).transpose()?;
+        let conn_info = member.info.as_deref().map(raw).transpose()?;
         let client = member.session.to_string();
         presence.insert(
             client.clone(),
@@ -73,7 +72,7 @@ pub(super) async fn history(
     let ChannelOutcome::History { top, publications } = outcome else {
         return Err(ApiError::unexpected_answer());
     };
-    let publications = publications.iter().map(|publication| raw(publication.json.clone()));
+    let publications = publications.iter().map(|publication| raw(&publication.json));
     let publications = publications.collect::<Result<_, _>>()?;
     let top = PositionResult::from(top);
     Ok(HistoryResult { publications, offset: top.offset, epoch: top.epoch })
@@ -158,7 +157,7 @@ fn position(request: &PositionRequest) -> Result<StreamPosition, ApiError> {
 }
 
 /// JSON text that a shard holds, for passing on as it is.
-fn raw(json: Bytes) -> Result<Box<RawValue>, ApiError> {
-    let text = String::from_utf8(json.into()).map_err(|_| ApiError::unexpected_answer())?;
+fn raw(json: &[u8]) -> Result<Box<RawValue>, ApiError> {
+    let text = String::from_utf8(json.to_vec()).map_err(|_| ApiError::unexpected_answer())?;
     RawValue::from_string(text).map_err(|_| ApiError::unexpected_answer())
 }

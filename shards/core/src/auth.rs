@@ -22,8 +22,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 pub use capabilities::{Capabilities, Permission};
 pub use key::{KeyAlgorithm, KeyError, VerificationKey};
 pub use key_set::KeySet;
@@ -135,11 +133,11 @@ pub struct Claims {
     /// `exp`, Unix time.
     pub expires_at: Option<Duration>,
     /// `channels`: server-side subscriptions.
-    pub channels: Vec<Box<str>>,
+    pub channels: Box<[Box<str>]>,
     /// `caps`.
     pub capabilities: Capabilities,
     /// `info`: JSON text of an object, at most 4 KiB, shown in presence.
-    pub info: Option<Bytes>,
+    pub info: Option<Arc<[u8]>>,
 }
 
 /// What a verified channel token says.
@@ -158,7 +156,7 @@ pub struct ChannelClaims {
     /// Whether `caps` allows to publish as well.
     pub publish: bool,
     /// `info`: JSON text of an object, at most 4 KiB, shown in presence instead of the connection's.
-    pub info: Option<Bytes>,
+    pub info: Option<Arc<[u8]>>,
 }
 
 /// What is asked of a token beside a good signature.

@@ -17,9 +17,10 @@ use hashbrown::HashMap;
 use crate::ids::ShardId;
 use crate::message::{ChannelInfo, ChannelName, ChannelReply, ShardMessage};
 use crate::metrics::ShardMetrics;
+use crate::name_index::NameIndex;
 use crate::random::Random;
 use crate::settings::Settings;
-use crate::time::Now;
+use crate::time::{Moment, Now};
 use crate::ws::deflate::Deflater;
 
 use budget::HistoryBudget;
@@ -72,13 +73,18 @@ struct Slot {
     channel: Option<HomeChannel>,
 }
 
+fn name_in(slots: &[Slot], index: u32) -> &str {
+    let channel = slots.get(index as usize).and_then(|slot| slot.channel.as_ref());
+    channel.map_or("", |channel| &channel.name)
+}
+
 /// All channels with this shard as home.
 #[derive(Debug)]
 pub struct Homes {
     seed: u64,
     slots: Vec<Slot>,
     free: Vec<u32>,
-    by_name: HashMap<ChannelName, u32, FixedState>,
+    by_name: NameIndex,
     budget: HistoryBudget,
     last_seen: LastSeen,
     /// Where the last search for a channel to forget ended.
@@ -92,7 +98,7 @@ impl Homes {
             seed,
             slots: Vec::new(),
             free: Vec::new(),
-            by_name: HashMap::with_hasher(FixedState::with_seed(seed)),
+            by_name: NameIndex::new(seed),
             budget: HistoryBudget::default(),
             last_seen: LastSeen::new(seed),
             hand: 0,
@@ -108,7 +114,7 @@ impl Homes {
     }
 
     fn find(&self, name: &str) -> Option<u32> {
-        self.by_name.get(name).copied()
+        self.by_name.find(name, |index| name_in(&self.slots, index))
     }
 
     /// Index of the channel, made when it is new; `None` when the shard holds all the channels it may.
@@ -129,7 +135,7 @@ impl Homes {
             self.slots.push(Slot { generation: 0, channel: Some(channel) });
             self.slots.len() as u32 - 1
         };
-        self.by_name.insert(Arc::clone(name), index);
+        self.by_name.insert(index, |index| name_in(&self.slots, index));
         env.metrics.channels = self.by_name.len() as u64;
         Some(index)
     }
@@ -163,7 +169,11 @@ impl Homes {
         channel.expire_keys(now.mono);
         self.budget.freed(freed);
         let Some(channel) = self.channel_mut(key.index) else { return };
-        if channel.presence.as_ref().is_some_and(|p| p.flush_at.is_some_and(|at| at <= now.mono)) {
+        if channel
+            .presence
+            .as_ref()
+            .is_some_and(|p| p.flush_at.is_some_and(|at| at.get() <= now.mono))
+        {
             channel.push_presence_stats(env);
         }
         let idle_ttl = env.settings.limits.channel_idle_ttl;
@@ -180,7 +190,8 @@ impl Homes {
         let idle_ttl = env.settings.limits.channel_idle_ttl;
         let Some(channel) = self.channel_mut(index) else { return };
         let idle = channel.is_idle().then_some(channel.used_at.get() + idle_ttl);
-        let flush = channel.presence.as_ref().and_then(|presence| presence.flush_at);
+        let flush =
+            channel.presence.as_ref().and_then(|presence| presence.flush_at).map(Moment::get);
         let keys = channel.next_key_expiry();
         let wanted = [channel.history.next_expiry(), keys, idle, flush].into_iter().flatten().min();
         let Some(at) = wanted else { return };
@@ -191,11 +202,11 @@ impl Homes {
     }
 
     fn remove(&mut self, env: &mut HomeEnv<'_>, index: u32) {
+        self.by_name.remove(index, |index| name_in(&self.slots, index));
         let slot = &mut self.slots[index as usize];
         if let Some(channel) = slot.channel.take() {
             slot.generation = slot.generation.wrapping_add(1);
             self.budget.freed((channel.history.len(), channel.history.bytes()));
-            self.by_name.remove(&channel.name);
             self.free.push(index);
             env.metrics.channels = self.by_name.len() as u64;
         }

@@ -6,12 +6,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use foldhash::quality::FixedState;
-use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use crate::ids::ConnectionId;
 use crate::message::{ChannelName, Publication, StreamPosition};
+use crate::name_index::NameIndex;
 use crate::settings::{NamespaceIndex, Settings};
 
 /// Publications that wait for a repair; with more the gap is told to clients instead.
@@ -112,6 +111,10 @@ impl LocalChannel {
     }
 }
 
+fn name_in(slots: &[Option<LocalChannel>], local: u32) -> &str {
+    slots.get(local as usize).and_then(Option::as_ref).map_or("", |channel| &channel.name)
+}
+
 /// What came of ending a subscription.
 #[derive(Debug, Default)]
 pub(crate) struct Released {
@@ -129,23 +132,18 @@ pub(crate) struct Released {
 pub(crate) struct Hub {
     slots: Vec<Option<LocalChannel>>,
     free: Vec<u32>,
-    by_name: HashMap<ChannelName, u32, FixedState>,
+    by_name: NameIndex,
     /// Live subscriptions.
     pub(crate) live: u64,
 }
 
 impl Hub {
     pub(crate) fn new(seed: u64) -> Self {
-        Self {
-            slots: Vec::new(),
-            free: Vec::new(),
-            by_name: HashMap::with_hasher(FixedState::with_seed(seed)),
-            live: 0,
-        }
+        Self { slots: Vec::new(), free: Vec::new(), by_name: NameIndex::new(seed), live: 0 }
     }
 
     pub(crate) fn find(&self, channel: &str) -> Option<u32> {
-        self.by_name.get(channel).copied()
+        self.by_name.find(channel, |local| name_in(&self.slots, local))
     }
 
     pub(crate) fn get(&self, local: u32) -> Option<&LocalChannel> {
@@ -187,7 +185,7 @@ impl Hub {
             self.slots.push(entry);
             self.slots.len() as u32 - 1
         };
-        self.by_name.insert(Arc::clone(name), local);
+        self.by_name.insert(local, |local| name_in(&self.slots, local));
         local
     }
 
@@ -229,8 +227,8 @@ impl Hub {
         channel.compressed -= u32::from(compressed);
         released.last = channel.subscriptions == 0;
         released.compression = channel.compressed > 0;
-        if let (true, Some(name)) = (released.last, &released.channel) {
-            self.by_name.remove(name);
+        if released.last {
+            self.by_name.remove(local, |local| name_in(&self.slots, local));
             self.slots[local as usize] = None;
             self.free.push(local);
         }

@@ -16,6 +16,7 @@ pub mod ids;
 pub mod large_data;
 pub mod message;
 pub mod metrics;
+mod name_index;
 pub mod outbox;
 pub mod output;
 pub mod presence;

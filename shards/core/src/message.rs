@@ -219,7 +219,7 @@ pub struct Member {
     /// Public session id of the connection.
     pub session: SessionId,
     /// JSON text of the token's `info` claim.
-    pub info: Option<Bytes>,
+    pub info: Option<Arc<[u8]>>,
 }
 
 /// Which publications to read.

@@ -3,7 +3,6 @@
 //! A user with several connections is one user and several clients.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use foldhash::quality::FixedState;
 use hashbrown::HashMap;
@@ -12,6 +11,7 @@ use smallvec::SmallVec;
 
 use crate::ids::ConnectionId;
 use crate::message::Member;
+use crate::time::Moment;
 
 /// With more members than this a channel has tables; with fewer a list is smaller and as fast.
 const FEW_MEMBERS: usize = 8;
@@ -23,7 +23,7 @@ pub struct Presence {
     joined: u32,
     left: u32,
     /// When the coalesced statistics are due.
-    pub flush_at: Option<Duration>,
+    pub(crate) flush_at: Option<Moment>,
 }
 
 #[derive(Debug)]

@@ -302,3 +302,7 @@ pub(crate) fn recover_position(from: &RecoverFrom) -> StreamPosition {
     };
     StreamPosition { offset: from.offset, epoch }
 }
+
+// There is one of these per connection, or a few: what they grow by, every idle connection pays.
+const _: () = assert!(size_of::<Session>() <= 304);
+const _: () = assert!(size_of::<Subscription>() <= 32);

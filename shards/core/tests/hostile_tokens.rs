@@ -743,7 +743,7 @@ fn every_claim_is_read() {
     assert_eq!(read.token_id.as_deref(), Some("t-1"));
     assert_eq!(read.issued_at, Some(Duration::from_millis(1_799_999_000_500)));
     assert_eq!(read.expires_at, Some(Duration::from_secs(1_800_000_600)));
-    assert_eq!(read.channels, ["chat:a".into(), "chat:b".into()]);
+    assert_eq!(*read.channels, ["chat:a".into(), "chat:b".into()]);
     assert!(read.capabilities.allows("workflow:9", gateway_core::auth::Permission::Publish));
     assert_eq!(&read.info.unwrap()[..], br#"{"name":"Ann \"A\"","tags":[1,2]}"#);
 }

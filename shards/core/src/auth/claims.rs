@@ -5,8 +5,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::capabilities::{Capabilities, allows_publish};
 use super::strict_json::{Members, compact};
 use super::{AuthError, ChannelClaims, Claims, TokenRules};
@@ -46,7 +44,7 @@ pub(super) fn connection(
         token_id: registered.token_id,
         issued_at: registered.issued_at,
         expires_at: registered.expires_at,
-        channels: members.get("channels").map_or(Ok(Vec::new()), channel_names)?,
+        channels: members.get("channels").map_or(Ok(Box::default()), channel_names)?,
         capabilities: members
             .get("caps")
             .map_or(Ok(Capabilities::default()), Capabilities::parse)?,
@@ -165,7 +163,7 @@ fn is_name(text: &str) -> bool {
 }
 
 /// The `channels` claim; a channel named twice counts once.
-fn channel_names(json: &str) -> Result<Vec<Box<str>>, AuthError> {
+fn channel_names(json: &str) -> Result<Box<[Box<str>]>, AuthError> {
     let names = strings(json)?;
     if names.len() > CHANNELS_MAX || !names.iter().all(|name| is_channel_name(name)) {
         return Err(AuthError::Claims);
@@ -176,10 +174,10 @@ fn channel_names(json: &str) -> Result<Vec<Box<str>>, AuthError> {
             unique.push(name);
         }
     }
-    Ok(unique)
+    Ok(unique.into())
 }
 
-fn info(json: &str) -> Result<Bytes, AuthError> {
+fn info(json: &str) -> Result<Arc<[u8]>, AuthError> {
     if !json.starts_with('{') {
         return Err(AuthError::Claims);
     }

@@ -135,7 +135,7 @@ mod tests {
             token_id: None,
             issued_at: None,
             expires_at: expires_at.map(at),
-            channels: Vec::new(),
+            channels: Box::default(),
             capabilities: Capabilities::default(),
             info: None,
         })

@@ -164,7 +164,8 @@ impl HomeChannel {
         let members_max = namespace.join_leave_members_max;
         let Some(presence) = &mut self.presence else { return };
         if presence.clients() > members_max {
-            presence.flush_at.get_or_insert(env.now.mono + env.settings.limits.presence_interval);
+            let due = env.now.mono + env.settings.limits.presence_interval;
+            presence.flush_at.get_or_insert(due.into());
             return;
         }
         if presence.flush_at.is_none() {

@@ -181,7 +181,7 @@ pub fn large_data_received(
 }
 
 /// JSON text of the `sender` object of a client's publication.
-pub fn sender(user: &str, session: &str, info: Option<&Bytes>) -> Bytes {
+pub fn sender(user: &str, session: &str, info: Option<&[u8]>) -> Bytes {
     let mut out = Vec::with_capacity(64 + user.len());
     let mut object = json::Object::begin(&mut out);
     object.str("user_id", user).str("session_id", session);

@@ -95,7 +95,7 @@ impl Shard {
     /// JSON text that names the publisher.
     pub(super) fn sender(&self, id: ConnectionId) -> Option<Bytes> {
         let session = self.session(id)?;
-        let info = session.claims.as_ref().and_then(|claims| claims.info.as_ref());
+        let info = session.claims.as_ref().and_then(|claims| claims.info.as_deref());
         Some(push::sender(&session.user, &session.public_id.text(), info))
     }
 

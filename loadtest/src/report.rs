@@ -5,11 +5,13 @@ use std::fmt::Write as _;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::figures;
 use crate::latencies::Summary;
 use crate::plan::Kind;
 use crate::scenario::Outcome;
 use crate::schedule::seconds;
 use crate::server::Sample;
+use crate::thresholds::Verdict;
 
 /// A finished scenario, judged.
 #[derive(Debug)]
@@ -23,14 +25,14 @@ pub(crate) struct Report {
 
 /// What the server spent between the two compared moments.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-struct ServerCost {
-    cpu_seconds: Option<f64>,
+pub(crate) struct ServerCost {
+    pub(crate) cpu_seconds: Option<f64>,
     cores: Option<f64>,
     cpu_micros_per_delivery: Option<f64>,
     resident_bytes: Option<f64>,
-    resident_growth_percent: Option<f64>,
-    fd_growth: Option<f64>,
-    resident_bytes_per_connection: Option<f64>,
+    pub(crate) resident_growth_percent: Option<f64>,
+    pub(crate) fd_growth: Option<f64>,
+    pub(crate) resident_bytes_per_connection: Option<f64>,
 }
 
 impl Report {
@@ -46,38 +48,19 @@ impl Report {
         self.failures.is_empty()
     }
 
-    fn judge(&self) -> Vec<String> {
-        let thresholds = &self.outcome.plan.thresholds;
-        let mut failures = Vec::new();
-        let errors = self.outcome.violations.total();
-        if errors > thresholds.max_errors {
-            failures.push(format!("{errors} violations, allowed are {}", thresholds.max_errors));
-        }
-        let (name, latency) = self.outcome.main_latency();
-        match (thresholds.max_p99_ms, latency.summary()) {
-            (Some(max), Some(summary)) if summary.p99 > max => {
-                failures
-                    .push(format!("p99 of {name} is {:.1} ms, allowed are {max} ms", summary.p99));
-            }
-            // A run without a sample has shown nothing.
-            (_, None) => failures.push(format!("no latency of {name} was measured")),
-            _ => {}
-        }
+    /// Each threshold with what was measured.
+    fn verdicts(&self) -> Vec<Verdict> {
         let cost = self.server_cost();
-        let growth = [
-            ("resident memory", thresholds.max_rss_growth, cost.resident_growth_percent, "%"),
-            ("descriptors", thresholds.max_fd_growth.map(f64::from), cost.fd_growth, ""),
-        ];
-        for (what, max, value, unit) in growth {
-            match (max, value) {
-                (Some(max), Some(value)) if value > max => failures
-                    .push(format!("{what} grew by {value:.1}{unit}, allowed are {max}{unit}")),
-                (Some(_), None) => {
-                    failures
-                        .push(format!("growth of {what} is unknown: the server told no figures"));
-                }
-                _ => {}
-            }
+        self.outcome.plan.thresholds.judge(|name| figures::measured(&self.outcome, &cost, name))
+    }
+
+    fn judge(&self) -> Vec<String> {
+        let verdicts = self.verdicts().into_iter().filter(|verdict| !verdict.ok);
+        let mut failures: Vec<_> = verdicts.map(|verdict| verdict.failure()).collect();
+        let (name, latency) = self.outcome.main_latency();
+        // A run without a sample has shown nothing.
+        if latency.summary().is_none() {
+            failures.push(format!("no latency of {name} was measured"));
         }
         failures
     }
@@ -106,7 +89,7 @@ impl Report {
                 .map(|(from, to)| (to / from - 1.0) * 100.0),
             fd_growth: pair(|sample| sample.open_fds).map(|(from, to)| to - from),
             resident_bytes_per_connection: held
-                .filter(|_| self.outcome.plan.kind != Kind::Churn)
+                .filter(|_| !matches!(self.outcome.plan.kind, Kind::Churn | Kind::ConnectStorm))
                 .map(|bytes| bytes / f64::from(self.outcome.plan.connections)),
         }
     }
@@ -125,6 +108,7 @@ impl Report {
             "scenario": outcome.plan.name,
             "passed": self.passed(),
             "failures": self.failures,
+            "thresholds": self.verdicts(),
             "plan": outcome.plan,
             "counts": object(outcome.counts.iter().map(|(n, c)| (*n, json!(c))).collect()),
             "phases_seconds": object(phases.collect()),
@@ -189,6 +173,9 @@ impl Report {
         for example in outcome.violations.examples() {
             writeln!(out, "    {example}")?;
         }
+        for verdict in self.verdicts() {
+            writeln!(out, "  {verdict}")?;
+        }
         if self.passed() {
             return writeln!(out, "  PASSED");
         }
@@ -252,10 +239,14 @@ mod tests {
     use crate::latencies::Latencies;
     use crate::plan::{Scenario, Size};
     use crate::schedule::{MILLISECOND, SECOND};
+    use crate::thresholds::Assignment;
     use crate::values::Values;
 
-    fn outcome(flags: &Values) -> Outcome {
-        let plan = Scenario::load("fanout").unwrap().plan("fanout", Size::Small, flags).unwrap();
+    fn outcome(flags: &[&str]) -> Outcome {
+        let thresholds = flags.iter().map(|flag| flag.parse::<Assignment>().unwrap());
+        let flags = Values { thresholds: thresholds.collect(), ..Values::default() };
+        let scenario: Scenario = toml::from_str("kind = \"fanout\"\nabout = \"x\"").unwrap();
+        let plan = scenario.plan("fanout", Size::Small, &flags).unwrap();
         let sample = |at, cpu, resident| Sample {
             at,
             cpu_seconds: Some(cpu),
@@ -276,11 +267,12 @@ mod tests {
                 ("loaded", sample(2 * SECOND, 1.5, 2_200_000.0)),
             ],
             compared: ("connected", "loaded"),
+            trend: Vec::new(),
             traffic: Traffic::default(),
         }
     }
 
-    fn check(flags: &Values, spoil: impl FnOnce(&mut Outcome), failure: Option<&str>) {
+    fn check(flags: &[&str], spoil: impl FnOnce(&mut Outcome), failure: Option<&str>) {
         let mut outcome = outcome(flags);
         spoil(&mut outcome);
         let report = Report::new(outcome, 0.1);
@@ -297,25 +289,41 @@ mod tests {
 
     #[test]
     fn thresholds_decide() {
-        let none = Values::default();
-        check(&none, |_| {}, None);
+        check(&[], |_| {}, None);
         let gap = |outcome: &mut Outcome| outcome.violations.add(Violation::Gap, 1, || "x".into());
-        check(&none, gap, Some("1 violations"));
-        check(&Values { max_errors: Some(1), ..none.clone() }, gap, None);
-        let no_latency = |outcome: &mut Outcome| outcome.latencies = Latencies::default();
-        check(&none, no_latency, Some("no latency"));
-        check(&Values { max_p99_ms: Some(30.0), ..none.clone() }, |_| {}, None);
-        check(&Values { max_p99_ms: Some(10.0), ..none.clone() }, |_| {}, Some("p99 of deliver"));
-        check(&Values { max_rss_growth: Some(5.0), ..none.clone() }, |_| {}, Some("grew by 10.0%"));
-        check(&Values { max_fd_growth: Some(0), ..none.clone() }, |_| {}, None);
+        check(&[], gap, Some("violations_max is 0, measured 1"));
+        check(&["violations_max=1"], gap, None);
+        let refused =
+            |outcome: &mut Outcome| outcome.violations.add(Violation::Refused, 3, || "x".into());
+        check(&[], refused, Some("errors_max is 0, measured 3"));
+        check(&["errors_max=3"], refused, None);
+        check(&[], |outcome| outcome.latencies = Latencies::default(), Some("no latency"));
+        check(&["p99_ms_max=30"], |_| {}, None);
+        check(&["p99_ms_max=10"], |_| {}, Some("p99_ms_max"));
+        check(&["rss_growth_percent_max=5"], |_| {}, Some("measured 10"));
+        check(&["fd_growth_max=0"], |_| {}, None);
+        check(&["deliveries_per_second_min=999"], |_| {}, None);
+        check(&["deliveries_per_second_min=1001"], |_| {}, Some("measured 1000"));
+        check(&["server_cpu_us_per_operation_max=499"], |_| {}, Some("measured 500"));
         let silent = |outcome: &mut Outcome| outcome.samples.clear();
-        check(&none, silent, None);
-        check(&Values { max_fd_growth: Some(0), ..none }, silent, Some("unknown"));
+        check(&[], silent, None);
+        check(&["fd_growth_max=0"], silent, Some("fd_growth_max is 0, not measured"));
+    }
+
+    #[test]
+    fn every_threshold_is_in_the_report() {
+        let report = Report::new(outcome(&["p99_ms_max=10", "fd_growth_max=0"]), 0.1);
+        let json = report.json();
+        let names: Vec<_> =
+            json["thresholds"].as_array().unwrap().iter().map(|verdict| &verdict["name"]).collect();
+        assert_eq!(names, ["errors_max", "fd_growth_max", "p99_ms_max", "violations_max"]);
+        assert_eq!(json["thresholds"][2]["ok"], false);
+        assert!(report.text().contains("NOT MET"));
     }
 
     #[test]
     fn costs_are_per_delivery_and_connection() {
-        let report = Report::new(outcome(&Values::default()), 0.1);
+        let report = Report::new(outcome(&[]), 0.1);
         let json = report.json();
         assert_eq!(json["server"]["cost"]["cpu_micros_per_delivery"], 500.0);
         assert_eq!(json["server"]["cost"]["resident_bytes_per_connection"], 10_000.0);

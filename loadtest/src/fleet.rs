@@ -341,6 +341,12 @@ impl Fleet {
     }
 
     fn ready(&mut self, id: ConnId, event: &mio::event::Event, driver: &mut dyn Driver) {
+        if event.is_read_closed() || event.is_error() {
+            // It comes once, also to a connection that is paused.
+            if let Some(connection) = self.get(id) {
+                connection.read_closed = true;
+            }
+        }
         if event.is_writable() || event.is_error() {
             self.writable(id, driver);
         }

@@ -125,6 +125,8 @@ pub(crate) struct Load {
     pub(crate) calm: bool,
     /// What became of the slow ones.
     pub(crate) slow: SlowCounts,
+    /// Those that stop reading in such a scenario.
+    pub(crate) slow_members: Vec<u32>,
     listed: Vec<Option<Listed>>,
     names: Names,
     reader: Reader,
@@ -137,6 +139,8 @@ pub(crate) struct Load {
     ready: u32,
     next_dial_at: Nanos,
     last_progress: (Nanos, u64),
+    /// Messages and answers of the server API that have come; pings are none.
+    messages: u64,
     api: Option<ApiPool>,
 }
 
@@ -160,8 +164,14 @@ impl Load {
                     .for_each(|subscription| subscription.wanted = false);
             }
         }
-        let slow = plan.slow() as usize;
-        members.iter_mut().rev().take(slow).for_each(|member| member.slow = true);
+        let slow: Vec<u32> = (0..plan.connections)
+            .rev()
+            .filter(|member| plan.channel_of(*member) < plan.busy_channels)
+            .take(plan.slow() as usize)
+            .collect();
+        for member in &slow {
+            members[*member as usize].slow = true;
+        }
         Ok(Self {
             members,
             ledger: Ledger::new(plan.channels, plan.process.0),
@@ -170,6 +180,7 @@ impl Load {
             crew,
             calm: false,
             slow: SlowCounts::default(),
+            slow_members: slow,
             listed: vec![None; plan.channels as usize],
             violations: Violations::default(),
             latencies: Latencies::default(),
@@ -183,6 +194,7 @@ impl Load {
             ready: 0,
             next_dial_at: 0,
             last_progress: (0, 0),
+            messages: 0,
             names,
             minter,
             plan,
@@ -250,9 +262,9 @@ impl Load {
         });
     }
 
-    /// Whether nothing has come or happened for the patience of the run.
-    pub(crate) fn is_stuck(&mut self, fleet: &Fleet, now: Nanos) -> bool {
-        let progress = fleet.traffic.bytes_in + u64::from(self.ready);
+    /// Whether no message has come and nothing happened for the patience of the run.
+    pub(crate) fn is_stuck(&mut self, now: Nanos) -> bool {
+        let progress = self.messages + u64::from(self.ready);
         // The others are waited for without a limit of our own: each of them has one.
         if progress != self.last_progress.1 || self.last_progress.0 == 0 || self.crew.is_waiting() {
             self.last_progress = (now, progress);

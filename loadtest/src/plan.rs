@@ -169,8 +169,10 @@ pub(crate) struct Plan {
     /// Time that a connection which was cut off stays away.
     #[serde(rename = "away_nanos")]
     pub(crate) away: Nanos,
-    /// Connections in percent that stop reading.
+    /// Of the connections in busy channels, so many percent stop reading.
     pub(crate) slow_percent: u32,
+    /// Channels that get publications, the first ones.
+    pub(crate) busy_channels: u32,
     /// Time that the slowest of them does not read.
     #[serde(rename = "pause_nanos")]
     pub(crate) pause: Nanos,
@@ -220,6 +222,10 @@ impl Plan {
             churn_rate: values.churn_rate.unwrap_or(0.0),
             away: values.away.map_or(0, |span| nanos(span.0)),
             slow_percent: values.slow_percent.unwrap_or(0),
+            busy_channels: match values.busy_channels.unwrap_or(0) {
+                0 => channels,
+                some => some.min(channels),
+            },
             pause: values.pause.map_or(0, |span| nanos(span.0)),
             watchers: values.watchers.unwrap_or(1),
             channel_prefix: values.channel_prefix.clone().unwrap_or_default(),
@@ -281,11 +287,12 @@ impl Plan {
             |whole: u32| (0..index).map(|i| whole / count + u32::from(i < whole % count)).sum();
         let parts = f64::from(count);
         // Only the members of one process know of each other, so that presence has channels of its own in each.
-        let channels =
-            if self.kind == Kind::Presence { part(self.channels) } else { self.channels };
+        let alone = self.kind == Kind::Presence;
+        let channels = if alone { part(self.channels) } else { self.channels };
         let share = Self {
             connections: part(self.connections),
             channels,
+            busy_channels: self.busy_channels.min(channels),
             rate: self.rate / parts,
             publishers: part(self.publishers).max(1),
             cycles: part(self.cycles),
@@ -301,9 +308,11 @@ impl Plan {
         Ok(share)
     }
 
-    /// Connections that stop reading; the last ones.
+    /// How many connections stop reading: a part of those in busy channels.
     pub(crate) fn slow(&self) -> u32 {
-        let part = u64::from(self.connections) * u64::from(self.slow_percent) / 100;
+        let (connections, channels) = (u64::from(self.connections), u64::from(self.channels));
+        let busy = connections * u64::from(self.busy_channels) / channels;
+        let part = busy * u64::from(self.slow_percent) / 100;
         if self.kind == Kind::SlowConsumers { (part as u32).max(1) } else { 0 }
     }
 

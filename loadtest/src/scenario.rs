@@ -199,7 +199,7 @@ struct Staged<M> {
 impl<M: Middle> Staged<M> {
     fn joining(&mut self, fleet: &mut Fleet, now: Nanos) -> Next {
         let again = self.load.dial(fleet, now);
-        if self.load.is_stuck(fleet, now) {
+        if self.load.is_stuck(now) {
             self.load.give_up_joining(fleet);
         }
         if !self.load.is_joined() {
@@ -230,7 +230,7 @@ impl<M: Middle> Staged<M> {
             self.phase = Phase::Lingering(now + LINGER);
             return Next::Until(now + LINGER);
         }
-        if self.load.is_stuck(fleet, now) {
+        if self.load.is_stuck(now) {
             self.load.count_missing();
             return self.loaded(fleet, now);
         }

@@ -106,9 +106,12 @@ pub(crate) struct Values {
     /// How long a connection that was cut off stays away.
     #[arg(long)]
     pub(crate) away: Option<Span>,
-    /// Connections in percent that stop reading for a while.
+    /// Of the connections in busy channels, so many percent stop reading for a while.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=90))]
     pub(crate) slow_percent: Option<u32>,
+    /// Channels that get publications, the first ones; 0 = all.
+    #[arg(long)]
+    pub(crate) busy_channels: Option<u32>,
     /// How long the slowest of them does not read; keep it below 40 s, or the heartbeat ends them.
     #[arg(long)]
     pub(crate) pause: Option<Span>,
@@ -156,6 +159,7 @@ impl Values {
             churn_rate,
             away,
             slow_percent,
+            busy_channels,
             pause,
             watchers,
             channel_prefix,
@@ -182,6 +186,7 @@ impl Values {
             churn_rate: Some(10.0),
             away: Some(Span(Duration::from_secs(1))),
             slow_percent: Some(10),
+            busy_channels: Some(0),
             pause: Some(Span(Duration::from_secs(20))),
             watchers: Some(2),
             channel_prefix: Some("workflow:".into()),

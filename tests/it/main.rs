@@ -26,6 +26,7 @@ mod heartbeat;
 mod http_api;
 mod http_server;
 mod limits;
+mod loadtest;
 mod metrics;
 mod panic;
 mod placement;

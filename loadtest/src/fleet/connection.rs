@@ -50,6 +50,8 @@ pub(super) struct Connection {
     pub(super) dirty: bool,
     /// Whether nothing is read for now.
     pub(super) paused: bool,
+    /// Whether the peer has closed, so that reading must go on to the end.
+    pub(super) read_closed: bool,
     tls: Option<Box<ClientConnection>>,
 }
 
@@ -63,6 +65,7 @@ impl Connection {
             sent: 0,
             dirty: false,
             paused: false,
+            read_closed: false,
             tls: tls.map(Box::new),
         }
     }

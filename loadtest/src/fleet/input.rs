@@ -18,14 +18,15 @@ impl Fleet {
             match connection.stream.read(&mut chunk) {
                 Ok(0) => self.end(id, Ending::Eof, driver),
                 Ok(count) => {
+                    let ends = connection.read_closed;
                     self.traffic.bytes_in += count as u64;
                     if self.get(id).is_some_and(|connection| connection.is_secure()) {
                         self.decrypt(id, &chunk[..count], driver);
                     } else {
                         self.take_in(id, &chunk[..count], driver);
                     }
-                    // A short read has emptied the socket; what comes later makes a new event.
-                    if count < chunk.len() {
+                    // A short read has emptied the socket; what comes later makes a new event, but for the end.
+                    if count < chunk.len() && !ends {
                         break;
                     }
                 }

@@ -98,6 +98,7 @@ impl Load {
     }
 
     fn api_answer(&mut self, number: u64, event: &Event<'_>, now: Nanos) {
+        self.messages += 1;
         if let Event::Response(200, body) = event
             && let Ok(ApiAnswer { result: Some(position) }) = serde_json::from_slice(body)
         {

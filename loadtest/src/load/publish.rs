@@ -49,7 +49,7 @@ impl Load {
     }
 
     fn channel_nth(&self, nth: u64) -> u32 {
-        let channels = u64::from(self.plan.channels);
+        let channels = u64::from(self.plan.busy_channels);
         let (index, count) = self.plan.process;
         ((nth + u64::from(index) * channels / u64::from(count)) % channels) as u32
     }

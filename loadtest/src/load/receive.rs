@@ -40,6 +40,7 @@ impl Load {
         payload: &[u8],
         now: Nanos,
     ) -> Option<Notice> {
+        self.messages += 1;
         match self.reader.read(payload) {
             Some(Incoming::Publication(delivered)) => {
                 let slow = self.members[index as usize].slow;

@@ -35,7 +35,7 @@ impl Middle for ConnectStorm {
         if let Some(next) = schedule.next_at() {
             return Next::Until(next);
         }
-        if load.is_stuck(fleet, now) {
+        if load.is_stuck(now) {
             load.give_up_joining(fleet);
         }
         if !load.is_joined() || !load.meet("stormed") {

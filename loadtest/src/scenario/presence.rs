@@ -140,7 +140,7 @@ impl Churning {
             return Next::Until(next.min(dial_at));
         }
         let busy = self.churners.iter().filter(|churner| churner.busy).count() as u64;
-        if load.is_stuck(fleet, now) {
+        if load.is_stuck(now) {
             load.violations.add(Violation::Unanswered, busy, || {
                 format!("{busy} joins and leaves were never answered")
             });

@@ -30,7 +30,7 @@ impl Reconnect {
     fn returning(&mut self, load: &mut Load, fleet: &mut Fleet, now: Nanos) -> Next {
         let Step::Returning { schedule, .. } = &mut self.step else { return Next::Done };
         let again = load.dial(fleet, now);
-        if load.is_stuck(fleet, now) {
+        if load.is_stuck(now) {
             load.give_up_joining(fleet);
         }
         if load.is_joined() {
@@ -59,7 +59,7 @@ impl Middle for Reconnect {
             Step::Seeding => "seeded",
             Step::Missing => "missed",
         };
-        if load.is_stuck(fleet, now) {
+        if load.is_stuck(now) {
             return Next::Done;
         }
         if !load.is_settled_everywhere(meeting) {

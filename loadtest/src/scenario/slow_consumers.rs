@@ -19,22 +19,22 @@ pub(super) struct Slow {
     fanout: Fanout,
     stop_at: Nanos,
     started: bool,
-    /// When each of the slow ones, the last members, reads again; in that order.
+    /// When each of the slow ones reads again; in that order.
     wakes: Vec<(Nanos, u32)>,
     awake: usize,
     /// Slow ones whose connection has ended and that have not been dialed again.
     ended: HashSet<u32>,
+    /// Those that have been dialed again and are not ready.
+    back: HashSet<u32>,
 }
 
 impl Slow {
     fn start(&mut self, load: &mut Load, fleet: &mut Fleet, now: Nanos) {
-        let (connections, slow) = (load.plan.connections, load.plan.slow());
+        let slow = load.slow_members.clone();
         load.calm = false;
-        for nth in 0..slow {
-            let member = connections - slow + nth;
-            let pause = load.plan.pause * u64::from(nth + 1) / u64::from(slow);
-            load.pause(fleet, member);
-            self.wakes.push((now + pause, member));
+        for (nth, member) in (1..).zip(&slow) {
+            load.pause(fleet, *member);
+            self.wakes.push((now + load.plan.pause * nth / slow.len() as u64, *member));
         }
     }
 
@@ -76,7 +76,7 @@ impl Middle for Slow {
         let at = match published {
             Next::Until(at) => at,
             Next::Done if found_out && load.is_joined() => return Next::Done,
-            Next::Done if found_out && load.is_stuck(fleet, now) => {
+            Next::Done if found_out && load.is_stuck(now) => {
                 load.give_up_joining(fleet);
                 now
             }
@@ -86,12 +86,15 @@ impl Middle for Slow {
     }
 
     fn notice(&mut self, load: &mut Load, _: &mut Fleet, notice: Notice, now: Nanos) {
-        let first = load.plan.connections - load.plan.slow();
         match notice {
-            Notice::Ended(member) if member >= first => {
-                self.ended.insert(member);
+            // One that does not even come back is counted as that, and not dialed for ever.
+            Notice::Ended(member) => {
+                if load.slow_members.contains(&member) && self.back.insert(member) {
+                    self.ended.insert(member);
+                }
             }
             Notice::Ready(member) if self.started => {
+                self.back.remove(&member);
                 let woken = self.wakes.iter().find(|(_, slow)| *slow == member);
                 if let Some((at, _)) = woken {
                     load.latencies.recover.record((*at).min(now), now);

@@ -113,7 +113,7 @@ impl Middle for Soak {
             Next::Done if self.leaving == 0 && back_at.is_none() && load.is_joined() => {
                 return Next::Done;
             }
-            Next::Done if load.is_stuck(fleet, now) => {
+            Next::Done if load.is_stuck(now) => {
                 load.give_up_joining(fleet);
                 return Next::Done;
             }
@@ -127,7 +127,10 @@ impl Middle for Soak {
         match notice {
             Notice::Ended(member) => {
                 self.leaving = self.leaving.saturating_sub(1);
-                self.away.push_back((now + load.plan.away, member));
+                // One that a server does not let in any more is not waited for without an end.
+                if now < self.measured.1 + load.environment.patience {
+                    self.away.push_back((now + load.plan.away, member));
+                }
             }
             Notice::Ready(_) => self.returned += 1,
             _ => {}

@@ -88,10 +88,10 @@ impl Middle for Slow {
     fn notice(&mut self, load: &mut Load, _: &mut Fleet, notice: Notice, now: Nanos) {
         match notice {
             // One that does not even come back is counted as that, and not dialed for ever.
-            Notice::Ended(member) => {
-                if load.slow_members.contains(&member) && self.back.insert(member) {
-                    self.ended.insert(member);
-                }
+            Notice::Ended(member)
+                if load.slow_members.contains(&member) && self.back.insert(member) =>
+            {
+                self.ended.insert(member);
             }
             Notice::Ready(member) if self.started => {
                 self.back.remove(&member);

@@ -37,7 +37,8 @@ pub(super) struct Churning {
     schedule: Option<Schedule>,
     measured_from: Nanos,
     churners: Vec<Churner>,
-    next: usize,
+    /// Where to look for the next one to leave, and to join.
+    next: [usize; 2],
     /// Connections of churners that each watcher knows of.
     seen: Vec<BTreeSet<u64>>,
     joins: u64,
@@ -45,15 +46,29 @@ pub(super) struct Churning {
 }
 
 impl Churning {
-    /// The next member that is not busy changes.
+    /// Whether the next change is a join: two of three until half of the members are there, then every other one.
+    fn joins_next(&self) -> bool {
+        let present = self.churners.iter().filter(|churner| churner.present).count();
+        let changes = self.joins + self.leaves;
+        if present < self.churners.len() / 2 {
+            !changes.is_multiple_of(3)
+        } else {
+            changes.is_multiple_of(2)
+        }
+    }
+
+    /// The next member that is not busy joins or leaves; which of the two it is may depend on who is free.
     fn change(&mut self, load: &mut Load, fleet: &mut Fleet, due: Nanos) {
-        let count = self.churners.len();
-        let free = (0..count).map(|nth| (self.next + nth) % count);
-        let Some(nth) = { free }.find(|nth| !self.churners[*nth].busy) else {
+        let (count, joins) = (self.churners.len(), self.joins_next());
+        let from = self.next[usize::from(joins)];
+        let free = |nth: &usize| !self.churners[*nth].busy;
+        let turn = || (0..count).map(|nth| (from + nth) % count);
+        let fitting = turn().find(|nth| free(nth) && self.churners[*nth].present != joins);
+        let Some(nth) = fitting.or_else(|| turn().find(free)) else {
             // Everybody is on the way: the server is slower than the schedule, which the latency of the others shows.
             return;
         };
-        self.next = nth + 1;
+        self.next[usize::from(joins)] = nth + 1;
         let member = load.plan.watching() + nth as u32;
         let churner = &mut self.churners[nth];
         churner.present = !churner.present;

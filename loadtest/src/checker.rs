@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 
 use gateway_core::message::Epoch;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Descriptions of violations that are kept; all are counted.
 const EXAMPLES_MAX: usize = 8;
 
 /// What went wrong, by kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Violation {
     /// A publication that came before, or came after a later one.
@@ -41,12 +41,28 @@ pub(crate) enum Violation {
     NotRecovered,
     /// No answer to a ping.
     Silent,
+    /// Joins, leaves or a list of members that do not agree with who is there.
+    WrongPresence,
     /// Something that is not the protocol.
     Malformed,
 }
 
+impl Violation {
+    /// Whether an operation failed and said so, or was not answered. Everything else is a promise that was broken.
+    pub(crate) fn is_error(self) -> bool {
+        matches!(
+            self,
+            Self::Unanswered
+                | Self::ConnectFailed
+                | Self::Disconnected
+                | Self::Refused
+                | Self::Silent
+        )
+    }
+}
+
 /// Counts of violations, with a few described.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Violations {
     counts: BTreeMap<Violation, u64>,
     examples: Vec<String>,
@@ -72,6 +88,21 @@ impl Violations {
     /// All kinds together.
     pub(crate) fn total(&self) -> u64 {
         self.counts.values().sum()
+    }
+
+    /// Operations that failed.
+    pub(crate) fn errors(&self) -> u64 {
+        let errors = self.counts.iter().filter(|(violation, _)| violation.is_error());
+        errors.map(|(_, count)| count).sum()
+    }
+
+    /// Adds those of another process.
+    pub(crate) fn merge(&mut self, other: Self) {
+        for (violation, count) in other.counts {
+            *self.counts.entry(violation).or_default() += count;
+        }
+        let room = EXAMPLES_MAX.saturating_sub(self.examples.len());
+        self.examples.extend(other.examples.into_iter().take(room));
     }
 
     /// Counts by kind.
@@ -107,12 +138,14 @@ pub(crate) struct Subscription {
     pub(crate) position: Option<(Epoch, u64)>,
     /// Whether `subscribed` has come on the present connection.
     pub(crate) live: bool,
+    /// Whether the connection subscribes when it is welcomed.
+    pub(crate) wanted: bool,
 }
 
 impl Subscription {
     /// A subscription that is not made yet.
     pub(crate) fn new(channel: u32) -> Self {
-        Self { channel, position: None, live: false }
+        Self { channel, position: None, live: false, wanted: true }
     }
 
     /// Judges a publication and moves on to it, unless it is old.
@@ -171,5 +204,18 @@ mod tests {
         assert_eq!(violations.total(), 200);
         assert_eq!(violations.counts().len(), 1);
         assert_eq!(violations.examples().len(), EXAMPLES_MAX);
+    }
+
+    #[test]
+    fn those_of_another_process_are_added() {
+        let (mut ours, mut theirs) = (Violations::default(), Violations::default());
+        ours.add(Violation::Gap, 2, || "a".into());
+        theirs.add(Violation::Gap, 1, || "b".into());
+        theirs.add(Violation::Refused, 4, || "c".into());
+        let text = serde_json::to_string(&theirs).expect("plain data");
+        ours.merge(serde_json::from_str(&text).expect("what was just written"));
+        assert_eq!((ours.total(), ours.errors()), (7, 4));
+        assert_eq!(ours.counts()[&Violation::Gap], 3);
+        assert_eq!(ours.examples().len(), 3);
     }
 }

@@ -1,38 +1,44 @@
 //! Thousands of client connections on one thread: an epoll loop without tasks.
 //!
 //! The fleet moves bytes, upgrades, frames and pongs; what to send and what to make of a message is decided by a
-//! [`Driver`]. Everything the driver sends in one turn leaves together at its end.
+//! [`Driver`]. Everything the driver sends in one turn leaves together at its end. What comes is handled in `input`.
 
 mod connection;
+mod dialer;
 mod framing;
+mod input;
 mod upgrade;
 
 use std::collections::VecDeque;
-use std::io::{self, Read};
-use std::net::SocketAddr;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
+use gateway_core::ws::deflate::{Deflater, Inflater};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
+use serde::{Deserialize, Serialize};
 
 pub(crate) use connection::Abandon;
+pub(crate) use dialer::Dialer;
 pub(crate) use upgrade::request;
 
 use crate::output::Progress;
 use crate::schedule::{Clock, MILLISECOND, Nanos, SECOND};
 use crate::series::Status;
-use connection::{Connection, Phase, connect};
-use framing::{Decoder, Item};
-use upgrade::{Upgrade, read_response, read_upgrade};
+use crate::target::Target;
+use connection::{Connection, Phase};
 
 const TIMER: Token = Token(usize::MAX);
 const EVENTS_MAX: usize = 4096;
 const READ_BYTES: usize = 256 << 10;
+
+/// The level that the gateway compresses with by default; the generator compresses like it.
+const DEFLATE_LEVEL: u32 = 3;
 
 /// The driver is asked at least this often.
 const TICK_MAX: Nanos = 100 * MILLISECOND;
@@ -72,6 +78,8 @@ pub(crate) enum Ending {
     Failed(io::ErrorKind),
     /// The server broke the protocol.
     Protocol(&'static str),
+    /// TLS did not come about, or was broken.
+    Tls(String),
 }
 
 impl std::fmt::Display for Ending {
@@ -82,6 +90,7 @@ impl std::fmt::Display for Ending {
             Self::Eof => f.write_str("ended without a close frame"),
             Self::Failed(kind) => write!(f, "{kind}"),
             Self::Protocol(what) => f.write_str(what),
+            Self::Tls(what) => write!(f, "TLS: {what}"),
         }
     }
 }
@@ -121,7 +130,7 @@ pub(crate) trait Driver {
 }
 
 /// Counted by the fleet itself.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Traffic {
     /// Bytes read from sockets.
     pub(crate) bytes_in: u64,
@@ -129,6 +138,8 @@ pub(crate) struct Traffic {
     pub(crate) bytes_out: u64,
     /// Pings answered.
     pub(crate) pings: u64,
+    /// Compressed messages received.
+    pub(crate) inflated: u64,
 }
 
 /// See the module's documentation.
@@ -144,15 +155,18 @@ pub(crate) struct Fleet {
     free: Vec<u32>,
     dirty: Vec<ConnId>,
     endings: VecDeque<(ConnId, Ending)>,
+    /// Connections that are read again, though no event may come for what they hold.
+    resumed: Vec<ConnId>,
     chunk: Vec<u8>,
-    sources: u8,
-    dialed: u64,
+    plain: Vec<u8>,
+    dialer: Dialer,
+    inflater: Inflater,
+    deflater: Deflater,
 }
 
 impl Fleet {
-    /// An empty fleet. Connections to the IPv4 loopback come from so many source addresses (127.0.0.1 and on), because
-    /// one address has only about 28,000 ports.
-    pub(crate) fn new(clock: Clock, sources: u8) -> io::Result<Self> {
+    /// An empty fleet.
+    pub(crate) fn new(clock: Clock, dialer: Dialer) -> io::Result<Self> {
         let poll = Poll::new()?;
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
@@ -166,42 +180,43 @@ impl Fleet {
             free: Vec::new(),
             dirty: Vec::new(),
             endings: VecDeque::new(),
+            resumed: Vec::new(),
             chunk: vec![0; READ_BYTES],
-            sources: sources.max(1),
-            dialed: 0,
+            plain: Vec::new(),
+            dialer,
+            inflater: Inflater::new(),
+            deflater: Deflater::new(DEFLATE_LEVEL),
         })
     }
 
     /// Starts a WebSocket connection that sends `head` once TCP is up. A failure is told by [`Event::Ended`] too.
     pub(crate) fn dial(
         &mut self,
-        address: SocketAddr,
+        target: &Target,
         head: Vec<u8>,
         abandon: Option<Abandon>,
     ) -> ConnId {
-        self.start(address, Phase::Connecting { head, abandon })
+        self.start(target, Phase::Connecting { head, abandon })
     }
 
     /// Starts an HTTP connection for [`Self::send_raw`].
-    pub(crate) fn dial_http(&mut self, address: SocketAddr) -> ConnId {
-        self.start(address, Phase::Http)
+    pub(crate) fn dial_http(&mut self, target: &Target) -> ConnId {
+        self.start(target, Phase::Http)
     }
 
-    fn start(&mut self, address: SocketAddr, phase: Phase) -> ConnId {
+    fn start(&mut self, target: &Target, phase: Phase) -> ConnId {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push((0, None));
             self.slots.len() as u32 - 1
         });
         let id = ConnId { slot, generation: self.slots[slot as usize].0 };
-        let source = (self.sources > 1).then(|| (self.dialed % u64::from(self.sources)) as u8 + 1);
-        self.dialed += 1;
-        let started = connect(address, source).and_then(|mut stream| {
+        let started = self.dialer.connect(target.address).and_then(|mut stream| {
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut stream, id.token(), interest)?;
-            Ok(stream)
+            Ok(Connection::new(stream, phase, target.session()?))
         });
         match started {
-            Ok(stream) => self.slots[id.slot()].1 = Some(Connection::new(stream, phase)),
+            Ok(connection) => self.slots[id.slot()].1 = Some(connection),
             Err(error) => self.endings.push_back((id, Ending::Failed(error.kind()))),
         }
         id
@@ -220,10 +235,37 @@ impl Fleet {
         connection
     }
 
-    /// Sends a text message.
+    /// Sends a text message, compressed where that was negotiated.
     pub(crate) fn send(&mut self, id: ConnId, payload: &[u8]) {
         let mask = mask_of(payload.len() as u64 ^ self.traffic.bytes_out);
-        self.write(id, |out| framing::push_text(out, payload, mask));
+        let deflates = self.get(id).is_some_and(|connection| match &connection.phase {
+            Phase::Open(decoder) => decoder.deflates(),
+            _ => false,
+        });
+        if deflates {
+            let mut deflated = Vec::new();
+            self.deflater.deflate(payload, &mut deflated);
+            self.write(id, |out| framing::push_deflated(out, &deflated, mask));
+        } else {
+            self.write(id, |out| framing::push_text(out, payload, mask));
+        }
+    }
+
+    /// Reads nothing from the connection until [`Self::resume`]. Its receive buffer is made small, so that the server
+    /// has to keep what it sends.
+    pub(crate) fn pause(&mut self, id: ConnId) {
+        if let Some(connection) = self.get(id) {
+            connection.paused = true;
+            connection.shrink_receive_buffer();
+        }
+    }
+
+    /// Reads from a paused connection again.
+    pub(crate) fn resume(&mut self, id: ConnId) {
+        if let Some(connection) = self.get(id) {
+            connection.paused = false;
+            self.resumed.push(id);
+        }
     }
 
     /// Sends bytes as they are.
@@ -300,6 +342,12 @@ impl Fleet {
     }
 
     fn ready(&mut self, id: ConnId, event: &mio::event::Event, driver: &mut dyn Driver) {
+        if event.is_read_closed() || event.is_error() {
+            // It comes once, also to a connection that is paused.
+            if let Some(connection) = self.get(id) {
+                connection.read_closed = true;
+            }
+        }
         if event.is_writable() || event.is_error() {
             self.writable(id, driver);
         }
@@ -345,116 +393,6 @@ impl Fleet {
         let now = self.clock.now();
         driver.event(self, id, Event::Abandoned, now);
     }
-
-    fn readable(&mut self, id: ConnId, driver: &mut dyn Driver) {
-        let mut chunk = std::mem::take(&mut self.chunk);
-        while let Some(connection) = self.get(id) {
-            if matches!(connection.phase, Phase::Connecting { .. }) {
-                break;
-            }
-            match connection.stream.read(&mut chunk) {
-                Ok(0) => self.end(id, Ending::Eof, driver),
-                Ok(count) => {
-                    self.traffic.bytes_in += count as u64;
-                    self.take_in(id, &chunk[..count], driver);
-                    // A short read has emptied the socket; what comes later makes a new event.
-                    if count < chunk.len() {
-                        break;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => self.end(id, Ending::Failed(error.kind()), driver),
-            }
-        }
-        self.chunk = chunk;
-    }
-
-    fn take_in(&mut self, id: ConnId, bytes: &[u8], driver: &mut dyn Driver) {
-        let now = self.clock.now();
-        let Some(connection) = self.get(id) else { return };
-        let joined;
-        let input = if connection.inbound.is_empty() {
-            bytes
-        } else {
-            connection.inbound.extend_from_slice(bytes);
-            joined = std::mem::take(&mut connection.inbound);
-            &joined
-        };
-        let mut used = 0;
-        loop {
-            match self.step(id, &input[used..], driver, now) {
-                Ok(Some(more)) => used += more,
-                Ok(None) => break,
-                Err(what) => return self.end(id, Ending::Protocol(what), driver),
-            }
-        }
-        if let Some(connection) = self.get(id) {
-            connection.inbound.extend_from_slice(&input[used..]);
-        }
-    }
-
-    /// Takes one head, frame or response from `input`; answers its bytes.
-    fn step(
-        &mut self,
-        id: ConnId,
-        input: &[u8],
-        driver: &mut dyn Driver,
-        now: Nanos,
-    ) -> Result<Option<usize>, &'static str> {
-        let Some(connection) = self.get(id).filter(|_| !input.is_empty()) else { return Ok(None) };
-        match &mut connection.phase {
-            Phase::Connecting { .. } => Ok(None),
-            Phase::Upgrading => match read_upgrade(input)? {
-                Upgrade::Partial => Ok(None),
-                Upgrade::Accepted(used) => {
-                    connection.phase = Phase::Open(Decoder::default());
-                    driver.event(self, id, Event::Open, now);
-                    Ok(Some(used))
-                }
-                Upgrade::Refused(status, body) => {
-                    self.end(id, Ending::Refused(status, body), driver);
-                    Ok(None)
-                }
-            },
-            Phase::Open(decoder) | Phase::Closing(decoder) => {
-                let Some((item, used)) = decoder.next(input)? else { return Ok(None) };
-                self.item(id, item, input, driver);
-                Ok(Some(used))
-            }
-            Phase::Http => {
-                let Some(response) = read_response(input)? else { return Ok(None) };
-                let used = response.body.end;
-                let event = Event::Response(response.status, &input[response.body]);
-                driver.event(self, id, event, now);
-                Ok(Some(used))
-            }
-        }
-    }
-
-    fn item(&mut self, id: ConnId, item: Item, input: &[u8], driver: &mut dyn Driver) {
-        let now = self.clock.now();
-        match item {
-            Item::Text(place) => driver.event(self, id, Event::Message(&input[place]), now),
-            Item::Assembled(payload) => driver.event(self, id, Event::Message(&payload), now),
-            Item::Fragment | Item::Pong => {}
-            Item::Ping(place) => {
-                self.traffic.pings += 1;
-                let mask = mask_of(self.traffic.pings);
-                self.write(id, |out| framing::push_pong(out, &input[place], mask));
-            }
-            Item::Close(code) => {
-                if let Some(connection) = self.get(id)
-                    && matches!(connection.phase, Phase::Open(_))
-                {
-                    framing::push_close(&mut connection.outbound, 1000, [2, 7, 1, 8]);
-                    // The server may be gone already; it gets its answer when it is there.
-                    let _ = connection.flush();
-                }
-                self.end(id, Ending::Closed(code), driver);
-            }
-        }
-    }
 }
 
 /// Masks need to differ, not to be secret: nobody between the generator and the server is to be fooled.
@@ -474,13 +412,17 @@ pub(crate) fn run(
 ) -> io::Result<()> {
     let mut events = Events::with_capacity(EVENTS_MAX);
     loop {
+        for id in std::mem::take(&mut fleet.resumed) {
+            fleet.readable(id, driver);
+        }
         fleet.tell_endings(driver);
         let now = fleet.clock.now();
         let next = driver.tick(fleet, now);
         fleet.flush();
         progress.tell(now, next == Next::Done, || driver.status(now));
         let Next::Until(until) = next else { return Ok(()) };
-        let until = if fleet.endings.is_empty() { until } else { now };
+        let idle = fleet.endings.is_empty() && fleet.resumed.is_empty();
+        let until = if idle { until } else { now };
         fleet.wait(&mut events, now, until)?;
         for event in &events {
             if event.token() != TIMER {

@@ -1,9 +1,10 @@
-//! Latency histograms, in microseconds, three significant digits, up to ten minutes.
+//! Latency histograms, in microseconds, three significant digits, up to ten minutes. Those of several processes are added
+//! up bucket by bucket, so that percentiles are those of all samples together.
 
 use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::schedule::Nanos;
 
@@ -14,15 +15,29 @@ const LADDER: [f64; 11] = [25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95
 /// Points of a curve each time that the distance to 100 % halves.
 const CURVE_STEPS: u32 = 5;
 
-/// One kind of latency.
-#[derive(Clone, Debug)]
+const FITS: &str = "the bounds are constants that fit";
+
+/// Micros and count of each bucket that is not empty: what histograms are as text.
+type Buckets = Vec<(u64, u64)>;
+
+/// One kind of latency. As text it is the buckets of all its samples.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(from = "Buckets", into = "Buckets")]
 pub(crate) struct Latency {
     total: Histogram<u64>,
-    /// Since it was last taken; two digits are enough for a point of a chart.
-    interval: Histogram<u32>,
+    /// Since it was last taken.
+    interval: Interval,
 }
 
-/// A short time's latencies; milliseconds.
+/// A short time's latencies; two digits are enough for a point of a chart.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(from = "Buckets", into = "Buckets")]
+pub(crate) struct Interval(Histogram<u64>);
+
+/// Intervals by the name of the latency.
+pub(crate) type Intervals = BTreeMap<String, Interval>;
+
+/// An interval in a few numbers; milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Brief {
     /// Samples.
@@ -58,35 +73,100 @@ pub(crate) struct Summary {
 
 impl Default for Latency {
     fn default() -> Self {
-        let fits = "the bounds are constants that fit";
-        Self {
-            total: Histogram::new_with_bounds(1, MICROS_MAX, 3).expect(fits),
-            interval: Histogram::new_with_bounds(1, MICROS_MAX, 2).expect(fits),
+        let total = Histogram::new_with_bounds(1, MICROS_MAX, 3).expect(FITS);
+        Self { total, interval: Interval::default() }
+    }
+}
+
+impl Default for Interval {
+    fn default() -> Self {
+        Self(Histogram::new_with_bounds(1, MICROS_MAX, 2).expect(FITS))
+    }
+}
+
+fn fill(histogram: &mut Histogram<u64>, buckets: Buckets) {
+    for (micros, count) in buckets {
+        histogram.saturating_record_n(micros, count);
+    }
+}
+
+fn buckets(histogram: &Histogram<u64>) -> Buckets {
+    let recorded = histogram.iter_recorded();
+    recorded
+        .map(|bucket| (bucket.value_iterated_to(), bucket.count_since_last_iteration()))
+        .collect()
+}
+
+impl From<Buckets> for Latency {
+    fn from(buckets: Buckets) -> Self {
+        let mut latency = Self::default();
+        fill(&mut latency.total, buckets);
+        latency
+    }
+}
+
+impl From<Latency> for Buckets {
+    fn from(latency: Latency) -> Self {
+        buckets(&latency.total)
+    }
+}
+
+impl From<Buckets> for Interval {
+    fn from(buckets: Buckets) -> Self {
+        let mut interval = Self::default();
+        fill(&mut interval.0, buckets);
+        interval
+    }
+}
+
+impl From<Interval> for Buckets {
+    fn from(interval: Interval) -> Self {
+        buckets(&interval.0)
+    }
+}
+
+impl Interval {
+    /// Adds the samples of another one.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.0.add(&other.0).expect("all histograms have the same bounds");
+    }
+
+    /// The interval in numbers.
+    pub(crate) fn brief(&self) -> Brief {
+        Brief {
+            count: self.0.len(),
+            p50: ms(self.0.value_at_quantile(0.5)),
+            p99: ms(self.0.value_at_quantile(0.99)),
+            max: ms(self.0.max()),
         }
     }
 }
 
 impl Latency {
+    /// Adds the samples of another one.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.total.add(&other.total).expect("all histograms have the same bounds");
+    }
+
+    /// Percent of the samples that are above `limit`; `None` without samples.
+    pub(crate) fn percent_above(&self, limit: Nanos) -> Option<f64> {
+        let micros = limit / 1_000;
+        (!self.total.is_empty()).then(|| {
+            let above = self.total.count_between(micros + 1, MICROS_MAX);
+            above as f64 * 100.0 / self.total.len() as f64
+        })
+    }
+
     /// Records the time from `from` to `to`.
     pub(crate) fn record(&mut self, from: Nanos, to: Nanos) {
         let micros = to.saturating_sub(from) / 1_000;
         self.total.saturating_record(micros);
-        self.interval.saturating_record(micros);
+        self.interval.0.saturating_record(micros);
     }
 
     /// What was recorded since the last time; `None` when that is nothing.
-    pub(crate) fn take_interval(&mut self) -> Option<Brief> {
-        if self.interval.is_empty() {
-            return None;
-        }
-        let brief = Brief {
-            count: self.interval.len(),
-            p50: ms(self.interval.value_at_quantile(0.5)),
-            p99: ms(self.interval.value_at_quantile(0.99)),
-            max: ms(self.interval.max()),
-        };
-        self.interval.reset();
-        Some(brief)
+    pub(crate) fn take_interval(&mut self) -> Option<Interval> {
+        (!self.interval.0.is_empty()).then(|| std::mem::take(&mut self.interval))
     }
 
     /// Percentiles, up to the largest at 100, and their values in milliseconds.
@@ -128,7 +208,7 @@ fn ms(micros: u64) -> f64 {
 }
 
 /// All latencies of a scenario.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Latencies {
     /// From dialing to `welcome`.
     pub(crate) connect: Latency,
@@ -142,7 +222,11 @@ pub(crate) struct Latencies {
     pub(crate) recover: Latency,
     /// From a ping to its pong.
     pub(crate) ping: Latency,
-    /// From the scheduled time of a publication to the moment the generator sent it.
+    /// From the scheduled time of a join or leave to each push about it.
+    pub(crate) presence: Latency,
+    /// Like `deliver`, before anybody was made slow.
+    pub(crate) calm: Latency,
+    /// From the scheduled time of a publication or connect to the moment the generator began it.
     pub(crate) behind: Latency,
 }
 
@@ -153,14 +237,34 @@ macro_rules! named {
             ("connect", $($borrow)+ $latencies.connect),
             ("ready", $($borrow)+ $latencies.ready),
             ("deliver", $($borrow)+ $latencies.deliver),
+            ("calm", $($borrow)+ $latencies.calm),
             ("acknowledge", $($borrow)+ $latencies.acknowledge),
             ("recover", $($borrow)+ $latencies.recover),
             ("ping", $($borrow)+ $latencies.ping),
+            ("presence", $($borrow)+ $latencies.presence),
         ]
     };
 }
 
 impl Latencies {
+    /// Finds one by its name.
+    pub(crate) fn get(&self, name: &str) -> Option<&Latency> {
+        named!(self, &).into_iter().find(|(known, _)| *known == name).map(|(_, latency)| latency)
+    }
+
+    /// Adds the samples of another process.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.connect.add(&other.connect);
+        self.ready.add(&other.ready);
+        self.deliver.add(&other.deliver);
+        self.acknowledge.add(&other.acknowledge);
+        self.recover.add(&other.recover);
+        self.ping.add(&other.ping);
+        self.presence.add(&other.presence);
+        self.calm.add(&other.calm);
+        self.behind.add(&other.behind);
+    }
+
     /// Those that have samples, by name. The generator's own lateness is not among them.
     pub(crate) fn measured(&self) -> impl Iterator<Item = (&'static str, &Latency)> {
         named!(self, &).into_iter().filter(|(_, latency)| !latency.total.is_empty())
@@ -172,10 +276,10 @@ impl Latencies {
     }
 
     /// What was recorded since the last time, by name.
-    pub(crate) fn take_intervals(&mut self) -> BTreeMap<&'static str, Brief> {
+    pub(crate) fn take_intervals(&mut self) -> Intervals {
         named!(self, &mut)
             .into_iter()
-            .filter_map(|(name, latency)| Some((name, latency.take_interval()?)))
+            .filter_map(|(name, latency)| Some((name.to_owned(), latency.take_interval()?)))
             .collect()
     }
 }
@@ -214,11 +318,31 @@ mod tests {
         latencies.deliver.record(0, 10 * MILLISECOND);
         latencies.deliver.record(0, 30 * MILLISECOND);
         let taken = latencies.take_intervals();
-        assert_eq!(taken.keys().collect::<Vec<_>>(), [&"deliver"]);
-        assert!(taken["deliver"].count == 2 && (taken["deliver"].max - 30.0).abs() < 0.3);
+        assert_eq!(taken.keys().collect::<Vec<_>>(), ["deliver"]);
+        let brief = taken["deliver"].brief();
+        assert!(brief.count == 2 && (brief.max - 30.0).abs() < 0.3);
         latencies.ping.record(0, MILLISECOND);
-        assert_eq!(latencies.take_intervals().keys().collect::<Vec<_>>(), [&"ping"]);
+        assert_eq!(latencies.take_intervals().keys().collect::<Vec<_>>(), ["ping"]);
         assert!(latencies.take_intervals().is_empty());
         assert_eq!(latencies.deliver.summary().unwrap().count, 2);
+    }
+
+    #[test]
+    fn histograms_survive_the_way_between_processes_and_add_up() {
+        let (mut low, mut high, mut all) = <(Latency, Latency, Latency)>::default();
+        for ms in 1..=1_000 {
+            let half = if ms <= 500 { &mut low } else { &mut high };
+            half.record(0, ms * MILLISECOND);
+            all.record(0, ms * MILLISECOND);
+        }
+        let text = serde_json::to_string(&high).unwrap();
+        low.add(&serde_json::from_str(&text).unwrap());
+        assert_eq!(low.summary(), all.summary());
+        assert!((all.percent_above(900 * MILLISECOND).unwrap() - 10.0).abs() < 0.5);
+        assert_eq!(Latency::default().percent_above(0), None);
+        let (mut low, high) = (low.take_interval().unwrap(), high.take_interval().unwrap());
+        let text = serde_json::to_string(&high).unwrap();
+        low.add(&serde_json::from_str(&text).unwrap());
+        assert_eq!(low.brief(), all.take_interval().unwrap().brief());
     }
 }

@@ -1,4 +1,7 @@
 //! Every publication of the load, from its scheduled time to its answer, and what stands where in each channel.
+//!
+//! Of a run in several processes each has a ledger of its own. The number of a publication tells whose it is; of those of
+//! the others a ledger knows only where they stand, and that nobody saw anything else there.
 
 use gateway_core::message::Epoch;
 
@@ -8,6 +11,9 @@ use crate::wire::Delivered;
 
 /// Offsets of one channel that are remembered; far more than a run makes.
 const OFFSETS_MAX: u64 = 100_000_000;
+
+/// Bits of a publication's number that count; above them is the process.
+const NUMBER_BITS: u32 = 40;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -55,6 +61,8 @@ impl ChannelLog {
 /// See the module's documentation.
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
+    /// Number of the first publication.
+    first: u64,
     publications: Vec<Publication>,
     channels: Vec<ChannelLog>,
     /// Sent and not answered yet.
@@ -64,9 +72,10 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// An empty ledger of so many channels.
-    pub(crate) fn new(channels: u32) -> Self {
+    /// An empty ledger of so many channels, of this process of the run.
+    pub(crate) fn new(channels: u32, process: u32) -> Self {
         Self {
+            first: u64::from(process) << NUMBER_BITS,
             publications: Vec::new(),
             channels: vec![ChannelLog::default(); channels as usize],
             outstanding: 0,
@@ -84,7 +93,29 @@ impl Ledger {
         let state = State::Sent;
         self.publications.push(Publication { scheduled, channel, state, recorded });
         self.outstanding += 1;
-        self.sent() - 1
+        self.first + self.sent() - 1
+    }
+
+    /// Place of a publication of this process.
+    fn index(&self, number: u64) -> Option<usize> {
+        number.checked_sub(self.first).map(|index| index as usize)
+    }
+
+    fn is_foreign(&self, number: u64) -> bool {
+        number >> NUMBER_BITS != self.first >> NUMBER_BITS
+    }
+
+    /// Channels with their largest acknowledged offset.
+    pub(crate) fn tops(&self) -> Vec<(u32, u64)> {
+        let tops = (0..).zip(self.channels.iter().map(|log| log.top));
+        tops.filter(|(_, top)| *top > 0).collect()
+    }
+
+    /// Another process has had this offset acknowledged.
+    pub(crate) fn raise_top(&mut self, channel: u32, offset: u64) {
+        if let Some(log) = self.channels.get_mut(channel as usize) {
+            log.top = log.top.max(offset);
+        }
     }
 
     /// A subscription found the channel at this position, before anything of the load that it does not know.
@@ -101,7 +132,8 @@ impl Ledger {
         (epoch, offset): (Epoch, u64),
         violations: &mut Violations,
     ) -> Option<Nanos> {
-        let publication = self.publications.get_mut(number as usize)?;
+        let index = self.index(number)?;
+        let publication = self.publications.get_mut(index)?;
         let (channel, again) = (publication.channel, publication.state != State::Sent);
         publication.state = State::Acknowledged;
         let due = publication.recorded.then_some(publication.scheduled);
@@ -127,7 +159,8 @@ impl Ledger {
 
     /// The publication was answered with an error.
     pub(crate) fn refuse(&mut self, number: u64) {
-        if let Some(publication) = self.publications.get_mut(number as usize)
+        if let Some(index) = self.index(number)
+            && let Some(publication) = self.publications.get_mut(index)
             && publication.state == State::Sent
         {
             publication.state = State::Refused;
@@ -142,8 +175,11 @@ impl Ledger {
         violations: &mut Violations,
     ) -> Option<Nanos> {
         let number = delivered.number?;
-        let publication = self.publications.get(number as usize).copied();
-        let fits = publication.is_some_and(|publication| publication.channel == delivered.channel)
+        let foreign = self.is_foreign(number);
+        let publication =
+            self.index(number).and_then(|index| self.publications.get(index)).copied();
+        let known = |publication: Publication| publication.channel == delivered.channel;
+        let fits = (foreign || publication.is_some_and(known))
             && self
                 .channels
                 .get_mut(delivered.channel as usize)
@@ -156,6 +192,9 @@ impl Ledger {
                 )
             });
             return None;
+        }
+        if foreign {
+            return delivered.due;
         }
         publication.filter(|publication| publication.recorded).map(|p| p.scheduled)
     }
@@ -173,12 +212,12 @@ mod tests {
     const E: Epoch = Epoch(*b"aaaaaaaa");
 
     fn delivered(offset: u64, number: u64) -> Delivered {
-        Delivered { channel: 1, offset, epoch: E, number: Some(number) }
+        Delivered { channel: 1, offset, epoch: E, number: Some(number), due: None }
     }
 
     #[test]
     fn a_publication_from_schedule_to_delivery() {
-        let (mut ledger, mut violations) = (Ledger::new(2), Violations::default());
+        let (mut ledger, mut violations) = (Ledger::new(2, 0), Violations::default());
         ledger.begin(1, E, 40);
         let number = ledger.enter(1, 77, true);
         let unrecorded = ledger.enter(1, 78, false);
@@ -194,7 +233,7 @@ mod tests {
 
     #[test]
     fn what_does_not_agree_is_found() {
-        let (mut ledger, mut violations) = (Ledger::new(2), Violations::default());
+        let (mut ledger, mut violations) = (Ledger::new(2, 0), Violations::default());
         let (a, b) = (ledger.enter(1, 1, true), ledger.enter(1, 2, true));
         ledger.acknowledge(a, (E, 1), &mut violations);
         ledger.acknowledge(b, (E, 1), &mut violations);
@@ -215,10 +254,29 @@ mod tests {
 
     #[test]
     fn refused_publications_are_answered() {
-        let mut ledger = Ledger::new(1);
+        let mut ledger = Ledger::new(1, 0);
         let number = ledger.enter(0, 1, true);
         ledger.refuse(number);
         ledger.refuse(number);
         assert_eq!((ledger.outstanding, ledger.acknowledged), (0, 0));
+    }
+
+    #[test]
+    fn publications_of_other_processes_keep_their_place() {
+        let mut violations = Violations::default();
+        let (mut ours, mut theirs) = (Ledger::new(2, 0), Ledger::new(2, 1));
+        let (our, their) = (ours.enter(1, 5, true), theirs.enter(1, 7, true));
+        assert_ne!(our, their);
+        theirs.acknowledge(their, (E, 1), &mut violations);
+        let foreign = Delivered { due: Some(7), ..delivered(1, their) };
+        assert_eq!(ours.deliver(&foreign, &mut violations), Some(7));
+        ours.acknowledge(our, (E, 2), &mut violations);
+        assert_eq!(violations.total(), 0);
+        assert_eq!((ours.tops(), theirs.tops()), (vec![(1, 2)], vec![(1, 1)]));
+        theirs.raise_top(1, 2);
+        assert_eq!(theirs.top(1), 2);
+        // Nothing else may ever be seen at an offset that one of the others published at.
+        ours.deliver(&delivered(1, our), &mut violations);
+        assert_eq!(violations.counts()[&Violation::WrongContent], 1);
     }
 }

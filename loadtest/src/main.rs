@@ -3,6 +3,9 @@
 //! | module | owns |
 //! |---|---|
 //! | `options`, `values`, `plan` | the command line, scenario files, and the plan that comes out of both |
+//! | `thresholds`, `figures` | what a run must keep to, and what it is compared with |
+//! | `processes`, `worker` | a run in several processes: their parent, and one of them |
+//! | `target`, `tls` | where the load goes, as whom, and whom it trusts |
 //! | `fleet` | sockets, upgrades and frames of thousands of clients on one thread |
 //! | `wire` | the messages of the native protocol |
 //! | `load`, `ledger`, `checker` | connections, publications, and whether what came is what was promised |
@@ -16,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod checker;
+mod figures;
 mod fleet;
 mod latencies;
 mod ledger;
@@ -24,6 +28,7 @@ mod machine;
 mod options;
 mod output;
 mod plan;
+mod processes;
 mod report;
 mod scenario;
 mod schedule;
@@ -31,8 +36,11 @@ mod scraper;
 mod series;
 mod server;
 mod target;
+mod thresholds;
+mod tls;
 mod values;
 mod wire;
+mod worker;
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -41,13 +49,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser as _;
 use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
+use load::{Environment, Start};
 use machine::Machine;
 use options::Options;
-use output::Progress;
+use output::{Metrics, Progress};
 use plan::{Plan, Scenario};
 use report::Report;
+use schedule::Clock;
+use worker::{Assigned, Crew, Said};
 
 const EXIT_BROKEN: u8 = 1;
 const EXIT_USAGE: u8 = 2;
@@ -62,18 +74,22 @@ fn main() -> ExitCode {
         output::report(&list());
         return ExitCode::SUCCESS;
     }
-    let plans = match options.plans() {
-        Ok(plans) => plans,
+    let prepared = options.plans().and_then(|plans| Ok((plans, options.environment()?)));
+    let (plans, environment) = match prepared {
+        Ok(prepared) => prepared,
         Err(error) => {
             output::fault(&error);
             return ExitCode::from(EXIT_USAGE);
         }
     };
+    if let Some(assigned) = options.worker {
+        return work(&plans, &environment, &options, assigned);
+    }
     let machine = Machine::look();
     let mut reports = Vec::new();
     let mut fault = None;
-    for plan in plans {
-        match run(plan, &options) {
+    for (number, plan) in plans.into_iter().enumerate() {
+        match run(plan, number, &environment, &options) {
             Ok(report) => {
                 output::report(&report.text());
                 reports.push(report);
@@ -96,16 +112,78 @@ fn main() -> ExitCode {
     if passed { ExitCode::SUCCESS } else { ExitCode::from(EXIT_BROKEN) }
 }
 
-fn run(plan: Plan, options: &Options) -> Result<Report, String> {
-    make_room(u64::from(plan.sockets()) + OTHER_FDS)?;
+fn run(
+    plan: Plan,
+    number: usize,
+    environment: &Environment,
+    options: &Options,
+) -> Result<Report, String> {
     let run = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
-    let environment = options.environment();
     let mut progress =
-        Progress::start(options.quiet, environment.metrics.clone(), options.metrics_interval.0);
-    let before = own_cpu_seconds();
-    let outcome = scenario::run(plan, &environment, run, &mut progress);
-    let series = progress.finish();
-    Ok(Report::new(outcome?, series, own_cpu_seconds() - before))
+        Progress::start(options.quiet, metrics(options, environment, options.processes == 1));
+    let (outcome, cpu_seconds, heard) = if options.processes > 1 {
+        let count = options.processes;
+        let gathered = processes::run(plan, (number, count), run, &mut progress)?;
+        (gathered.outcome, gathered.cpu_seconds, gathered.heard)
+    } else {
+        make_room(u64::from(plan.sockets()) + OTHER_FDS)?;
+        pin(&options.cores, 0)?;
+        let start = Start { run, clock: progress.clock, crew: Crew::default() };
+        let before = own_cpu_seconds();
+        let outcome = scenario::run(plan, environment, start, &mut progress)?;
+        (outcome, own_cpu_seconds() - before, Vec::new())
+    };
+    Ok(Report::new(outcome, progress.finish(heard), cpu_seconds))
+}
+
+/// The server's figures are asked for each second by one process, the one that also asks between the phases.
+fn metrics(options: &Options, environment: &Environment, asks: bool) -> Option<Metrics> {
+    asks.then(|| (environment.metrics.clone(), options.metrics_interval.0))
+}
+
+/// Does a share of a plan for the process that started this one.
+fn work(
+    plans: &[Plan],
+    environment: &Environment,
+    options: &Options,
+    assigned: Assigned,
+) -> ExitCode {
+    let share = |plan: &Plan| plan.share(assigned.index, options.processes);
+    let result = plans.get(assigned.plan).ok_or_else(|| "no such plan".to_owned());
+    let result = result.and_then(|plan| {
+        let plan = share(plan)?;
+        make_room(u64::from(plan.sockets()) + OTHER_FDS)?;
+        let (clock, crew) = (Clock::since(assigned.clock), Crew::worker(assigned.index));
+        let mut progress = Progress::worker(clock, metrics(options, environment, crew.is_first()));
+        pin(&options.cores, assigned.index as usize)?;
+        let start = Start { run: assigned.run, clock, crew };
+        let outcome = scenario::run(plan, environment, start, &mut progress)?;
+        Ok((outcome, progress.into_samples()))
+    });
+    match result {
+        Ok((outcome, heard)) => {
+            let parcel = processes::parcel(outcome, own_cpu_seconds(), heard);
+            worker::say(&Said::Done(Box::new(parcel)));
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            worker::say(&Said::Failed(why));
+            ExitCode::from(EXIT_NOT_RUN)
+        }
+    }
+}
+
+/// Pins this thread to its core of the list; to none without a list.
+fn pin(cores: &[usize], index: usize) -> Result<(), String> {
+    if cores.is_empty() {
+        return Ok(());
+    }
+    let core = cores[index % cores.len()];
+    let mut set = CpuSet::new();
+    if core < CpuSet::MAX_CPU {
+        set.set(core);
+    }
+    sched_setaffinity(None, &set).map_err(|error| format!("cannot use core {core}: {error}"))
 }
 
 /// Every connection is a descriptor: takes the soft limit up to the hard one when that is needed.
@@ -151,8 +229,8 @@ fn list() -> String {
     let mut text = String::new();
     for name in Scenario::names() {
         match Scenario::load(name) {
-            Ok(scenario) => writeln!(text, "{name:<12} {}", scenario.about),
-            Err(error) => writeln!(text, "{name:<12} {error}"),
+            Ok(scenario) => writeln!(text, "{name:<15} {}", scenario.about),
+            Err(error) => writeln!(text, "{name:<15} {error}"),
         }
         .expect("a String takes any text");
     }

@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -8,7 +9,10 @@ use crate::load::{ApiAccess, Environment};
 use crate::plan::{Plan, Scenario, Size};
 use crate::schedule::nanos;
 use crate::target::Target;
+use crate::thresholds::Assignment;
+use crate::tls::{self, Trust};
 use crate::values::{Span, Values};
+use crate::worker::Assigned;
 
 /// The token secret that the gateway uses in its development environment when none is configured; known to everybody.
 const DEVELOPMENT_SECRET: &str =
@@ -27,9 +31,31 @@ const API_CONNECTIONS: u32 = 16;
 #[derive(Debug, Parser)]
 #[command(name = "archmesh-loadtest", version)]
 pub(crate) struct Options {
-    /// WebSocket endpoint of the gateway.
-    #[arg(long, default_value = "ws://127.0.0.1:8080/ws")]
-    url: Target,
+    /// WebSocket endpoint of the gateway, ws:// or wss://. Several, separated by commas or repeated, take turns; they
+    /// must lead to one gateway.
+    #[arg(long = "url", value_delimiter = ',', default_value = "ws://127.0.0.1:8080/ws")]
+    urls: Vec<Target>,
+    /// PEM file of a certificate authority to trust besides those of the system.
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Takes any certificate of the server.
+    #[arg(long, conflicts_with = "ca")]
+    insecure: bool,
+    /// Offers permessage-deflate, and compresses when the server agrees.
+    #[arg(long)]
+    deflate: bool,
+    /// Addresses of this machine to connect from, in turns; each has about 28,000 ports.
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    local_addresses: Vec<IpAddr>,
+    /// Spreads the load over so many processes.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) processes: u32,
+    /// Cores that the processes are pinned to, in turns.
+    #[arg(long, value_name = "CORE", value_delimiter = ',')]
+    pub(crate) cores: Vec<usize>,
+    /// What the process that started this one has it do.
+    #[arg(long, hide = true)]
+    pub(crate) worker: Option<Assigned>,
     /// What to do: a name (see --list), `all`, or the path of a scenario file; may be given several times.
     #[arg(long = "scenario", value_name = "NAME|FILE", default_value = "fanout")]
     scenarios: Vec<String>,
@@ -51,9 +77,9 @@ pub(crate) struct Options {
     /// `aud` of the tokens.
     #[arg(long, default_value = "", hide_default_value = true)]
     audience: String,
-    /// What every channel name begins with: a namespace in which tokens may allow to publish.
-    #[arg(long, default_value = "workflow:")]
-    channel_prefix: String,
+    /// A limit that the run must keep to; `none` takes one away. See the scenario files for names.
+    #[arg(long = "threshold", value_name = "NAME=VALUE")]
+    thresholds: Vec<Assignment>,
     /// Publishes through the server API here (http://host:port/api/publish) instead of the sockets.
     #[arg(long)]
     api_url: Option<Target>,
@@ -85,6 +111,8 @@ pub(crate) struct Options {
 impl Options {
     /// The scenarios to be run.
     pub(crate) fn plans(&self) -> Result<Vec<Plan>, String> {
+        let thresholds = self.thresholds.iter().cloned().collect();
+        let flags = Values { thresholds, ..self.values.clone() };
         let mut plans = Vec::new();
         for asked in &self.scenarios {
             let names: Vec<String> = if asked == "all" {
@@ -93,21 +121,44 @@ impl Options {
                 vec![asked.clone()]
             };
             for name in &names {
-                plans.push(Scenario::load(name)?.plan(name, self.size, &self.values)?);
+                plans.push(Scenario::load(name)?.plan(name, self.size, &flags)?);
             }
         }
         Ok(plans)
     }
 
     /// Everything that is the same for all of them.
-    pub(crate) fn environment(&self) -> Environment {
+    pub(crate) fn environment(&self) -> Result<Environment, String> {
         let or = |given: &Option<String>, default: &str| {
             given.clone().unwrap_or_else(|| default.to_owned())
         };
-        Environment {
-            target: self.url.clone(),
-            metrics: self.metrics_url.clone().unwrap_or_else(|| self.url.with_path("/metrics")),
-            api: self.api_url.clone().map(|target| ApiAccess {
+        let mut targets = self.urls.clone();
+        for target in &mut targets {
+            target.settle()?;
+        }
+        let first = targets.first().ok_or("an empty --url")?;
+        let mut metrics = self.metrics_url.clone().unwrap_or_else(|| first.with_path("/metrics"));
+        metrics.settle()?;
+        let mut api = self.api_url.clone();
+        api.as_mut().map_or(Ok(()), Target::settle)?;
+        let all = || targets.iter().chain([&metrics]).chain(&api);
+        if all().any(Target::is_secure) {
+            let trust = match &self.ca {
+                _ if self.insecure => Trust::Anybody,
+                Some(path) => Trust::File(path.clone()),
+                None => Trust::System,
+            };
+            let config = tls::client(&trust)?;
+            for target in targets.iter_mut().chain([&mut metrics]).chain(&mut api) {
+                target.trust(&config);
+            }
+        }
+        Ok(Environment {
+            targets,
+            metrics,
+            deflate: self.deflate,
+            local_addresses: self.local_addresses.clone(),
+            api: api.map(|target| ApiAccess {
                 target,
                 key: or(&self.api_key, DEVELOPMENT_API_KEY),
                 connections: API_CONNECTIONS,
@@ -115,9 +166,8 @@ impl Options {
             secret: or(&self.secret, DEVELOPMENT_SECRET),
             user_claim: self.user_claim.clone(),
             issuer_audience: (self.issuer.clone(), self.audience.clone()),
-            channel_prefix: self.channel_prefix.clone(),
             patience: nanos(self.patience.0),
-        }
+        })
     }
 }
 
@@ -145,21 +195,49 @@ mod tests {
             "medium",
             "--duration",
             "3s",
-            "--max-p99-ms",
-            "50",
+            "--threshold",
+            "p99_ms_max=50",
+            "--local-addresses",
+            "127.0.0.1,::1",
         ])
         .unwrap();
         let plans = options.plans().unwrap();
-        assert_eq!(plans.len(), 5);
+        assert_eq!(plans.len(), 10);
         assert!(plans.iter().all(|plan| plan.duration == 3_000_000_000));
-        assert_eq!(plans[0].thresholds.max_p99_ms, Some(50.0));
-        assert_eq!(options.environment().metrics.path, "/metrics");
+        let verdicts = plans[0].thresholds.judge(|_| Some(60.0));
+        let p99 = verdicts.iter().find(|verdict| verdict.name.as_str() == "p99_ms_max").unwrap();
+        assert!((40.0..60.0).contains(&p99.limit) && !p99.ok);
+        let environment = options.environment().unwrap();
+        assert_eq!(environment.metrics.path, "/metrics");
+        assert_eq!(environment.local_addresses.len(), 2);
+    }
+
+    #[test]
+    fn several_urls_may_be_given_in_both_ways() {
+        let line = ["x", "--url", "ws://127.0.0.1:1/a,ws://[::1]:2/b", "--url", "ws://127.0.0.1:3"];
+        let environment = Options::try_parse_from(line).unwrap().environment().unwrap();
+        let paths: Vec<_> = environment.targets.iter().map(|target| &*target.path).collect();
+        assert_eq!(paths, ["/a", "/b", "/"]);
+    }
+
+    #[test]
+    fn tls_needs_certificates_that_can_be_read() {
+        let line = ["x", "--url", "wss://127.0.0.1/ws", "--ca", "missing.pem"];
+        let error = Options::try_parse_from(line).unwrap().environment().unwrap_err();
+        assert!(error.contains("missing.pem"), "{error}");
+        let line = ["x", "--url", "wss://127.0.0.1/ws", "--insecure"];
+        let environment = Options::try_parse_from(line).unwrap().environment().unwrap();
+        assert!(environment.targets[0].session().unwrap().is_some());
     }
 
     #[test]
     fn bad_usage_is_refused() {
         for line in [
-            &["--url", "wss://127.0.0.1/ws"][..],
+            &["--url", "ftp://127.0.0.1/ws"][..],
+            &["--threshold", "p99=5"],
+            &["--processes", "0"],
+            &["--insecure", "--ca", "x.pem"],
+            &["--local-addresses", "localhost"],
             &["--connections", "0"],
             &["--duration", "5"],
             &["--size", "huge"],

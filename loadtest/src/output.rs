@@ -11,7 +11,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::schedule::{Clock, Nanos, SECOND};
 use crate::scraper::Scraper;
 use crate::series::{Point, Recorder, Series, Status};
+use crate::server::Sample;
 use crate::target::Target;
+use crate::worker::{self, Said};
 
 /// Between two lines where nobody can see a bar.
 const LINE_INTERVAL: Nanos = 5 * SECOND;
@@ -21,7 +23,8 @@ const BAR: &str = "{spinner:.cyan} {prefix:<8} {bar:24.cyan/dim} {wide_msg}";
 const NO_BAR: &str = "{spinner:.cyan} {prefix:<8} {wide_msg}";
 
 /// Latencies of which one is told, the most telling first.
-const TOLD: [&str; 6] = ["recover", "deliver", "acknowledge", "ping", "ready", "connect"];
+const TOLD: [&str; 7] =
+    ["recover", "deliver", "acknowledge", "presence", "ping", "ready", "connect"];
 
 /// Prints a finished report.
 pub(crate) fn report(text: &str) {
@@ -43,9 +46,16 @@ pub(crate) fn note(text: &str) {
 #[derive(Debug)]
 enum Display {
     Quiet,
-    Lines { next_at: Nanos },
+    Lines {
+        next_at: Nanos,
+    },
     Bar(ProgressBar),
+    /// Told to the process that started this one, which shows and keeps it.
+    Parent,
 }
+
+/// Where the server tells its figures, and how long to wait between two questions; zero = never ask.
+pub(crate) type Metrics = (Target, Duration);
 
 /// A run while it goes on: looked at each second, shown and kept.
 #[derive(Debug)]
@@ -59,8 +69,8 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Starts the clock, and asks the server at `metrics` from now on, unless `interval` is zero. `quiet` shows nothing.
-    pub(crate) fn start(quiet: bool, metrics: Target, interval: Duration) -> Self {
+    /// Starts the clock, and asks the server for its `metrics` from now on. `quiet` shows nothing.
+    pub(crate) fn start(quiet: bool, metrics: Option<Metrics>) -> Self {
         let display = if quiet {
             Display::Quiet
         } else if std::io::stderr().is_terminal() {
@@ -72,8 +82,17 @@ impl Progress {
         } else {
             Display::Lines { next_at: LINE_INTERVAL }
         };
-        let clock = Clock::start();
-        let scraper = Scraper::start(metrics, clock, interval);
+        Self::new(Clock::start(), display, metrics)
+    }
+
+    /// Tells the process that started this one how it goes, by its clock.
+    pub(crate) fn worker(clock: Clock, metrics: Option<Metrics>) -> Self {
+        Self::new(clock, Display::Parent, metrics)
+    }
+
+    fn new(clock: Clock, display: Display, metrics: Option<Metrics>) -> Self {
+        let scraper =
+            metrics.and_then(|(target, interval)| Scraper::start(target, clock, interval));
         Self { clock, display, recorder: Recorder::default(), scraper, next_at: SECOND }
     }
 
@@ -84,7 +103,14 @@ impl Progress {
         }
         // After a stall the seconds go on from there.
         self.next_at = (self.next_at + SECOND).max(now + SECOND / 2);
-        let status = status();
+        self.show(now, status());
+    }
+
+    /// Keeps a status, and shows it.
+    pub(crate) fn show(&mut self, now: Nanos, status: Status) {
+        if matches!(self.display, Display::Parent) {
+            return worker::say(&Said::Second { at: now, status });
+        }
         let (part, wanted, violations) = (status.part, status.wanted, status.violations);
         let point = self.recorder.record(now, status);
         match &mut self.display {
@@ -93,7 +119,7 @@ impl Progress {
                 if let Ok(style) = ProgressStyle::with_template(template) {
                     bar.set_style(style);
                 }
-                bar.set_prefix(point.phase);
+                bar.set_prefix(point.phase.clone());
                 bar.set_position((part.unwrap_or(0.0).clamp(0.0, 1.0) * BAR_PARTS as f64) as u64);
                 bar.set_message(line(point, wanted, violations));
                 bar.tick();
@@ -102,17 +128,22 @@ impl Progress {
                 *next_at = now + LINE_INTERVAL;
                 eprintln!("{:<8} {}", point.phase, line(point, wanted, violations));
             }
-            Display::Lines { .. } | Display::Quiet => {}
+            Display::Lines { .. } | Display::Quiet | Display::Parent => {}
         }
     }
 
-    /// Ends it: what was kept.
-    pub(crate) fn finish(self) -> Series {
+    /// Ends it: what was kept, with what a worker heard from the server.
+    pub(crate) fn finish(self, mut heard: Vec<Sample>) -> Series {
         if let Display::Bar(bar) = &self.display {
             bar.finish_and_clear();
         }
-        let samples = self.scraper.map(Scraper::finish).unwrap_or_default();
-        self.recorder.finish(&samples)
+        heard.extend(self.scraper.map(Scraper::finish).unwrap_or_default());
+        self.recorder.finish(&heard)
+    }
+
+    /// Ends that of a worker: what it heard from the server.
+    pub(crate) fn into_samples(self) -> Vec<Sample> {
+        self.scraper.map(Scraper::finish).unwrap_or_default()
     }
 }
 
@@ -131,7 +162,7 @@ fn line(point: &Point, wanted: u32, violations: u64) -> String {
             parts.push(format!("{} {what}/s", number(rate.round())));
         }
     }
-    let told = TOLD.iter().find_map(|name| Some((name, point.latencies_ms.get(name)?)));
+    let told = TOLD.iter().find_map(|name| Some((name, point.latencies_ms.get(*name)?)));
     if let Some((name, latency)) = told {
         parts.push(format!("{name} p99 {} ms", number(latency.p99)));
     }
@@ -152,7 +183,7 @@ mod tests {
             at_seconds: 12.01,
             connections: 4_500,
             delivered_per_second: 12_345.6,
-            latencies_ms: [("connect", latency), ("deliver", latency)].into(),
+            latencies_ms: [("connect".into(), latency), ("deliver".into(), latency)].into(),
             ..Point::default()
         };
         assert_eq!(
@@ -171,13 +202,14 @@ mod tests {
     #[test]
     fn each_second_is_looked_at_once_and_the_end_too() {
         let nobody = "http://127.0.0.1:1/metrics".parse().unwrap();
-        let mut progress = Progress::start(true, nobody, Duration::from_secs(1));
+        let mut progress = Progress::start(true, Some((nobody, Duration::from_secs(1))));
         for now in [0, SECOND / 2, SECOND, SECOND + 1, 2 * SECOND, 2 * SECOND + 5] {
             progress.tell(now, false, Status::default);
         }
         progress.tell(2 * SECOND + 6, true, Status::default);
-        let series = progress.finish();
+        let heard = Sample { at: SECOND, ..Sample::default() };
+        let series = progress.finish(vec![heard]);
         assert_eq!(series.points.len(), 3);
-        assert!(series.server.is_empty());
+        assert_eq!(series.server.len(), 1, "nobody answers, a worker heard something");
     }
 }

@@ -9,11 +9,14 @@ mod text;
 
 use serde_json::{Map, Value, json};
 
+use crate::figures;
 use crate::machine::Machine;
 use crate::plan::Kind;
 use crate::scenario::Outcome;
 use crate::schedule::seconds;
 use crate::series::Series;
+use crate::thresholds::Verdict;
+pub(crate) use cost::ServerCost;
 pub(crate) use html::page;
 
 /// A finished scenario, judged.
@@ -24,98 +27,31 @@ pub(crate) struct Report {
     own_cpu_seconds: f64,
     /// The run, second by second.
     series: Series,
-    /// What it was judged by.
-    checks: Vec<Check>,
-}
-
-/// A threshold and what was measured.
-#[derive(Clone, Debug, Default)]
-struct Check {
-    what: String,
-    allowed: String,
-    measured: String,
-    /// Why it is not kept.
-    failure: Option<String>,
-}
-
-impl Check {
-    fn new(
-        what: impl Into<String>,
-        allowed: String,
-        measured: String,
-        failure: Option<String>,
-    ) -> Self {
-        Self { what: what.into(), allowed, measured, failure }
-    }
+    /// Each threshold with what was measured.
+    verdicts: Vec<Verdict>,
+    /// Why it failed; empty = passed.
+    failures: Vec<String>,
 }
 
 impl Report {
     /// Judges an outcome.
     pub(crate) fn new(outcome: Outcome, series: Series, own_cpu_seconds: f64) -> Self {
-        let mut report = Self { outcome, own_cpu_seconds, series, checks: Vec::new() };
-        report.checks = report.check();
-        report
-    }
-
-    /// Why it failed; none = passed.
-    fn failures(&self) -> impl Iterator<Item = &str> {
-        self.checks.iter().filter_map(|check| check.failure.as_deref())
+        let cost = ServerCost::of(&outcome);
+        let thresholds = &outcome.plan.thresholds;
+        let verdicts = thresholds.judge(|name| figures::measured(&outcome, &cost, name));
+        let broken = verdicts.iter().filter(|verdict| !verdict.ok);
+        let mut failures: Vec<_> = broken.map(Verdict::failure).collect();
+        let (name, latency) = outcome.main_latency();
+        // A run without a sample has shown nothing.
+        if latency.summary().is_none() {
+            failures.push(format!("no latency of {name} was measured"));
+        }
+        Self { outcome, own_cpu_seconds, series, verdicts, failures }
     }
 
     /// Whether every threshold holds.
     pub(crate) fn passed(&self) -> bool {
-        self.failures().next().is_none()
-    }
-
-    /// Every threshold, compared with what was measured.
-    fn check(&self) -> Vec<Check> {
-        let thresholds = &self.outcome.plan.thresholds;
-        let errors = self.outcome.violations.total();
-        let allowed = thresholds.max_errors;
-        let broken =
-            (errors > allowed).then(|| format!("{errors} violations, allowed are {allowed}"));
-        let mut checks =
-            vec![Check::new("violations", allowed.to_string(), errors.to_string(), broken)];
-        checks.extend(self.check_latency());
-        let cost = self.server_cost();
-        let growth = [
-            ("resident memory", thresholds.max_rss_growth, cost.resident_growth_percent, " %"),
-            ("descriptors", thresholds.max_fd_growth.map(f64::from), cost.fd_growth, ""),
-        ];
-        for (what, max, value, unit) in growth {
-            let Some(max) = max else { continue };
-            let measured = value.map_or("unknown".into(), |value| format!("{value:.1}{unit}"));
-            let failure = match value {
-                Some(value) if value > max => {
-                    Some(format!("{what} grew by {value:.1}{unit}, allowed are {max}{unit}"))
-                }
-                Some(_) => None,
-                None => Some(format!("growth of {what} is unknown: the server told no figures")),
-            };
-            checks.push(Check::new(
-                format!("growth of {what}"),
-                format!("{max}{unit}"),
-                measured,
-                failure,
-            ));
-        }
-        checks
-    }
-
-    fn check_latency(&self) -> Option<Check> {
-        let (name, latency) = self.outcome.main_latency();
-        let max = self.outcome.plan.thresholds.max_p99_ms;
-        let allowed = max.map_or("measured".into(), |max| format!("{max} ms"));
-        let what = format!("p99 of {name}");
-        let Some(summary) = latency.summary() else {
-            // A run without a sample has shown nothing.
-            let failure = Some(format!("no latency of {name} was measured"));
-            return Some(Check::new(what, allowed, "not measured".into(), failure));
-        };
-        let max = max?;
-        let failure = (summary.p99 > max)
-            .then(|| format!("p99 of {name} is {:.1} ms, allowed are {max} ms", summary.p99));
-        Some(Check::new(what, allowed, format!("{:.2} ms", summary.p99), failure))
+        self.failures.is_empty()
     }
 
     /// The phase of the load itself and how long it was; none for a reconnect, which delivers in bursts: a rate over its
@@ -153,7 +89,8 @@ impl Report {
         json!({
             "scenario": outcome.plan.name,
             "passed": self.passed(),
-            "failures": self.failures().collect::<Vec<_>>(),
+            "failures": self.failures,
+            "thresholds": self.verdicts,
             "machine": machine,
             "plan": outcome.plan,
             "counts": object(outcome.counts.iter().map(|(n, c)| (*n, json!(c))).collect()),
@@ -162,7 +99,7 @@ impl Report {
             "percentiles_ms": object(percentiles.collect()),
             "violations": outcome.violations.counts(),
             "violation_examples": outcome.violations.examples(),
-            "server": {"cost": self.server_cost(), "samples": object(samples.collect())},
+            "server": {"cost": ServerCost::of(&self.outcome), "samples": object(samples.collect())},
             "generator": {
                 "cpu_seconds": self.own_cpu_seconds,
                 "behind_ms": outcome.latencies.behind.summary(),
@@ -184,11 +121,15 @@ pub(crate) mod tests {
     use crate::plan::{Scenario, Size};
     use crate::schedule::{MILLISECOND, SECOND};
     use crate::server::Sample;
+    use crate::thresholds::Assignment;
     use crate::values::Values;
 
-    /// A run of a second that passes.
-    pub(crate) fn outcome(flags: &Values) -> Outcome {
-        let plan = Scenario::load("fanout").unwrap().plan("fanout", Size::Small, flags).unwrap();
+    /// A run of a second that passes without flags.
+    pub(crate) fn outcome(flags: &[&str]) -> Outcome {
+        let thresholds = flags.iter().map(|flag| flag.parse::<Assignment>().unwrap());
+        let flags = Values { thresholds: thresholds.collect(), ..Values::default() };
+        let scenario: Scenario = toml::from_str("kind = \"fanout\"\nabout = \"x\"").unwrap();
+        let plan = scenario.plan("fanout", Size::Small, &flags).unwrap();
         let sample = |at, cpu, resident| Sample {
             at,
             cpu_seconds: Some(cpu),
@@ -209,20 +150,20 @@ pub(crate) mod tests {
                 ("loaded", sample(2 * SECOND, 1.5, 2_200_000.0)),
             ],
             compared: ("connected", "loaded"),
+            trend: Vec::new(),
             traffic: Traffic::default(),
         }
     }
 
-    fn check(flags: &Values, spoil: impl FnOnce(&mut Outcome), failure: Option<&str>) {
+    fn check(flags: &[&str], spoil: impl FnOnce(&mut Outcome), failure: Option<&str>) {
         let mut outcome = outcome(flags);
         spoil(&mut outcome);
         let report = Report::new(outcome, Series::default(), 0.1);
         match failure {
-            None => assert!(report.passed(), "{:?}", report.checks),
+            None => assert!(report.passed(), "{:?}", report.failures),
             Some(text) => {
-                let failures: Vec<_> = report.failures().collect();
-                assert_eq!(failures.len(), 1, "{failures:?}");
-                assert!(failures[0].contains(text), "{failures:?}");
+                assert_eq!(report.failures.len(), 1, "{:?}", report.failures);
+                assert!(report.failures[0].contains(text), "{:?}", report.failures);
                 assert!(report.text().contains("FAILED"));
                 assert_eq!(report.json(&Machine::look())["passed"], false);
             }
@@ -231,29 +172,42 @@ pub(crate) mod tests {
 
     #[test]
     fn thresholds_decide() {
-        let none = Values::default();
-        check(&none, |_| {}, None);
+        check(&[], |_| {}, None);
         let gap = |outcome: &mut Outcome| outcome.violations.add(Violation::Gap, 1, || "x".into());
-        check(&none, gap, Some("1 violations"));
-        check(&Values { max_errors: Some(1), ..none.clone() }, gap, None);
-        let no_latency = |outcome: &mut Outcome| outcome.latencies = Latencies::default();
-        check(&none, no_latency, Some("no latency"));
-        check(&Values { max_p99_ms: Some(30.0), ..none.clone() }, |_| {}, None);
-        check(&Values { max_p99_ms: Some(10.0), ..none.clone() }, |_| {}, Some("p99 of deliver"));
-        check(
-            &Values { max_rss_growth: Some(5.0), ..none.clone() },
-            |_| {},
-            Some("grew by 10.0 %"),
-        );
-        check(&Values { max_fd_growth: Some(0), ..none.clone() }, |_| {}, None);
+        check(&[], gap, Some("violations_max is 0, measured 1"));
+        check(&["violations_max=1"], gap, None);
+        let refused =
+            |outcome: &mut Outcome| outcome.violations.add(Violation::Refused, 3, || "x".into());
+        check(&[], refused, Some("errors_max is 0, measured 3"));
+        check(&["errors_max=3"], refused, None);
+        check(&[], |outcome| outcome.latencies = Latencies::default(), Some("no latency"));
+        check(&["p99_ms_max=30"], |_| {}, None);
+        check(&["p99_ms_max=10"], |_| {}, Some("p99_ms_max"));
+        check(&["rss_growth_percent_max=5"], |_| {}, Some("measured 10"));
+        check(&["fd_growth_max=0"], |_| {}, None);
+        check(&["deliveries_per_second_min=999"], |_| {}, None);
+        check(&["deliveries_per_second_min=1001"], |_| {}, Some("measured 1000"));
+        check(&["server_cpu_us_per_operation_max=499"], |_| {}, Some("measured 500"));
         let silent = |outcome: &mut Outcome| outcome.samples.clear();
-        check(&none, silent, None);
-        check(&Values { max_fd_growth: Some(0), ..none }, silent, Some("unknown"));
+        check(&[], silent, None);
+        check(&["fd_growth_max=0"], silent, Some("fd_growth_max is 0, not measured"));
+    }
+
+    #[test]
+    fn every_threshold_is_in_the_report() {
+        let outcome = outcome(&["p99_ms_max=10", "fd_growth_max=0"]);
+        let report = Report::new(outcome, Series::default(), 0.1);
+        let json = report.json(&Machine::look());
+        let names: Vec<_> =
+            json["thresholds"].as_array().unwrap().iter().map(|verdict| &verdict["name"]).collect();
+        assert_eq!(names, ["errors_max", "fd_growth_max", "p99_ms_max", "violations_max"]);
+        assert_eq!(json["thresholds"][2]["ok"], false);
+        assert!(report.text().contains("NOT MET"));
     }
 
     #[test]
     fn costs_are_per_delivery_and_connection() {
-        let report = Report::new(outcome(&Values::default()), Series::default(), 0.1);
+        let report = Report::new(outcome(&[]), Series::default(), 0.1);
         let json = report.json(&Machine::look());
         assert_eq!(json["server"]["cost"]["cpu_micros_per_delivery"], 500.0);
         assert_eq!(json["server"]["cost"]["resident_bytes_per_connection"], 10_000.0);

@@ -3,7 +3,9 @@
 //! A schedule says when each event is due, whatever happened to the earlier ones. Latency is measured from that
 //! moment, so that a server (or generator) that stalls makes every event of the stall late instead of leaving them out.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// Nanoseconds since the generator started.
 pub(crate) type Nanos = u64;
@@ -13,20 +15,37 @@ pub(crate) const SECOND: Nanos = 1_000_000_000;
 /// See [`SECOND`].
 pub(crate) const MILLISECOND: Nanos = 1_000_000;
 
-/// The generator's clock.
+/// The generator's clock; all processes of a run have the same.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock(Instant);
+pub(crate) struct Clock {
+    base: Nanos,
+}
 
 impl Clock {
     /// Starts at zero.
     pub(crate) fn start() -> Self {
-        Self(Instant::now())
+        Self { base: monotonic() }
+    }
+
+    /// The clock of another process of this machine, from its [`Self::base`].
+    pub(crate) fn since(base: Nanos) -> Self {
+        Self { base }
+    }
+
+    /// When it started, on the system's monotonic clock.
+    pub(crate) fn base(self) -> Nanos {
+        self.base
     }
 
     /// Time since the start.
     pub(crate) fn now(self) -> Nanos {
-        self.0.elapsed().as_nanos() as Nanos
+        monotonic().saturating_sub(self.base)
     }
+}
+
+fn monotonic() -> Nanos {
+    let time = clock_gettime(ClockId::Monotonic);
+    time.tv_sec as Nanos * SECOND + time.tv_nsec as Nanos
 }
 
 /// A [`Duration`] on the generator's axis.
@@ -103,6 +122,14 @@ mod tests {
         let last = std::iter::from_fn(|| schedule.poll(Nanos::MAX)).last().unwrap();
         assert_eq!(last.0, 8_999);
         assert!(last.1.abs_diff(8_999 * SECOND / 3) <= 1);
+    }
+
+    #[test]
+    fn clocks_with_one_base_agree() {
+        let clock = Clock::start();
+        let before = clock.now();
+        let other = Clock::since(clock.base()).now();
+        assert!(before <= other && other <= clock.now());
     }
 
     #[test]

@@ -4,12 +4,11 @@
 //! thread of its own. A server that has no such endpoint, or no room for one more connection, is no fault: the figures
 //! are then left out.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::{ErrorKind, Read, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::schedule::Nanos;
 use crate::target::Target;
@@ -20,10 +19,10 @@ const BODY_BYTES_MAX: u64 = 16 << 20;
 static TURN: Mutex<()> = Mutex::new(());
 
 /// The figures at one moment; absent ones were not told.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub(crate) struct Sample {
     /// When, on the generator's clock.
-    #[serde(skip)]
+    #[serde(rename = "at_nanos", default)]
     pub(crate) at: Nanos,
     /// User and system CPU seconds of the process.
     pub(crate) cpu_seconds: Option<f64>,
@@ -62,16 +61,18 @@ fn value(text: &str, name: &str) -> Option<f64> {
 pub(crate) fn sample(target: &Target, at: Nanos) -> Option<Sample> {
     // Every request is a descriptor of the server: two at a time would see each other.
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut stream = TcpStream::connect_timeout(&target.address, TIMEOUT).ok()?;
-    stream.set_read_timeout(Some(TIMEOUT)).ok()?;
-    stream.set_write_timeout(Some(TIMEOUT)).ok()?;
+    let mut stream = target.open(TIMEOUT).ok()?;
     let request = format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: archmesh-loadtest\r\nConnection: close\r\n\r\n",
         target.path, target.host
     );
     stream.write_all(request.as_bytes()).ok()?;
     let mut answer = Vec::new();
-    stream.take(BODY_BYTES_MAX).read_to_end(&mut answer).ok()?;
+    match stream.take(BODY_BYTES_MAX).read_to_end(&mut answer) {
+        // Without the polite end of a TLS session an answer is still an answer.
+        Err(error) if error.kind() != ErrorKind::UnexpectedEof => return None,
+        _ => {}
+    }
     let text = String::from_utf8_lossy(&answer);
     let status = text.split_whitespace().nth(1)?;
     (status == "200").then(|| Sample::parse(&text, at))

@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::Args;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::thresholds::Thresholds;
+
 /// A duration with a unit: `250ms`, `30s`, `5m`, `1h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span(pub Duration);
@@ -98,23 +100,38 @@ pub(crate) struct Values {
     /// New connections per second; 0 = as fast as `concurrency` allows.
     #[arg(long)]
     pub(crate) connect_rate: Option<f64>,
-    /// Fails when the 99th percentile of the scenario's main latency is above this.
-    #[arg(long, value_name = "MS")]
-    pub(crate) max_p99_ms: Option<f64>,
-    /// Fails when there are more violations than this.
-    #[arg(long, value_name = "COUNT")]
-    pub(crate) max_errors: Option<u64>,
-    /// Fails when the server's resident memory has grown by more than this.
-    #[arg(long, value_name = "PERCENT")]
-    pub(crate) max_rss_growth: Option<f64>,
-    /// Fails when the server has so many more descriptors open than before.
-    #[arg(long, value_name = "COUNT")]
-    pub(crate) max_fd_growth: Option<u32>,
+    /// Connections that are cut off and come back (soak), or members that join or leave (presence), per second.
+    #[arg(long)]
+    pub(crate) churn_rate: Option<f64>,
+    /// How long a connection that was cut off stays away.
+    #[arg(long)]
+    pub(crate) away: Option<Span>,
+    /// Of the connections in busy channels, so many percent stop reading for a while.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=90))]
+    pub(crate) slow_percent: Option<u32>,
+    /// Channels that get publications, the first ones; 0 = all.
+    #[arg(long)]
+    pub(crate) busy_channels: Option<u32>,
+    /// How long the slowest of them does not read; keep it below 40 s, or the heartbeat ends them.
+    #[arg(long)]
+    pub(crate) pause: Option<Span>,
+    /// Connections per channel that stay and watch who joins and leaves.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) watchers: Option<u32>,
+    /// What every channel name begins with: a namespace in which tokens may allow to publish.
+    #[arg(long)]
+    pub(crate) channel_prefix: Option<String>,
+    /// When the run counts as failed.
+    #[arg(skip)]
+    pub(crate) thresholds: Thresholds,
 }
 
 macro_rules! over {
     ($upper:expr, $lower:expr, $($field:ident),+ $(,)?) => {
-        Values { $($field: $upper.$field.or($lower.$field)),+ }
+        Values {
+            thresholds: $upper.thresholds.over(&$lower.thresholds),
+            $($field: $upper.$field.clone().or_else(|| $lower.$field.clone())),+
+        }
     };
 }
 
@@ -139,10 +156,13 @@ impl Values {
             missed,
             concurrency,
             connect_rate,
-            max_p99_ms,
-            max_errors,
-            max_rss_growth,
-            max_fd_growth,
+            churn_rate,
+            away,
+            slow_percent,
+            busy_channels,
+            pause,
+            watchers,
+            channel_prefix,
         )
     }
 
@@ -163,10 +183,14 @@ impl Values {
             missed: Some(10),
             concurrency: Some(100),
             connect_rate: Some(0.0),
-            max_p99_ms: None,
-            max_errors: Some(0),
-            max_rss_growth: None,
-            max_fd_growth: None,
+            churn_rate: Some(10.0),
+            away: Some(Span(Duration::from_secs(1))),
+            slow_percent: Some(10),
+            busy_channels: Some(0),
+            pause: Some(Span(Duration::from_secs(20))),
+            watchers: Some(2),
+            channel_prefix: Some("workflow:".into()),
+            thresholds: Thresholds::fallback(),
         }
     }
 }

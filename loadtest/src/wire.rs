@@ -12,6 +12,8 @@ use gateway_core::proto::json::Object;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::schedule::Nanos;
+
 /// Publications remembered; a power of two.
 const MEMORY: usize = 4096;
 
@@ -100,11 +102,66 @@ pub(crate) struct Disconnect<'a> {
     pub(crate) reason: Cow<'a, str>,
 }
 
+/// `data` of `welcome`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Welcome<'a> {
+    /// Name of the connection in presence.
+    #[serde(borrow)]
+    pub(crate) session_id: Cow<'a, str>,
+}
+
+/// `data` of `lost`; without offsets what was lost is outside of the stream.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Lost {
+    /// First offset that does not come.
+    #[serde(default)]
+    pub(crate) from_offset: Option<u64>,
+    /// Last one.
+    #[serde(default)]
+    pub(crate) to_offset: Option<u64>,
+}
+
+/// `data` of `join` and `leave`, and a member in `presence`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Presence<'a> {
+    /// User.
+    #[serde(borrow)]
+    pub(crate) user_id: Cow<'a, str>,
+    /// Connection.
+    #[serde(borrow)]
+    pub(crate) session_id: Cow<'a, str>,
+}
+
+/// `data` of `presence`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct PresenceList<'a> {
+    /// Connections.
+    pub(crate) clients: u64,
+    /// Users.
+    pub(crate) users: u64,
+    /// Who is there.
+    #[serde(borrow)]
+    pub(crate) members: Vec<Presence<'a>>,
+}
+
 /// Payload of a publication of this load.
 #[derive(Debug, Deserialize)]
 struct Payload {
     run: u64,
     n: u64,
+    #[serde(default)]
+    t: Option<Nanos>,
+}
+
+/// What a publication carries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Content {
+    /// Its number.
+    pub(crate) number: u64,
+    /// When it was due, for those who do not know it and where it counts.
+    pub(crate) due: Option<Nanos>,
+    /// Its size.
+    pub(crate) bytes: usize,
 }
 
 /// A publication in a channel of this load.
@@ -118,6 +175,8 @@ pub(crate) struct Delivered {
     pub(crate) epoch: Epoch,
     /// Number that the load gave the publication; absent when its payload is not ours.
     pub(crate) number: Option<u64>,
+    /// When it was due, when its payload says so.
+    pub(crate) due: Option<Nanos>,
 }
 
 /// What a message is.
@@ -192,7 +251,8 @@ impl Reader {
             channel: self.names.index(channel)?,
             offset,
             epoch: epoch(envelope.epoch.as_deref().unwrap_or_default()),
-            number: payload.map(|payload| payload.n),
+            number: payload.as_ref().map(|payload| payload.n),
+            due: payload.and_then(|payload| payload.t),
         })
     }
 }
@@ -207,6 +267,10 @@ pub(crate) fn epoch(text: &str) -> Epoch {
 pub(crate) enum CommandId {
     /// Subscribes to the channel with this index.
     Subscribe(u32),
+    /// Ends that subscription.
+    Unsubscribe(u32),
+    /// Asks who is in the channel.
+    Presence(u32),
     /// Publishes the publication with this number.
     Publish(u64),
     /// Asks for a sign of life.
@@ -217,6 +281,8 @@ impl CommandId {
     fn text(self) -> String {
         match self {
             Self::Subscribe(channel) => format!("s{channel}"),
+            Self::Unsubscribe(channel) => format!("u{channel}"),
+            Self::Presence(channel) => format!("q{channel}"),
             Self::Publish(number) => format!("p{number}"),
             Self::Ping => "g".to_owned(),
         }
@@ -226,6 +292,8 @@ impl CommandId {
     pub(crate) fn parse(text: &str) -> Option<Self> {
         match text.split_at_checked(1)? {
             ("s", rest) => rest.parse().ok().map(Self::Subscribe),
+            ("u", rest) => rest.parse().ok().map(Self::Unsubscribe),
+            ("q", rest) => rest.parse().ok().map(Self::Presence),
             ("p", rest) => rest.parse().ok().map(Self::Publish),
             ("g", "") => Some(Self::Ping),
             _ => None,
@@ -254,39 +322,51 @@ pub(crate) fn subscribe(names: &Names, channel: u32, recover: Option<(Epoch, u64
     })
 }
 
+/// `unsubscribe`.
+pub(crate) fn unsubscribe(names: &Names, channel: u32) -> Vec<u8> {
+    command("unsubscribe", CommandId::Unsubscribe(channel), |data| {
+        data.str("channel", &names.channel(channel));
+    })
+}
+
+/// `presence`.
+pub(crate) fn presence(names: &Names, channel: u32) -> Vec<u8> {
+    command("presence", CommandId::Presence(channel), |data| {
+        data.str("channel", &names.channel(channel));
+    })
+}
+
 /// `ping`.
 pub(crate) fn ping() -> Vec<u8> {
     command("ping", CommandId::Ping, |_| {})
 }
 
 /// `publish` over a socket.
-pub(crate) fn publish(names: &Names, channel: u32, number: u64, payload_bytes: usize) -> Vec<u8> {
-    command("publish", CommandId::Publish(number), |data| {
+pub(crate) fn publish(names: &Names, channel: u32, content: Content) -> Vec<u8> {
+    command("publish", CommandId::Publish(content.number), |data| {
         data.str("channel", &names.channel(channel));
-        data.raw("data", &payload(names.run, number, payload_bytes));
+        data.raw("data", &payload(names.run, content));
     })
 }
 
 /// Body of a publish of the server API.
-pub(crate) fn api_publish(
-    names: &Names,
-    channel: u32,
-    number: u64,
-    payload_bytes: usize,
-) -> Vec<u8> {
-    let mut out = Vec::with_capacity(128 + payload_bytes);
+pub(crate) fn api_publish(names: &Names, channel: u32, content: Content) -> Vec<u8> {
+    let mut out = Vec::with_capacity(128 + content.bytes);
     let mut object = Object::begin(&mut out);
     object.str("channel", &names.channel(channel));
-    object.raw("data", &payload(names.run, number, payload_bytes));
+    object.raw("data", &payload(names.run, content));
     object.end();
     out
 }
 
-/// JSON text of about `bytes` bytes that names a publication.
-fn payload(run: u64, number: u64, bytes: usize) -> Vec<u8> {
+/// JSON text of about the wanted size that names a publication.
+fn payload(run: u64, Content { number, due, bytes }: Content) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.max(64));
     let mut object = Object::begin(&mut out);
     object.u64("run", run).u64("n", number);
+    if let Some(due) = due {
+        object.u64("t", due);
+    }
     object.end();
     let rest = bytes.saturating_sub(out.len() + 9);
     if rest > 0 {
@@ -308,6 +388,10 @@ fn payload(run: u64, number: u64, bytes: usize) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    fn content(number: u64, bytes: usize) -> Content {
+        Content { number, due: None, bytes }
+    }
+
     fn names() -> Names {
         Names { stem: "workflow:load-9-".into(), run: 9 }
     }
@@ -321,24 +405,37 @@ mod tests {
         let Command::Subscribe(data) = envelope.command().unwrap() else { panic!("{text}") };
         assert_eq!(data.channel.as_deref(), Some("workflow:load-9-3"));
         assert_eq!(data.recover.unwrap().offset, 7);
-        let text = String::from_utf8(publish(&names(), 3, 12, 256)).unwrap();
+        let text = String::from_utf8(publish(&names(), 3, content(12, 256))).unwrap();
         let envelope = CoreEnvelope::read(&text, 32).unwrap();
         let Command::Publish(data) = envelope.command().unwrap() else { panic!("{text}") };
         assert_eq!(data.data.get().len(), 256);
         assert_eq!(CommandId::parse(&envelope.id), Some(CommandId::Publish(12)));
         let text = String::from_utf8(ping()).unwrap();
         assert!(matches!(CoreEnvelope::read(&text, 32).unwrap().command().unwrap(), Command::Ping));
+        for (bytes, id) in [
+            (unsubscribe(&names(), 3), CommandId::Unsubscribe(3)),
+            (presence(&names(), 4), CommandId::Presence(4)),
+        ] {
+            let text = String::from_utf8(bytes).unwrap();
+            let envelope = CoreEnvelope::read(&text, 32).unwrap();
+            let command = envelope.command().unwrap();
+            assert!(matches!(command, Command::Unsubscribe(_) | Command::Presence(_)), "{text}");
+            assert_eq!(CommandId::parse(&envelope.id), Some(id));
+        }
     }
 
     #[test]
     fn payloads_have_their_size() {
         for bytes in [64, 100, 1_000, 65_536] {
-            let text = payload(1, 2, bytes);
+            let text = payload(1, content(2, bytes));
             assert_eq!(text.len(), bytes);
             let read: Payload = serde_json::from_slice(&text).unwrap();
             assert_eq!((read.run, read.n), (1, 2));
         }
-        serde_json::from_slice::<Payload>(&payload(1, 2, 0)).unwrap();
+        serde_json::from_slice::<Payload>(&payload(1, content(2, 0))).unwrap();
+        let timed = payload(1, Content { due: Some(77), ..content(2, 128) });
+        assert_eq!(timed.len(), 128);
+        assert_eq!(serde_json::from_slice::<Payload>(&timed).unwrap().t, Some(77));
     }
 
     #[test]
@@ -351,8 +448,13 @@ mod tests {
             )
         };
         let ours = text("workflow:load-9-2", 9);
-        let expected =
-            Delivered { channel: 2, offset: 5, epoch: Epoch(*b"abcdefgh"), number: Some(4) };
+        let expected = Delivered {
+            channel: 2,
+            offset: 5,
+            epoch: Epoch(*b"abcdefgh"),
+            number: Some(4),
+            due: None,
+        };
         for _ in 0..2 {
             let Some(Incoming::Publication(delivered)) = reader.read(ours.as_bytes()) else {
                 panic!("not a publication");

@@ -1,13 +1,15 @@
-//! One socket of the generator: what it waits for, what it has half received and not yet sent.
+//! One socket of the generator: what it waits for, what it has half received and not yet sent, its TLS session.
 
-use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use mio::net::TcpStream;
-use socket2::{Domain, Protocol, Socket, Type};
+use rustls::ClientConnection;
 
 use super::framing::Decoder;
+
+/// Receive buffer of a connection that is not read.
+const SLOW_RECEIVE_BYTES: usize = 64 << 10;
 
 /// Where to leave a connection on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,17 +48,71 @@ pub(super) struct Connection {
     sent: usize,
     /// Whether it is in the fleet's list of connections with something to send.
     pub(super) dirty: bool,
+    /// Whether nothing is read for now.
+    pub(super) paused: bool,
+    /// Whether the peer has closed, so that reading must go on to the end.
+    pub(super) read_closed: bool,
+    tls: Option<Box<ClientConnection>>,
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, phase: Phase) -> Self {
-        Self { stream, phase, inbound: Vec::new(), outbound: Vec::new(), sent: 0, dirty: false }
+    pub(super) fn new(stream: TcpStream, phase: Phase, tls: Option<ClientConnection>) -> Self {
+        Self {
+            stream,
+            phase,
+            inbound: Vec::new(),
+            outbound: Vec::new(),
+            sent: 0,
+            dirty: false,
+            paused: false,
+            read_closed: false,
+            tls: tls.map(Box::new),
+        }
+    }
+
+    /// Whether what is read must go through [`Self::decrypt`].
+    pub(super) fn is_secure(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Decrypts what came from the socket and appends the plain text to `plain`. The session may have something to say
+    /// afterwards, which the next [`Self::flush`] sends.
+    pub(super) fn decrypt(&mut self, mut input: &[u8], plain: &mut Vec<u8>) -> Result<(), String> {
+        let Some(session) = &mut self.tls else { return Ok(()) };
+        while !input.is_empty() {
+            session.read_tls(&mut input).map_err(|error| error.to_string())?;
+            let state = session.process_new_packets().map_err(|error| error.to_string())?;
+            let mut rest = state.plaintext_bytes_to_read();
+            while rest > 0 {
+                let start = plain.len();
+                plain.resize(start + rest, 0);
+                let got = session.reader().read(&mut plain[start..]).map_err(|e| e.to_string())?;
+                plain.truncate(start + got);
+                rest = rest.saturating_sub(got.max(1));
+            }
+        }
+        Ok(())
     }
 
     /// Writes until everything is sent or the socket is full; answers the bytes written.
     pub(super) fn flush(&mut self) -> io::Result<usize> {
         if matches!(self.phase, Phase::Connecting { .. }) {
             return Ok(0);
+        }
+        if let Some(session) = &mut self.tls {
+            session.writer().write_all(&self.outbound)?;
+            self.outbound = Vec::new();
+            let mut written = 0;
+            while session.wants_write() {
+                match session.write_tls(&mut self.stream) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(count) => written += count,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            return Ok(written);
         }
         let before = self.sent;
         while self.sent < self.outbound.len() {
@@ -89,29 +145,15 @@ impl Connection {
         }
     }
 
+    /// Leaves the kernel little room for what is not read.
+    pub(super) fn shrink_receive_buffer(&self) {
+        // With a larger one it only takes longer until the server notices.
+        let _ = socket2::SockRef::from(&self.stream).set_recv_buffer_size(SLOW_RECEIVE_BYTES);
+    }
+
     /// Makes closing the socket send a reset.
     pub(super) fn reset_on_close(&self) {
         // Without it the socket closes politely, which ends the connection as well.
         let _ = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
     }
-}
-
-/// Starts connecting, from 127.0.0.`source` when one is given and the server is on the IPv4 loopback.
-pub(super) fn connect(address: SocketAddr, source: Option<u8>) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
-    socket.set_tcp_nodelay(true)?;
-    if let (Some(source), IpAddr::V4(server)) = (source, address.ip())
-        && server.is_loopback()
-    {
-        let from = SocketAddr::from((Ipv4Addr::new(127, 0, 0, source), 0));
-        socket.bind(&from.into())?;
-    }
-    match socket.connect(&address.into()) {
-        Ok(()) => {}
-        Err(error)
-            if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
-        Err(error) => return Err(error),
-    }
-    Ok(TcpStream::from_std(socket.into()))
 }

@@ -1,21 +1,24 @@
 //! The client's side of WebSocket framing: server frames in, masked frames out.
 //!
-//! Nothing is negotiated, so a compressed, binary or masked frame is a fault of the server.
+//! A binary or masked frame is a fault of the server, and so is a compressed one when permessage-deflate was not
+//! negotiated. Messages stay compressed here.
 
 use std::ops::Range;
 
 use gateway_core::ws::frame::{self, Header, Opcode};
 
 /// Bytes of a message that the server may send; what claims to be longer is a fault.
-const MESSAGE_BYTES_MAX: u64 = 64 << 20;
+pub(crate) const MESSAGE_BYTES_MAX: u64 = 64 << 20;
 
 /// Something complete in the input.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Item {
     /// A text message that lies in the input.
     Text(Range<usize>),
-    /// A text message put together from fragments.
-    Assembled(Vec<u8>),
+    /// A compressed text message that lies in the input.
+    Deflated(Range<usize>),
+    /// A text message put together from fragments, and whether it is compressed.
+    Assembled(Vec<u8>, bool),
     /// A fragment; its message goes on.
     Fragment,
     /// Wants a pong with the payload at this place.
@@ -29,10 +32,22 @@ pub(crate) enum Item {
 /// Puts frames together to messages.
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
-    fragments: Option<Vec<u8>>,
+    deflate: bool,
+    /// What has come of a fragmented message, and whether it is compressed.
+    fragments: Option<(Vec<u8>, bool)>,
 }
 
 impl Decoder {
+    /// A decoder for a connection with or without permessage-deflate.
+    pub(crate) fn new(deflate: bool) -> Self {
+        Self { deflate, fragments: None }
+    }
+
+    /// Whether compressed messages may be exchanged.
+    pub(crate) fn deflates(&self) -> bool {
+        self.deflate
+    }
+
     /// Takes one frame from the front of `input`; answers it with the bytes it took, or `None` when it is not all there.
     pub(crate) fn next(&mut self, input: &[u8]) -> Result<Option<(Item, usize)>, &'static str> {
         let parsed = Header::parse(input).map_err(|_| "malformed frame header")?;
@@ -40,7 +55,7 @@ impl Decoder {
         if header.mask.is_some() {
             return Err("masked frame from the server");
         }
-        if header.rsv1 {
+        if header.rsv1 && !(self.deflate && header.opcode == Opcode::Text) {
             return Err("compressed frame though nothing was negotiated");
         }
         if header.payload_len > MESSAGE_BYTES_MAX {
@@ -58,17 +73,19 @@ impl Decoder {
         payload: &[u8],
     ) -> Result<Item, &'static str> {
         match (header.opcode, &mut self.fragments) {
+            (Opcode::Text, None) if header.fin && header.rsv1 => Ok(Item::Deflated(place)),
             (Opcode::Text, None) if header.fin => Ok(Item::Text(place)),
             (Opcode::Text, None) => {
-                self.fragments = Some(payload.to_vec());
+                self.fragments = Some((payload.to_vec(), header.rsv1));
                 Ok(Item::Fragment)
             }
-            (Opcode::Continuation, Some(fragments)) => {
+            (Opcode::Continuation, Some((fragments, _))) => {
                 fragments.extend_from_slice(payload);
                 if !header.fin {
                     return Ok(Item::Fragment);
                 }
-                Ok(Item::Assembled(self.fragments.take().unwrap_or_default()))
+                let (message, deflated) = self.fragments.take().unwrap_or_default();
+                Ok(Item::Assembled(message, deflated))
             }
             (Opcode::Ping, _) => Ok(Item::Ping(place)),
             (Opcode::Pong, _) => Ok(Item::Pong),
@@ -85,6 +102,13 @@ impl Decoder {
 /// Appends a masked text frame.
 pub(crate) fn push_text(out: &mut Vec<u8>, payload: &[u8], mask: [u8; 4]) {
     frame::encode_masked(out, Opcode::Text, payload, mask);
+}
+
+/// Appends a masked text frame with a compressed payload.
+pub(crate) fn push_deflated(out: &mut Vec<u8>, payload: &[u8], mask: [u8; 4]) {
+    let (opcode, payload_len) = (Opcode::Text, payload.len() as u64);
+    let header = Header { fin: true, rsv1: true, opcode, mask: Some(mask), payload_len };
+    frame::encode_with(out, &header, payload);
 }
 
 /// Appends a masked pong.
@@ -143,8 +167,34 @@ mod tests {
         input.extend(server(Opcode::Continuation, true, b"o"));
         assert_eq!(
             drip(&input),
-            [Item::Fragment, Item::Ping(2..2), Item::Fragment, Item::Assembled(b"hello".to_vec())]
+            [
+                Item::Fragment,
+                Item::Ping(2..2),
+                Item::Fragment,
+                Item::Assembled(b"hello".to_vec(), false)
+            ]
         );
+    }
+
+    #[test]
+    fn compressed_messages_are_known_by_their_first_frame() {
+        let mut input = server(Opcode::Text, true, b"abc");
+        input[0] |= 0x40;
+        let mut first = server(Opcode::Text, false, b"a");
+        first[0] |= 0x40;
+        input.extend(first);
+        input.extend(server(Opcode::Continuation, true, b"b"));
+        let (mut decoder, mut items, mut from) = (Decoder::new(true), Vec::new(), 0);
+        while let Some((item, used)) = decoder.next(&input[from..]).unwrap() {
+            items.push(item);
+            from += used;
+        }
+        let whole = Item::Assembled(b"ab".to_vec(), true);
+        assert_eq!(items, [Item::Deflated(2..5), Item::Fragment, whole]);
+        let mut out = Vec::new();
+        push_deflated(&mut out, b"xyz", [1, 2, 3, 4]);
+        let (header, _) = Header::parse(&out).unwrap().unwrap();
+        assert!(header.rsv1 && header.fin && header.mask.is_some());
     }
 
     #[test]

@@ -12,12 +12,18 @@ const HEADERS_MAX: usize = 64;
 /// Bytes of an HTTP body that are taken.
 const BODY_BYTES_MAX: usize = 64 << 20;
 
-/// The head of an upgrade request with a bearer token.
-pub(crate) fn request(target: &Target, token: &str) -> Vec<u8> {
+/// The head of an upgrade request with a bearer token, which offers permessage-deflate or not.
+pub(crate) fn request(target: &Target, token: &str, deflate: bool) -> Vec<u8> {
+    let offer = if deflate {
+        "Sec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover; \
+         server_no_context_takeover\r\n"
+    } else {
+        ""
+    };
     format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {KEY}\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: archmesh.v1\r\nUser-Agent: archmesh-loadtest\r\n\
-         Authorization: Bearer {token}\r\n\r\n",
+         {offer}Authorization: Bearer {token}\r\n\r\n",
         target.path, target.host
     )
     .into_bytes()
@@ -28,8 +34,8 @@ pub(crate) fn request(target: &Target, token: &str) -> Vec<u8> {
 pub(crate) enum Upgrade {
     /// The head is not complete.
     Partial,
-    /// A WebSocket; frames begin after so many bytes.
-    Accepted(usize),
+    /// A WebSocket; frames begin after so many bytes, and permessage-deflate is spoken or not.
+    Accepted(usize, bool),
     /// Another status, with the beginning of what came after the head.
     Refused(u16, String),
 }
@@ -52,7 +58,20 @@ pub(crate) fn read_upgrade(input: &[u8]) -> Result<Upgrade, &'static str> {
     if accept != Some(ACCEPT) {
         return Err("wrong Sec-WebSocket-Accept");
     }
-    Ok(Upgrade::Accepted(end))
+    let deflate = match find(response.headers, "sec-websocket-extensions") {
+        None => false,
+        Some(value) => {
+            let value = String::from_utf8_lossy(value).to_ascii_lowercase();
+            // The offer asked for it, and every message is inflated by itself.
+            if !value.starts_with("permessage-deflate")
+                || !value.contains("server_no_context_takeover")
+            {
+                return Err("an extension that was not offered");
+            }
+            true
+        }
+    };
+    Ok(Upgrade::Accepted(end, deflate))
 }
 
 fn find<'b>(headers: &[httparse::Header<'b>], name: &str) -> Option<&'b [u8]> {
@@ -97,7 +116,16 @@ mod tests {
     #[test]
     fn upgrade_answers() {
         let good = answer("101 Switching Protocols", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "FRAME");
-        assert_eq!(read_upgrade(&good).unwrap(), Upgrade::Accepted(good.len() - 5));
+        assert_eq!(read_upgrade(&good).unwrap(), Upgrade::Accepted(good.len() - 5, false));
+        let with = |value: &str| {
+            let good = String::from_utf8(answer("101 X", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", ""));
+            let head = format!("\r\nSec-WebSocket-Extensions: {value}\r\n\r\n");
+            good.unwrap().replace("\r\n\r\n", &head).into_bytes()
+        };
+        let deflate = with("permessage-deflate; server_no_context_takeover");
+        assert_eq!(read_upgrade(&deflate).unwrap(), Upgrade::Accepted(deflate.len(), true));
+        assert!(read_upgrade(&with("permessage-deflate")).is_err());
+        assert!(read_upgrade(&with("x-other")).is_err());
         assert_eq!(read_upgrade(&good[..40]).unwrap(), Upgrade::Partial);
         assert!(read_upgrade(&answer("101 X", "bad", "")).is_err());
         assert_eq!(
@@ -110,9 +138,13 @@ mod tests {
     #[test]
     fn the_request_is_what_the_core_accepts() {
         let target: Target = "ws://127.0.0.1:9/ws".parse().unwrap();
-        let text = String::from_utf8(request(&target, "TOKEN")).unwrap();
+        let text = String::from_utf8(request(&target, "TOKEN", false)).unwrap();
         assert!(text.starts_with("GET /ws HTTP/1.1\r\nHost: 127.0.0.1:9\r\n"));
         assert!(text.contains("Authorization: Bearer TOKEN\r\n") && text.ends_with("\r\n\r\n"));
+        assert!(!text.contains("Extensions"));
+        let text = String::from_utf8(request(&target, "TOKEN", true)).unwrap();
+        let offer = text.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Extensions: "));
+        assert!(gateway_core::ws::deflate::negotiate(offer.into_iter()).unwrap().compress);
     }
 
     #[test]

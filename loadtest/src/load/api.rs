@@ -59,8 +59,8 @@ impl ApiPool {
                 continue;
             }
             let Some((number, request)) = self.waiting.pop_front() else { return };
-            let address = self.access.target.address;
-            let id = *line.connection.get_or_insert_with(|| fleet.dial_http(address));
+            let target = &self.access.target;
+            let id = *line.connection.get_or_insert_with(|| fleet.dial_http(target));
             line.number = Some(number);
             fleet.send_raw(id, &request);
         }
@@ -98,6 +98,7 @@ impl Load {
     }
 
     fn api_answer(&mut self, number: u64, event: &Event<'_>, now: Nanos) {
+        self.messages += 1;
         if let Event::Response(200, body) = event
             && let Ok(ApiAnswer { result: Some(position) }) = serde_json::from_slice(body)
         {

@@ -32,6 +32,16 @@ pub(super) struct Member {
     pub(super) subscriptions: Vec<Subscription>,
     /// What the last `disconnect` message said.
     pub(super) told: Option<String>,
+    /// Name of the connection in presence, hashed.
+    pub(super) session: u64,
+    /// Whether the latency of its connecting counts.
+    pub(super) recorded: bool,
+    /// Whether it is one of those that stop reading; how long publications take to it says nothing.
+    pub(super) slow: bool,
+    /// Whether its connection may end.
+    pub(super) may_end: bool,
+    /// Whether it may be told of losses, and may come back to a stream that has gone on too far.
+    pub(super) may_lose: bool,
 }
 
 impl Member {
@@ -43,6 +53,11 @@ impl Member {
             unanswered: 0,
             subscriptions: channels.map(Subscription::new).collect(),
             told: None,
+            session: 0,
+            recorded: true,
+            slow: false,
+            may_end: false,
+            may_lose: false,
         }
     }
 }
@@ -66,13 +81,22 @@ impl Load {
                     self.next_dial_at.max(now.saturating_sub(SECOND / 100)) + interval;
             }
             self.queue.pop_front();
-            self.dial_one(fleet, member, now);
+            self.dial_one(fleet, member, now, true);
         }
         None
     }
 
-    fn dial_one(&mut self, fleet: &mut Fleet, index: u32, now: Nanos) {
-        let user = format!("{}{index}", self.names.stem.replace(':', "-"));
+    /// Dials a member that was due at `due`, whatever else is under way.
+    pub(crate) fn dial_due(&mut self, fleet: &mut Fleet, index: u32, due: Nanos, recorded: bool) {
+        if recorded {
+            self.latencies.behind.record(due, fleet.clock.now());
+        }
+        self.dial_one(fleet, index, due, recorded);
+    }
+
+    fn dial_one(&mut self, fleet: &mut Fleet, index: u32, now: Nanos, recorded: bool) {
+        let number = self.plan.first + index;
+        let user = format!("{}{number}", self.user_stem());
         let token = match self.minter.token(&user) {
             Ok(token) => token,
             Err(error) => {
@@ -80,13 +104,16 @@ impl Load {
                 return;
             }
         };
-        let head = fleet::request(&self.environment.target, &token);
-        let id = fleet.dial(self.environment.target.address, head, None);
+        let target = self.environment.target(number);
+        let head = fleet::request(target, &token, self.environment.deflate);
+        let id = fleet.dial(target, head, None);
         let member = &mut self.members[index as usize];
         member.connection = Some(id);
         member.stage = Stage::Joining;
         member.dialed_at = now;
         member.told = None;
+        member.recorded = recorded;
+        member.may_end = false;
         self.dialing += 1;
         if self.by_slot.len() <= id.slot() {
             self.by_slot.resize(id.slot() + 1, None);
@@ -130,12 +157,22 @@ impl Load {
     }
 
     /// The `welcome` came: subscribe, from where the member stopped when it had been subscribed before.
-    pub(super) fn welcomed(&mut self, fleet: &mut Fleet, index: u32, now: Nanos) -> Option<Notice> {
+    pub(super) fn welcomed(
+        &mut self,
+        fleet: &mut Fleet,
+        index: u32,
+        session: u64,
+        now: Nanos,
+    ) -> Option<Notice> {
         let member = &mut self.members[index as usize];
         let id = member.connection?;
-        self.latencies.connect.record(member.dialed_at, now);
-        member.unanswered = member.subscriptions.len() as u32;
-        for subscription in &member.subscriptions {
+        if member.recorded {
+            self.latencies.connect.record(member.dialed_at, now);
+        }
+        member.session = session;
+        member.unanswered = 0;
+        for subscription in member.subscriptions.iter().filter(|subscription| subscription.wanted) {
+            member.unanswered += 1;
             let command = wire::subscribe(&self.names, subscription.channel, subscription.position);
             fleet.send(id, &command);
         }
@@ -148,7 +185,10 @@ impl Load {
             return None;
         }
         member.stage = Stage::Ready;
-        self.latencies.ready.record(member.dialed_at, now);
+        member.may_lose = false;
+        if member.recorded {
+            self.latencies.ready.record(member.dialed_at, now);
+        }
         self.dialing -= 1;
         self.ready += 1;
         Some(Notice::Ready(index))
@@ -160,6 +200,15 @@ impl Load {
             if let Some(id) = self.forget(index) {
                 fleet.abort(id);
             }
+        }
+    }
+
+    /// Closes a member's connection politely. It keeps its positions.
+    pub(crate) fn leave(&mut self, fleet: &mut Fleet, index: u32) {
+        let member = &mut self.members[index as usize];
+        member.may_end = true;
+        if let Some(id) = member.connection {
+            fleet.close(id);
         }
     }
 
@@ -211,7 +260,11 @@ impl Load {
     pub(super) fn ended(&mut self, index: u32, ending: &Ending) -> Notice {
         let joining = self.members[index as usize].stage == Stage::Joining;
         self.forget(index);
-        if !self.closing {
+        let excused = self.closing || (self.members[index as usize].may_end && !joining);
+        if self.members[index as usize].may_lose && excused && !self.closing {
+            self.slow.cut_off(index);
+        }
+        if !excused {
             let told = self.members[index as usize].told.take().unwrap_or_default();
             let violation =
                 if joining { Violation::ConnectFailed } else { Violation::Disconnected };

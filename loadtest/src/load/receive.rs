@@ -1,9 +1,13 @@
 //! Judging what comes from the server.
 
+use gateway_core::message::Epoch;
+
 use super::members::Stage;
+use super::presence::session_of;
 use super::{Load, Notice};
 use crate::checker::{Verdict, Violation};
 use crate::fleet::{ConnId, Event, Fleet};
+use crate::latencies::Latencies;
 use crate::schedule::Nanos;
 use crate::wire::{
     CommandId, Delivered, Disconnect, Envelope, Incoming, Published, Refusal, Subscribed, epoch,
@@ -36,10 +40,13 @@ impl Load {
         payload: &[u8],
         now: Nanos,
     ) -> Option<Notice> {
+        self.messages += 1;
         match self.reader.read(payload) {
             Some(Incoming::Publication(delivered)) => {
-                if let Some(due) = self.publication(index, &delivered) {
-                    self.latencies.deliver.record(due, now);
+                let slow = self.members[index as usize].slow;
+                if let Some(due) = self.publication(index, &delivered).filter(|_| !slow) {
+                    let Latencies { calm, deliver, .. } = &mut self.latencies;
+                    if self.calm { calm } else { deliver }.record(due, now);
                 }
                 None
             }
@@ -93,10 +100,25 @@ impl Load {
     ) -> Option<Notice> {
         let command = envelope.reply_to.as_deref().and_then(CommandId::parse);
         match (&*envelope.kind, command) {
-            ("welcome", _) => self.welcomed(fleet, index, now),
+            ("welcome", _) => {
+                let Some(session) = session_of(envelope) else {
+                    self.malformed(b"welcome without a session");
+                    return None;
+                };
+                self.welcomed(fleet, index, session, now)
+            }
             ("subscribed", Some(CommandId::Subscribe(channel))) => {
                 self.subscribe_reply(index, channel, envelope);
-                self.check_ready(index, now)
+                let later = self.members[index as usize].stage == Stage::Ready;
+                let subscribed = later.then_some(Notice::Subscribed(index, true));
+                subscribed.or_else(|| self.check_ready(index, now))
+            }
+            ("unsubscribed", Some(CommandId::Unsubscribe(channel))) => {
+                self.unsubscribed(index, channel)
+            }
+            ("join" | "leave", None) => self.presence_push(index, envelope),
+            ("presence", Some(CommandId::Presence(channel))) => {
+                self.presence_list(channel, envelope)
             }
             ("published", Some(CommandId::Publish(number))) => {
                 let position = envelope.typed::<Published<'_>>();
@@ -116,24 +138,16 @@ impl Load {
                 None
             }
             ("lost", _) => {
-                let channel = envelope.channel.as_deref().unwrap_or_default().to_owned();
-                self.violations.add(Violation::ToldLost, 1, || {
-                    format!("connection {index} lost publications of {channel}")
-                });
+                self.lost(index, envelope);
                 None
             }
-            // Joins, presence and server-side channels are none of this load's business.
+            // Server-side channels and counts of large ones are none of this load's business.
             _ => None,
         }
     }
 
     /// An acknowledgement, over a socket or from the API.
-    pub(super) fn acknowledged(
-        &mut self,
-        number: u64,
-        position: (gateway_core::message::Epoch, u64),
-        now: Nanos,
-    ) {
+    pub(super) fn acknowledged(&mut self, number: u64, position: (Epoch, u64), now: Nanos) {
         if let Some(due) = self.ledger.acknowledge(number, position, &mut self.violations) {
             self.latencies.acknowledge.record(due, now);
         }
@@ -169,7 +183,7 @@ impl Load {
         };
         let top = (epoch(&data.epoch), data.offset);
         let member = &self.members[index as usize];
-        if member.stage != Stage::Joining {
+        if member.unanswered == 0 {
             return self.malformed(b"subscribed twice");
         }
         let before = member
@@ -179,6 +193,10 @@ impl Load {
             .and_then(|subscription| subscription.position);
         self.subscribed(index, channel, before.unwrap_or(top));
         let Some(before) = before else { return };
+        if data.recovered != Some(true) && self.members[index as usize].may_lose {
+            self.slow.unrecovered += 1;
+            return self.stand_at(index, channel, top);
+        }
         for message in &data.messages {
             match self.reader.read(message.get().as_bytes()) {
                 Some(Incoming::Publication(delivered)) => {
@@ -202,13 +220,14 @@ impl Load {
                 )
             });
             // What did not come is counted once, not again by every later publication.
-            if let Some(subscription) = self.members[index as usize]
-                .subscriptions
-                .iter_mut()
-                .find(|subscription| subscription.channel == channel)
-            {
-                subscription.position = Some(top);
-            }
+            self.stand_at(index, channel, top);
+        }
+    }
+
+    fn stand_at(&mut self, index: u32, channel: u32, position: (Epoch, u64)) {
+        let subscriptions = &mut self.members[index as usize].subscriptions;
+        if let Some(subscription) = subscriptions.iter_mut().find(|s| s.channel == channel) {
+            subscription.position = Some(position);
         }
     }
 }

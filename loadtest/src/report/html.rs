@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use gateway_loadtest::chart::{self, escape, number};
 use serde_json::{Value, json};
 
-use super::Report;
+use super::{Report, ServerCost};
 use crate::machine::Machine;
 use crate::schedule::seconds;
 
@@ -94,7 +94,7 @@ impl Report {
                 number(plan.channels.into())
             ),
         );
-        for failure in self.failures() {
+        for failure in &self.failures {
             add(out, format_args!("<p class=\"bad\">{}</p>\n", escape(failure)));
         }
         out.push_str("<div class=\"cards\">\n");
@@ -148,7 +148,7 @@ impl Report {
                 add(format!("{name}, {percentile}"), format!("{} ms", number(value)));
             }
         }
-        let cost = self.server_cost();
+        let cost = ServerCost::of(&self.outcome);
         if let Some(cores) = cost.cores {
             add("server CPU".into(), format!("{:.0} %", cores * 100.0));
         }
@@ -165,18 +165,17 @@ impl Report {
     }
 
     fn checks_table(&self) -> String {
-        let mut rows: Vec<Vec<String>> = Vec::new();
-        for check in &self.checks {
-            let met = check.failure.is_none();
-            let verdict = if met { "kept" } else { "not kept" };
-            rows.push(vec![
-                escape(&check.what),
-                escape(&check.allowed),
-                escape(&check.measured),
-                format!("<b class=\"{}\">{verdict}</b>", class(met)),
-            ]);
-        }
-        let mut out = table("Thresholds", &["what", "allowed", "measured", ""], &rows);
+        let rows = self.verdicts.iter().map(|verdict| {
+            let state = if verdict.ok { "met" } else { "not met" };
+            vec![
+                escape(verdict.name.as_str()),
+                number(verdict.limit),
+                verdict.measured.map_or_else(|| "nothing".into(), number),
+                format!("<b class=\"{}\">{state}</b>", class(verdict.ok)),
+            ]
+        });
+        let rows: Vec<_> = rows.collect();
+        let mut out = table("Thresholds", &["name", "limit", "measured", ""], &rows);
         let kinds = self.outcome.violations.counts();
         if !kinds.is_empty() {
             let kinds = kinds
@@ -219,7 +218,7 @@ impl Report {
             let some = |value: Option<f64>| value.map_or("&ndash;".into(), number);
             vec![
                 format!("{:.1}", point.at_seconds),
-                escape(point.phase),
+                escape(&point.phase),
                 number(point.connections.into()),
                 number(point.published_per_second.round()),
                 number(point.delivered_per_second.round()),
@@ -297,7 +296,6 @@ mod tests {
     use crate::report::tests::outcome;
     use crate::schedule::{MILLISECOND, SECOND};
     use crate::series::{Recorder, Series, Status};
-    use crate::values::Values;
 
     fn series() -> Series {
         let mut recorder = Recorder::default();
@@ -305,7 +303,7 @@ mod tests {
         for second in 1..=3 {
             latencies.deliver.record(0, second * MILLISECOND);
             let status = Status {
-                phase: "load",
+                phase: "load".into(),
                 connections: 5,
                 delivered: second * 100,
                 latencies: latencies.take_intervals(),
@@ -318,18 +316,17 @@ mod tests {
 
     #[test]
     fn a_section_each_and_nothing_from_elsewhere() {
-        let mut broken = outcome(&Values::default());
+        let mut broken = outcome(&[]);
         broken.plan.name = "<script>alert(1)</script>.toml".into();
         broken.violations.add(Violation::Gap, 1, || "a < b & \"c\"".into());
-        let reports = [
-            Report::new(outcome(&Values::default()), series(), 0.1),
-            Report::new(broken, Series::default(), 0.1),
-        ];
+        let reports =
+            [Report::new(outcome(&[]), series(), 0.1), Report::new(broken, Series::default(), 0.1)];
         let html = page(&reports, &Machine::look());
         assert_eq!(html.matches("<section").count(), 2);
         assert!(html.contains("Latency of deliver over time") && html.contains("Throughput"));
         assert!(
-            html.contains("1 violations, allowed are 0")
+            html.contains("violations_max is 0, measured 1")
+                && html.contains("<b class=\"bad\">not met</b>")
                 && html.contains("Gap: a &lt; b &amp; &quot;c&quot;")
         );
         for foreign in ["<script", "http://", "https://", "@import", "NaN"] {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::Report;
+use super::{Report, ServerCost};
 use crate::latencies::Summary;
 use crate::schedule::seconds;
 
@@ -51,14 +51,17 @@ impl Report {
         for example in outcome.violations.examples() {
             writeln!(out, "    {example}")?;
         }
+        for verdict in &self.verdicts {
+            writeln!(out, "  {verdict}")?;
+        }
         if self.passed() {
             return writeln!(out, "  PASSED");
         }
-        writeln!(out, "  FAILED: {}", self.failures().collect::<Vec<_>>().join("; "))
+        writeln!(out, "  FAILED: {}", self.failures.join("; "))
     }
 
     fn write_costs(&self, out: &mut String) -> std::fmt::Result {
-        let cost = self.server_cost();
+        let cost = ServerCost::of(&self.outcome);
         let mib = |bytes: f64| bytes / f64::from(1 << 20);
         let mut parts = Vec::new();
         if let (Some(cpu), Some(cores)) = (cost.cpu_seconds, cost.cores) {

@@ -3,18 +3,19 @@
 
 use std::collections::HashMap;
 
-use super::{Outcome, Timeline};
+use super::{CHECK_INTERVAL, Outcome, Timeline, compared};
 use crate::checker::{Violation, Violations};
 use crate::fleet::{self, Abandon, ConnId, Driver, Ending, Event, Fleet, Next};
 use crate::latencies::Latencies;
-use crate::load::Environment;
+use crate::load::{Environment, Start};
 use crate::output::Progress;
-use crate::plan::Plan;
+use crate::plan::{Kind, Plan};
 use crate::schedule::{MILLISECOND, Nanos};
 use crate::series::Status;
 use crate::server::{self, Sample};
 use crate::target::Minter;
 use crate::wire::Envelope;
+use crate::worker::{Crew, Meeting};
 
 /// One cycle in so many is part of the warm-up.
 const WARMUP_PART: u32 = 10;
@@ -49,6 +50,9 @@ struct Churn<'a> {
     violations: Violations,
     latencies: Latencies,
     samples: Vec<(&'static str, Sample)>,
+    crew: Crew,
+    /// Whether the server was asked at the meeting that is under way.
+    sampled: bool,
     last_progress: (Nanos, u64),
     settle_until: Nanos,
 }
@@ -62,7 +66,8 @@ impl Churn<'_> {
         while self.started < limit && self.active.len() < self.plan.concurrency as usize {
             let nth = self.started;
             self.started += 1;
-            let token = match self.minter.token(&format!("churn-{}", nth % self.plan.connections)) {
+            let user = self.plan.first + nth % self.plan.connections;
+            let token = match self.minter.token(&format!("churn-{user}")) {
                 Ok(token) => token,
                 Err(error) => {
                     self.violations.add(Violation::ConnectFailed, 1, || error.to_string());
@@ -72,23 +77,46 @@ impl Churn<'_> {
             let every = self.plan.abort_every;
             let abandon = (every > 0 && nth % every == every - 1)
                 .then(|| WAYS[(nth / every) as usize % WAYS.len()]);
-            let head = fleet::request(&self.environment.target, &token);
-            let id = fleet.dial(self.environment.target.address, head, abandon);
+            let target = self.environment.target(nth);
+            let head = fleet::request(target, &token, self.environment.deflate);
+            let id = fleet.dial(target, head, abandon);
             self.active.insert(id, Cycle { dialed_at: now, welcomed: false });
         }
     }
 
     fn sample(&mut self, fleet: &Fleet, moment: &'static str) -> Option<Sample> {
+        if !self.crew.is_first() {
+            return None;
+        }
         let sample = server::sample(&self.environment.metrics, fleet.clock.now())?;
         self.samples.retain(|(known, _)| *known != moment);
         self.samples.push((moment, sample));
         Some(sample)
     }
 
+    /// Has the server sampled while no process does anything; answers whether all may go on.
+    fn meet(&mut self, fleet: &Fleet) -> bool {
+        let (moment, after) = match self.phase {
+            Phase::Warming => ("warm", "warm, sampled"),
+            _ => ("churned", "churned, sampled"),
+        };
+        if self.crew.meet(moment, Vec::new) == Meeting::Waiting {
+            return false;
+        }
+        if !std::mem::replace(&mut self.sampled, true) {
+            self.sample(fleet, moment);
+        }
+        if self.crew.meet(after, Vec::new) == Meeting::Waiting {
+            return false;
+        }
+        self.sampled = false;
+        true
+    }
+
     /// Whether nothing has been completed for the patience of the run.
     fn is_stuck(&mut self, now: Nanos) -> bool {
         let progress = self.completed + self.abandoned + u64::from(self.started);
-        if progress != self.last_progress.1 {
+        if progress != self.last_progress.1 || self.crew.is_waiting() {
             self.last_progress = (now, progress);
         }
         now.saturating_sub(self.last_progress.0) > self.environment.patience
@@ -140,13 +168,14 @@ impl Driver for Churn<'_> {
         if self.started < limit || !self.active.is_empty() {
             return Next::Until(Nanos::MAX);
         }
+        if !self.meet(fleet) {
+            return Next::Until(now + CHECK_INTERVAL);
+        }
         if self.phase == Phase::Warming {
-            self.sample(fleet, "warm");
             self.phase = Phase::Churning;
             self.latencies = Latencies::default();
             self.timeline.begin("churn", fleet.clock.now());
         } else {
-            self.sample(fleet, "churned");
             self.phase = Phase::Settling;
             self.settle_until = fleet.clock.now() + self.environment.patience;
             self.timeline.begin("settle", fleet.clock.now());
@@ -177,7 +206,7 @@ impl Driver for Churn<'_> {
     fn status(&mut self, _: Nanos) -> Status {
         let done = (self.completed + self.abandoned) as f64 / f64::from(self.plan.cycles);
         Status {
-            phase: self.timeline.0.last().map_or("", |(phase, _)| phase),
+            phase: self.timeline.0.last().map_or("", |(phase, _)| phase).to_owned(),
             part: (self.phase != Phase::Settling).then_some(done),
             wanted: self.plan.concurrency,
             connections: self.active.len() as u32,
@@ -192,17 +221,10 @@ impl Driver for Churn<'_> {
 pub(super) fn run(
     plan: Plan,
     environment: &Environment,
-    fleet: &mut Fleet,
-    progress: &mut Progress,
+    start: Start,
+    (fleet, progress): (&mut Fleet, &mut Progress),
 ) -> Result<Outcome, String> {
-    let (issuer, audience) = &environment.issuer_audience;
-    let minter = Minter::new(
-        &environment.secret,
-        &environment.channel_prefix,
-        &environment.user_claim,
-        (issuer, audience),
-    )
-    .map_err(|error| error.to_string())?;
+    let minter = environment.minter(&plan.channel_prefix)?;
     let mut churn = Churn {
         plan,
         environment,
@@ -216,6 +238,8 @@ pub(super) fn run(
         violations: Violations::default(),
         latencies: Latencies::default(),
         samples: Vec::new(),
+        crew: start.crew,
+        sampled: false,
         last_progress: (fleet.clock.now(), 0),
         settle_until: 0,
     };
@@ -233,7 +257,8 @@ pub(super) fn run(
         violations: churn.violations,
         latencies: churn.latencies,
         samples: churn.samples,
-        compared: ("warm", "after"),
+        compared: compared(Kind::Churn),
+        trend: Vec::new(),
         traffic: fleet.traffic,
     })
 }

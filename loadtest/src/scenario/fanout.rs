@@ -1,4 +1,5 @@
-//! Open loop: publications leave at their scheduled times, whatever became of the earlier ones.
+//! Open loop: publications leave at their scheduled times, whatever became of the earlier ones. Other scenarios have it
+//! run beside what they do.
 
 use super::Middle;
 use crate::fleet::{Fleet, Next};
@@ -9,6 +10,13 @@ use crate::schedule::{Nanos, Schedule};
 pub(super) struct Fanout {
     schedule: Option<Schedule>,
     measured_from: Nanos,
+}
+
+impl Fanout {
+    /// When the warm-up is over.
+    pub(super) fn measured_from(&self) -> Nanos {
+        self.measured_from
+    }
 }
 
 impl Middle for Fanout {

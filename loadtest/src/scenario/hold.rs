@@ -67,7 +67,7 @@ impl Middle for Hold {
             Notice::Ended(member) => {
                 self.asked.remove(&member);
             }
-            Notice::Ready(_) | Notice::Answered(_) => {}
+            _ => {}
         }
     }
 }

@@ -27,19 +27,10 @@ pub(super) struct Reconnect {
 }
 
 impl Reconnect {
-    /// Publishes so many times in every channel.
-    fn publish_everywhere(load: &mut Load, fleet: &mut Fleet, times: u32, now: Nanos) {
-        for _ in 0..times {
-            for nth in 0..load.plan.channels {
-                load.publish_nth(fleet, u64::from(nth), now, false);
-            }
-        }
-    }
-
     fn returning(&mut self, load: &mut Load, fleet: &mut Fleet, now: Nanos) -> Next {
         let Step::Returning { schedule, .. } = &mut self.step else { return Next::Done };
         let again = load.dial(fleet, now);
-        if load.is_stuck(fleet, now) {
+        if load.is_stuck(now) {
             load.give_up_joining(fleet);
         }
         if load.is_joined() {
@@ -58,19 +49,28 @@ impl Reconnect {
 
 impl Middle for Reconnect {
     fn begin(&mut self, load: &mut Load, fleet: &mut Fleet, now: Nanos) {
-        Self::publish_everywhere(load, fleet, 1, now);
+        load.publish_everywhere(fleet, 1, now);
     }
 
     fn tick(&mut self, load: &mut Load, fleet: &mut Fleet, now: Nanos) -> Next {
         let away = load.plan.publishers..load.plan.connections;
-        match self.step {
+        let meeting = match self.step {
             Step::Returning { .. } => return self.returning(load, fleet, now),
-            _ if load.is_stuck(fleet, now) => return Next::Done,
-            _ if !load.is_settled() => return Next::Until(now + CHECK_INTERVAL),
+            Step::Seeding => "seeded",
+            Step::Missing => "missed",
+        };
+        if load.is_stuck(now) {
+            return Next::Done;
+        }
+        if !load.is_settled_everywhere(meeting) {
+            return Next::Until(now + CHECK_INTERVAL);
+        }
+        match self.step {
+            Step::Returning { .. } => {}
             Step::Seeding => {
                 load.cut_off(fleet, away);
                 let missed = load.plan.missed;
-                Self::publish_everywhere(load, fleet, missed, now);
+                load.publish_everywhere(fleet, missed, now);
                 self.step = Step::Missing;
             }
             Step::Missing => {

@@ -34,7 +34,7 @@ pub fn number(value: f64) -> String {
         _ if size.fract() == 0.0 || size >= 100.0 || !size.is_finite() => 0,
         _ if size >= 10.0 => 1,
         _ if size >= 0.1 => 2,
-        _ => 4,
+        _ => 3,
     };
     grouped(&format!("{value:.decimals$}"))
 }
@@ -103,7 +103,7 @@ mod tests {
         let cases = [
             (0.0, "0"),
             (2.0, "2"),
-            (0.0123, "0.0123"),
+            (0.0123, "0.012"),
             (1.234, "1.23"),
             (12.34, "12.3"),
             (999.6, "1,000"),

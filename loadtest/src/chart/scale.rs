@@ -34,10 +34,15 @@ impl Scale {
         ticks: usize,
     ) -> Fitted {
         let (mut low, mut high) = values
-            .filter(|value| value.is_finite())
+            // A logarithmic axis has no zero: it is drawn at the bottom.
+            .filter(|value| value.is_finite() && (self != Self::Log || *value > 0.0))
             .fold((f64::MAX, f64::MIN), |(low, high), value| (low.min(value), high.max(value)));
         if low > high {
-            (low, high) = (0.0, if self == Self::Nines { 0.99 } else { 1.0 });
+            (low, high) = match self {
+                Self::Linear => (0.0, 1.0),
+                Self::Log => (0.1, 1.0),
+                Self::Nines => (0.0, 0.99),
+            };
         }
         let ticks = match self {
             Self::Linear => {
@@ -107,7 +112,8 @@ fn log_ticks(low: &mut f64, high: &mut f64) -> Vec<(f64, String)> {
     let start = steps(*low).into_iter().rfind(|step| *step <= *low * 1.0001);
     let end = steps(*high).into_iter().find(|step| *step >= *high * 0.9999);
     *low = start.unwrap_or(TINY);
-    *high = end.unwrap_or(1.0).max(*low * 10.0);
+    *high = end.unwrap_or(1.0);
+    *low = low.min(*high / 10.0);
     let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
     let factors: &[f64] = if last - first > 3 { &[1.0] } else { &[1.0, 2.0, 5.0] };
     let values = (first..=last)
@@ -184,6 +190,7 @@ mod tests {
         let fitted = Scale::Log.fit([1.0, 100.0].into_iter(), (0.0, 2.0), true, 5);
         assert!((fitted.place(10.0) - 1.0).abs() < 1e-9);
         assert!(fitted.place(0.0) >= 0.0, "zero is drawn at the bottom");
+        assert_eq!(labels(Scale::Log, &[0.0, 200.0, 400.0], true), ["50", "100", "200", "500"]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-.PHONY: help run run-enterprise test lint fmt bench bench-save bench-peers loadtest conformance fuzz docker clean deps-test deps-conformance deps-peers lint-tools audit
+.PHONY: help run run-enterprise test lint fmt bench bench-save bench-peers flamegraph loadtest conformance fuzz docker clean deps-test deps-conformance deps-peers lint-tools audit
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ bench-save: ## Run the benchmarks and make the result the baseline
 
 bench-peers: ## Measure the gateway beside Bun, uWebSockets, tokio-tungstenite and others (ARGS="--help" for choices)
 	@scripts/bench-peers.sh $(ARGS)
+
+flamegraph: ## Draw where the CPU time of the gateway goes under load (SCENARIO=fanout), needs perf
+	@scripts/flamegraph.sh
 
 loadtest: ## Load a gateway, reports in reports/ (SIZE=small|medium|large|enterprise, URL=ws://... for one that runs already)
 	@scripts/loadtest.sh

@@ -1,7 +1,8 @@
 //! Verified tokens of one shard, so that a client that comes back with the same token costs no signature check.
 //!
-//! A hit means that a text with the same SHA-256 digest was verified before, so the cache holds no token and a token of
-//! any length costs the same memory. Times are judged anew on every hit; revocation is not judged here at all. The owner empties the cache whenever keys or rules change.
+//! A hit means that a text with the same SHA-256 digest was verified before, so the cache holds no token, and a token
+//! of any length costs the same memory. Times are judged anew on every hit; revocation is not judged here at all. The
+//! owner empties the cache whenever keys or rules change.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -96,6 +96,16 @@ struct Inner {
     repeated_keys: bool,
 }
 
+/// Memory of outboxes that were emptied, for those that are filled next: while a shard is busy, the same few hundred
+/// bytes go round. Bounded in number and in size, so that an idle shard keeps little.
+#[derive(Debug, Default)]
+pub struct Spare(Vec<Box<Inner>>);
+
+/// Outboxes that a shard keeps the memory of.
+const SPARE_MAX: usize = 1024;
+/// An outbox that had to hold more items gives its memory back.
+const SPARE_ITEMS_MAX: usize = 16;
+
 #[derive(Debug)]
 enum Item {
     Data { bytes: Bytes, class: Class },
@@ -126,6 +136,30 @@ impl Outbox {
         self.0.as_ref().is_some_and(|inner| inner.losses > 0)
     }
 
+    /// Takes memory from `spare` for what will be queued next, when there is some and the outbox has none.
+    #[inline]
+    pub fn prepare(&mut self, spare: &mut Spare) {
+        if self.0.is_none() {
+            self.0 = spare.0.pop();
+        }
+    }
+
+    /// Gives the memory of an empty outbox to `spare`, or back to the system.
+    fn give_back(&mut self, spare: &mut Spare) {
+        let Some(mut inner) = self.0.take_if(|inner| inner.items.is_empty()) else { return };
+        if spare.0.len() < SPARE_MAX && inner.items.capacity() <= SPARE_ITEMS_MAX {
+            let items = std::mem::take(&mut inner.items);
+            *inner = Inner { items, ..Inner::default() };
+            spare.0.push(inner);
+        }
+    }
+
+    /// As [`Self::advance`]; the memory of an outbox that is empty then goes to `spare`.
+    pub fn advance_into(&mut self, bytes: usize, spare: &mut Spare, on_sent: impl FnMut(&Class)) {
+        self.take_sent(bytes, on_sent);
+        self.give_back(spare);
+    }
+
     /// Queues an item. A control item goes the way of [`Self::push_control`] with twice `bytes_max`.
     pub fn push(&mut self, bytes: Bytes, class: Class, bytes_max: usize) -> PushResult {
         let Class::Publication { policy, .. } = class else {
@@ -146,6 +180,7 @@ impl Outbox {
     /// Queues a reply, ping or close behind everything queued; unsent bytes may grow to `hard_max`.
     pub fn push_control(&mut self, bytes: Bytes, hard_max: usize) -> PushResult {
         if self.len_bytes().saturating_add(bytes.len()) > hard_max {
+            self.free_if_empty();
             return PushResult::Overflow;
         }
         let inner = self.0.get_or_insert_default();
@@ -191,7 +226,12 @@ impl Outbox {
     ///
     /// # Panics
     /// When `bytes` is more than was there to send.
-    pub fn advance(&mut self, bytes: usize, mut on_sent: impl FnMut(&Class)) {
+    pub fn advance(&mut self, bytes: usize, on_sent: impl FnMut(&Class)) {
+        self.take_sent(bytes, on_sent);
+        self.free_if_empty();
+    }
+
+    fn take_sent(&mut self, bytes: usize, mut on_sent: impl FnMut(&Class)) {
         let Some(inner) = &mut self.0 else {
             assert!(bytes == 0, "nothing was there to send");
             return;
@@ -209,7 +249,6 @@ impl Outbox {
                 _ => on_sent(&CONTROL),
             }
         }
-        self.free_if_empty();
     }
 
     /// The local index of `channel` will stand for another channel: what is queued of this one is sent as it is, and

@@ -32,7 +32,7 @@ use crate::home::{HomeKey, Homes};
 use crate::hub::Hub;
 use crate::ids::{ConnectionId, ShardId};
 use crate::metrics::{MessageKind, ShardMetrics, SlowAction};
-use crate::outbox::{Class, PushResult};
+use crate::outbox::{Class, PushResult, Spare};
 use crate::output::Output;
 use crate::proto::reply::ReplyHead;
 use crate::random::Random;
@@ -84,6 +84,12 @@ struct Slot {
     session: Option<Box<Session>>,
 }
 
+/// The session of `id`, unless it is gone; for where other parts of the shard are borrowed too.
+fn session_in(slots: &mut [Slot], id: ConnectionId) -> Option<&mut Session> {
+    let slot = slots.get_mut(id.slot() as usize)?;
+    if slot.generation == id.generation() { slot.session.as_deref_mut() } else { None }
+}
+
 /// An empty cache of verified tokens.
 fn token_cache(settings: &Settings, hash_seed: u64) -> TokenCache {
     let entries_max = settings.limits.token_cache_entries_max as usize;
@@ -120,6 +126,7 @@ pub struct Shard {
     revocations: Revocations,
     token_cache: TokenCache,
     outbox_bytes: usize,
+    spare_outboxes: Spare,
     large_data_bytes: usize,
     /// Time of the newest input.
     now: Now,
@@ -154,6 +161,7 @@ impl Shard {
             revocations: Revocations::new(REVOCATIONS_MAX, USER_REVOCATION_RETENTION),
             token_cache: token_cache(&settings, init.hash_seed),
             outbox_bytes: 0,
+            spare_outboxes: Spare::default(),
             large_data_bytes: 0,
             now: Now { mono: Duration::ZERO, unix: Duration::ZERO },
             reconnect_delay_max: Duration::ZERO,
@@ -171,11 +179,7 @@ impl Shard {
     }
 
     fn session_mut(&mut self, id: ConnectionId) -> Option<&mut Session> {
-        let slot = self.slots.get_mut(id.slot() as usize)?;
-        if slot.generation != id.generation() {
-            return None;
-        }
-        slot.session.as_deref_mut()
+        session_in(&mut self.slots, id)
     }
 
     /// The connection's subscription to `channel`.
@@ -226,7 +230,7 @@ impl Shard {
         let Some(session) = slot.session.as_deref_mut() else { return };
         let before = session.outbox.len_bytes();
         let metrics = &mut self.metrics;
-        session.outbox.advance(bytes, |class| {
+        session.outbox.advance_into(bytes, &mut self.spare_outboxes, |class| {
             if let Class::Publication { accepted_at, .. } = class {
                 metrics.delivered(now.mono.saturating_sub(*accepted_at));
             }
@@ -249,10 +253,11 @@ impl Shard {
     fn push_control(&mut self, id: ConnectionId, frame: Bytes, kind: MessageKind) {
         let hard_max = self.settings.limits.outbox_bytes_max * 2;
         let (bytes, now) = (frame.len(), self.now.mono);
-        let Some(session) = self.session_mut(id) else { return };
+        let Some(session) = session_in(&mut self.slots, id) else { return };
         if matches!(session.phase, Phase::Gone { .. }) {
             return;
         }
+        session.outbox.prepare(&mut self.spare_outboxes);
         let result = session.outbox.push_control(frame, hard_max);
         if matches!(result, PushResult::Overflow) {
             session.ending = Some(Disconnect::Slow);

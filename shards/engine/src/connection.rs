@@ -18,6 +18,8 @@ use crate::tls::{CountedSocket, Tls, TlsStep};
 
 /// Pieces of an outbox that one send call takes.
 const SEND_SLICES_MAX: usize = 64;
+/// So much is put into one piece before it is sent: copying it costs less than the kernel's walk along the pieces.
+const COPIED_BYTES_MAX: usize = 4096;
 /// Send calls for one connection in one turn before others have theirs.
 const SEND_ROUNDS_MAX: usize = 8;
 /// A plain request that came to a TLS port.
@@ -176,16 +178,18 @@ impl Connection {
         }
     }
 
-    /// Sends what waits, as far as the socket takes it and the budget of a turn goes.
+    /// Sends what waits, as far as the socket takes it and the budget of a turn goes; `copied` is room to put small
+    /// pieces together.
     pub(crate) fn flush(
         &mut self,
         now: Now,
         shard: &mut Shard,
         metrics: &mut EngineMetrics,
+        copied: &mut Vec<u8>,
     ) -> Flushed {
         let mut socket = CountedSocket::new(&self.socket);
         let result = match &mut self.tls {
-            None => flush_plain(now, shard, self.id, &mut socket),
+            None => flush_plain(now, shard, self.id, &mut socket, copied),
             Some(tls) => flush_tls(now, shard, self.id, tls, &mut socket),
         };
         metrics.sends += socket.sends;
@@ -206,6 +210,7 @@ fn flush_plain(
     shard: &mut Shard,
     id: ConnectionId,
     socket: &mut CountedSocket<'_>,
+    copied: &mut Vec<u8>,
 ) -> io::Result<bool> {
     for _ in 0..SEND_ROUNDS_MAX {
         let mut slices = [IoSlice::new(&[]); SEND_SLICES_MAX];
@@ -213,8 +218,15 @@ fn flush_plain(
         if filled == 0 {
             return Ok(true);
         }
-        let offered: usize = slices[..filled].iter().map(|slice| slice.len()).sum();
-        let sent = socket.write_vectored(&slices[..filled])?;
+        let slices = &slices[..filled];
+        let offered: usize = slices.iter().map(|slice| slice.len()).sum();
+        let sent = if filled > 1 && offered <= COPIED_BYTES_MAX {
+            copied.clear();
+            slices.iter().for_each(|slice| copied.extend_from_slice(slice));
+            socket.write(copied)?
+        } else {
+            socket.write_vectored(slices)?
+        };
         shard.handle_sent(now, id, sent);
         if sent < offered {
             return Err(io::ErrorKind::WouldBlock.into());

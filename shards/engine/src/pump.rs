@@ -96,6 +96,8 @@ pub(crate) struct Pump {
     completions: Vec<Completion>,
     /// Room for decrypted bytes; empty without TLS.
     plain: Vec<u8>,
+    /// Room to put small pieces of an outbox together.
+    copied: Vec<u8>,
     /// Connections whose receive is to be armed again, in turn.
     rearm: VecDeque<ConnectionId>,
     /// A receive found no buffer in the last turn.
@@ -159,6 +161,7 @@ impl Pump {
             turn: 0,
             completions: Vec::new(),
             plain: if config.tls.is_some() { vec![0; PLAIN_BYTES_MAX] } else { Vec::new() },
+            copied: Vec::new(),
             rearm: VecDeque::new(),
             exhausted: false,
             flush: Vec::new(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Shard, Slot};
+use super::{Shard, session_in};
 use crate::error::{ClientError, Disconnect};
 use crate::event::Event;
 use crate::hub::Verdict;
@@ -15,7 +15,7 @@ use crate::message::{
     Publication, StreamPosition,
 };
 use crate::metrics::{MessageKind, SlowAction};
-use crate::outbox::{Class, Loss, PushResult};
+use crate::outbox::{Class, Loss, PushResult, Spare};
 use crate::output::Output;
 use crate::proto::push;
 use crate::session::{Held, Phase, Session};
@@ -47,7 +47,17 @@ impl Shard {
     /// Appends a publication to the outbox of every subscriber. `catching_up`: some of them may have it already.
     fn fan_out(&mut self, now: Now, local: u32, publication: &Arc<Publication>, catching_up: bool) {
         // Borrowed apart, so that a delivery costs one look into the slab and nothing else.
-        let Self { hub, slots, settings, dirty, metrics, outbox_bytes, pressure, .. } = self;
+        let Self {
+            hub,
+            slots,
+            settings,
+            dirty,
+            metrics,
+            outbox_bytes,
+            pressure,
+            spare_outboxes,
+            ..
+        } = self;
         let Some(channel) = hub.get_mut(local) else { return };
         let class = class_of(local, publication, settings.namespaces.get(channel.namespace).slow);
         let limits = &settings.limits;
@@ -71,7 +81,8 @@ impl Shard {
                 // An empty outbox always has room, so that a client that keeps up never pays for others.
                 share.max(if before == 0 { publication.frame.len() } else { 0 })
             };
-            let Some(result) = hand_over(session, (local, publication), &class, bytes_max) else {
+            let message = (local, publication, &class);
+            let Some(result) = hand_over(session, message, bytes_max, spare_outboxes) else {
                 continue;
             };
             let after = session.outbox.len_bytes();
@@ -138,10 +149,11 @@ impl Shard {
             let Some(channel) = self.hub.get(local) else { continue };
             let policy = settings.namespaces.get(channel.namespace).slow;
             let class = class_of(local, &publication, policy);
-            let Some(session) = self.session_mut(id) else { return };
+            let Some(session) = session_in(&mut self.slots, id) else { return };
             let before = session.outbox.len_bytes();
             let bytes_max = settings.limits.outbox_bytes_max;
-            let result = hand_over(session, (local, &publication), &class, bytes_max);
+            let message = (local, &publication, &class);
+            let result = hand_over(session, message, bytes_max, &mut self.spare_outboxes);
             let after = session.outbox.len_bytes();
             session.messages_out += u64::from(result == Some(PushResult::Queued));
             self.outbox_bytes = (self.outbox_bytes + after).saturating_sub(before);
@@ -317,11 +329,6 @@ struct Sent {
     unusual: Vec<(ConnectionId, PushResult)>,
 }
 
-fn session_in(slots: &mut [Slot], id: ConnectionId) -> Option<&mut Session> {
-    let slot = slots.get_mut(id.slot() as usize)?;
-    if slot.generation == id.generation() { slot.session.as_deref_mut() } else { None }
-}
-
 fn class_of(local: u32, publication: &Publication, policy: SlowPolicy) -> Class {
     Class::Publication {
         channel: local,
@@ -342,9 +349,9 @@ fn has_already(session: &Session, local: u32, publication: &Publication) -> bool
 /// was queued.
 fn hand_over(
     session: &mut Session,
-    (local, publication): (u32, &Arc<Publication>),
-    class: &Class,
+    (local, publication, class): (u32, &Arc<Publication>, &Class),
     bytes_max: usize,
+    spare: &mut Spare,
 ) -> Option<PushResult> {
     match &mut session.phase {
         Phase::Ready => {
@@ -352,6 +359,7 @@ fn hand_over(
                 Some(deflated) if session.deflate => deflated,
                 _ => &publication.frame,
             };
+            session.outbox.prepare(spare);
             Some(session.outbox.push(frame.clone(), class.clone(), bytes_max))
         }
         Phase::Attaching(attaching) => {

@@ -79,13 +79,15 @@ impl Pump {
         if connection.polling || !open || connection.shut {
             return;
         }
-        let mut flushed = connection.flush(self.now, &mut self.shard, &mut self.metrics);
+        let mut flushed =
+            connection.flush(self.now, &mut self.shard, &mut self.metrics, &mut self.copied);
         if flushed == Flushed::Done
             && matches!(connection.phase, Phase::Closing)
             && let Some(tls) = &mut connection.tls
         {
             tls.close_notify();
-            flushed = connection.flush(self.now, &mut self.shard, &mut self.metrics);
+            flushed =
+                connection.flush(self.now, &mut self.shard, &mut self.metrics, &mut self.copied);
         }
         match flushed {
             Flushed::Done if matches!(connection.phase, Phase::Closing) => {

@@ -474,3 +474,28 @@ proptest! {
         }
     }
 }
+
+/// What an emptied outbox gives away is as new for the next one, and a large one is not kept.
+#[test]
+fn memory_of_an_emptied_outbox_is_used_again() {
+    let mut spare = Spare::default();
+    let mut first = Outbox::new();
+    first.prepare(&mut spare);
+    assert!(first.is_empty(), "there was no memory to take");
+    push(&mut first, 1, 1, SlowPolicy::KeepLatest);
+    first.advance_into(40, &mut spare, |_| ());
+    assert!(first.is_empty());
+    assert_eq!(spare.0.len(), 1);
+    let mut second = Outbox::new();
+    second.prepare(&mut spare);
+    assert!(spare.0.is_empty());
+    assert_eq!(second.len_bytes(), 0);
+    assert_eq!(push(&mut second, 2, 1, SlowPolicy::Disconnect), PushResult::Queued);
+    assert_eq!(second.len_bytes(), 40);
+    let mut large = Outbox::new();
+    for _ in 0..=SPARE_ITEMS_MAX {
+        large.push_control(bytes(1), 1000);
+    }
+    large.advance_into(SPARE_ITEMS_MAX + 1, &mut spare, |_| ());
+    assert!(large.is_empty() && spare.0.is_empty());
+}

@@ -2,7 +2,7 @@
 //! that it is cheaper than any server it loads. Level-triggered epoll, one receive per ready socket.
 //!
 //! It can spin: then the server never pays for waking a generator that fell asleep, as it would not for clients across
-//! a network. How busy it was in truth is in [`Swarm::busy`].
+//! a network. How busy it was in truth is in `Swarm::busy`.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::mem::MaybeUninit;

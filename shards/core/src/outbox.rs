@@ -99,6 +99,7 @@ struct Inner {
 /// Memory of outboxes that were emptied, for those that are filled next: while a shard is busy, the same few hundred
 /// bytes go round. Bounded in number and in size, so that an idle shard keeps little.
 #[derive(Debug, Default)]
+#[expect(clippy::vec_box, reason = "an outbox is eight bytes because what it has is boxed")]
 pub struct Spare(Vec<Box<Inner>>);
 
 /// Outboxes that a shard keeps the memory of.

@@ -222,7 +222,9 @@ fn flush_plain(
         let offered: usize = slices.iter().map(|slice| slice.len()).sum();
         let sent = if filled > 1 && offered <= COPIED_BYTES_MAX {
             copied.clear();
-            slices.iter().for_each(|slice| copied.extend_from_slice(slice));
+            for slice in slices {
+                copied.extend_from_slice(slice);
+            }
             socket.write(copied)?
         } else {
             socket.write_vectored(slices)?

@@ -260,7 +260,8 @@ fn broken_off_handshakes_leave_nothing_behind() {
     let before = settle();
     (0..2000).for_each(attempt);
     let after = settle();
-    assert_eq!(after.files, before.files);
+    // The first count may hold a connection of the metrics reader that was just closing.
+    assert!(after.files <= before.files, "files grew from {} to {}", before.files, after.files);
     let bound = before.rss_kib + before.rss_kib / 10;
     assert!(after.rss_kib <= bound, "RSS grew from {} to {} KiB", before.rss_kib, after.rss_kib);
     Socket::connect(&gateway, "ada").close();

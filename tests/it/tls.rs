@@ -253,15 +253,18 @@ fn broken_off_handshakes_leave_nothing_behind() {
         if cycle % 8 < 4 { socket.reset() } else { drop(socket) }
     };
     let settle = || {
-        gateway.await_metric("archmesh_connections", &[], |now| now <= 1.0);
+        gateway.await_metric("archmesh_connections", &[], |now| now < 1.0);
         gateway.numbers()
     };
     (0..400).for_each(attempt);
     let before = settle();
     (0..2000).for_each(attempt);
-    let after = settle();
-    // The first count may hold a connection of the metrics reader that was just closing.
-    assert!(after.files <= before.files, "files grew from {} to {}", before.files, after.files);
+    settle();
+    // The connection that asked for the metrics may still be closing, in the first count as well.
+    let after = eventually("descriptors come back", || {
+        let now = gateway.numbers();
+        (now.files <= before.files).then_some(now)
+    });
     let bound = before.rss_kib + before.rss_kib / 10;
     assert!(after.rss_kib <= bound, "RSS grew from {} to {} KiB", before.rss_kib, after.rss_kib);
     Socket::connect(&gateway, "ada").close();

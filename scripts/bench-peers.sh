@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 need_toolchain
 scripts/deps-peers.sh
-cargo build --locked --release --package archmesh-gateway --bin archmesh --package gateway-loadtest --package gateway-peers
+cargo build --locked --release --bins --package archmesh-gateway --package gateway-loadtest --package gateway-peers
 mkdir -p reports
 if [ $# = 0 ]; then
     set -- --json reports/peers.json --docs

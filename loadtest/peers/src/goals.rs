@@ -112,6 +112,14 @@ const RULES: &[Rule] = {
         ("CPU of connect, HS256, subscribe", "connect-fresh", CPU, Unit(1.0), 45.0, "us"),
         ("10,000 reconnects with recovery on one core", "storm", "seconds", Unit(1.0), 3.0, "s"),
         (
+            "p99 on a shard while 10,000 reconnect to the other, against a storm to another process",
+            "storm-beside",
+            "loaded_to_busy",
+            Unit(1.0),
+            1.2,
+            X,
+        ),
+        (
             "two shards against one, per delivery, 1 in flight",
             "two-shards-1",
             CPU,
@@ -123,7 +131,7 @@ const RULES: &[Rule] = {
         (
             "p99 on a shard while the other is flooded, against a busy other core",
             "isolation",
-            "flooded_to_busy",
+            "loaded_to_busy",
             Unit(1.0),
             1.2,
             X,

@@ -81,6 +81,11 @@ fn with_many(kind: Kind) -> bool {
     matches!(kind, Kind::Gateway | Kind::Bun | Kind::Raw)
 }
 
+/// Those whose user space is small enough for the length of a frame to matter.
+fn with_even(kind: Kind) -> bool {
+    with_many(kind) || matches!(kind, Kind::Uws | Kind::Socketify)
+}
+
 fn with_document(kind: Kind) -> bool {
     with_deflate(kind) || kind == Kind::Raw
 }
@@ -111,6 +116,12 @@ pub const MEASURES: &[Measure] = &[
     }),
     measure("fanout-8", "fan-out to 1,000, 8 in flight", "cpu_us", anyone, |c, s| {
         fanout::sample(c, s, &fanout::Shape::new(1_000, 8))
+    }),
+    measure("even-1", "frames of equal length, 1 in flight", "cpu_us", with_even, |c, s| {
+        fanout::sample(c, s, &fanout::Shape::new(1_000, 1).even())
+    }),
+    measure("even-8", "frames of equal length, 8 in flight", "cpu_us", with_even, |c, s| {
+        fanout::sample(c, s, &fanout::Shape::new(1_000, 8).even())
     }),
     measure("echo", "echo, 100 connections", "cpu_us", but_nchan, exchange::echo),
     measure("publish-ack", "publish with reply", "cpu_us", gateway, exchange::publish_ack),
@@ -175,7 +186,14 @@ pub const MEASURES: &[Measure] = &[
     }),
     slow(measure("memory", "memory per idle connection", "rss_bytes", anyone, memory::plain)),
     slow(measure("memory-tls", "the same over TLS", "rss_bytes", with_tls, memory::over_tls)),
-    slow(measure("isolation", "ping beside a flood", "flooded_p99_ms", gateway, isolation::sample)),
+    slow(measure("isolation", "ping beside a flood", "loaded_p99_ms", gateway, isolation::flood)),
+    slow(measure(
+        "storm-beside",
+        "ping beside 10,000 that recover",
+        "loaded_p99_ms",
+        gateway,
+        isolation::storm,
+    )),
     slow(measure("tail", "10,000 connections, delivery", "p99_ms", gateway, scenario::tail)),
     slow(measure("storm", "10,000 recover", "seconds", gateway, scenario::storm)),
 ];
@@ -239,9 +257,13 @@ fn usual_values(cpu: Duration, wall: Duration, busy: Duration, operations: u64) 
     ])
 }
 
-/// A JSON string of `bytes` bytes.
 fn small_payload() -> String {
-    format!("\"{}\"", "x".repeat(PAYLOAD_BYTES - 2))
+    text(PAYLOAD_BYTES)
+}
+
+/// A JSON string of `bytes` bytes.
+fn text(bytes: usize) -> String {
+    format!("\"{}\"", "x".repeat(bytes - 2))
 }
 
 /// A JSON document of exactly 1 KiB, as an API would send it.

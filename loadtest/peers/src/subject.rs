@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use gateway_core::auth::{KeyAlgorithm, SigningKey, mint};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::frame::{TEXT, from_client};
 use crate::swarm::Dialogue;
@@ -58,6 +58,8 @@ pub struct Setup {
     pub deflate: bool,
     /// Shards of the gateway, pinned to the first cores; 0 = one on the core of servers.
     pub shards: u8,
+    /// The gateway's shards are chosen by the client's address instead of in turn.
+    pub by_address: bool,
     /// Namespace of the gateway's channels.
     pub namespace: &'static str,
 }
@@ -237,7 +239,8 @@ impl Subject {
             let cpus: Vec<String> = (0..setup.shards).map(|cpu| cpu.to_string()).collect();
             command.args(["--shards", &setup.shards.to_string()]);
             command.args(["--set", &format!("engine.cpus={}", cpus.join(","))]);
-            command.args(["--set", "engine.balance=round_robin"]);
+            let balance = if setup.by_address { "hash" } else { "round_robin" };
+            command.args(["--set", &format!("engine.balance={balance}")]);
         }
         if setup.deflate {
             command.args(["--set", "websocket.compression=true"]);
@@ -348,9 +351,19 @@ impl Talk {
 
     /// A client of the gateway with this token, subscribed to `channel` when there is one.
     pub fn member(&self, token: &str, channel: Option<&str>) -> Dialogue {
-        let then = channel.map_or(Vec::new(), |channel| {
-            let name = self.channel(channel);
-            let command = json!({"type": "subscribe", "id": "1", "data": {"channel": name}});
+        self.entering(token, channel.map(|channel| json!({"channel": self.channel(channel)})))
+    }
+
+    /// The same for a client that comes back and wants all that `channel` has kept.
+    pub fn returning(&self, number: usize, channel: &str) -> Dialogue {
+        let recover = json!({"offset": 0, "epoch": ""});
+        let data = json!({"channel": self.channel(channel), "recover": recover});
+        self.entering(&self.token(number), Some(data))
+    }
+
+    fn entering(&self, token: &str, subscribe: Option<Value>) -> Dialogue {
+        let then = subscribe.map_or(Vec::new(), |data| {
+            let command = json!({"type": "subscribe", "id": "1", "data": data});
             from_client(TEXT, command.to_string().as_bytes())
         });
         let request = self.upgrade("/ws", Some(token));

@@ -6,7 +6,7 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::frame::{self, Scanner};
 
@@ -26,6 +26,30 @@ const BUFFER_BYTES: usize = 256 << 10;
 const EVENTS: usize = 256;
 /// Bytes that are kept of a connection whose content is looked at.
 const KEPT_BYTES_MAX: usize = 256 << 10;
+
+/// Ports of clients that come from a given address.
+const PORTS: Range<u16> = 10_000..60_000;
+
+/// An address with its own count of ports: a kernel that has to find a free one looks at most of them.
+#[derive(Debug)]
+struct Source {
+    address: IpAddr,
+    next_port: u16,
+}
+
+impl Source {
+    fn bind(&mut self, socket: &Socket) -> std::io::Result<()> {
+        for _ in PORTS {
+            let port = self.next_port;
+            self.next_port = if port + 1 == PORTS.end { PORTS.start } else { port + 1 };
+            match socket.bind(&SocketAddr::new(self.address, port).into()) {
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+                bound => return bound,
+            }
+        }
+        Err(ErrorKind::AddrInUse.into())
+    }
+}
 
 /// How a client enters: an upgrade request, then messages awaited and sent.
 #[derive(Clone, Debug, Default)]
@@ -77,6 +101,7 @@ pub struct Swarm {
     links: Vec<Link>,
     buffer: Box<[u8]>,
     address: SocketAddr,
+    from: Option<Source>,
     tls: Option<Arc<ClientConfig>>,
     spin: bool,
     busy: Duration,
@@ -100,6 +125,7 @@ impl Swarm {
             links: Vec::new(),
             buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
             address,
+            from: None,
             tls,
             spin,
             busy: Duration::ZERO,
@@ -107,6 +133,11 @@ impl Swarm {
             last_arrival: Instant::now(),
             arrived: Vec::with_capacity(EVENTS),
         })
+    }
+
+    /// Later connections come from this address of the machine.
+    pub fn come_from(&mut self, address: IpAddr) {
+        self.from = Some(Source { address, next_port: PORTS.start });
     }
 
     /// Connections opened so far, closed ones of [`Swarm::close`] not counted.
@@ -161,7 +192,13 @@ impl Swarm {
 
     fn dial(&mut self, dialogue: Dialogue) -> Result<(), String> {
         let fault = |error: std::io::Error| format!("connecting to {}: {error}", self.address);
-        let stream = TcpStream::connect_timeout(&self.address, DIAL_TIMEOUT).map_err(fault)?;
+        let socket = Socket::new(Domain::for_address(self.address), Type::STREAM, None);
+        let socket = socket.map_err(fault)?;
+        if let Some(from) = &mut self.from {
+            from.bind(&socket).map_err(fault)?;
+        }
+        socket.connect_timeout(&self.address.into(), DIAL_TIMEOUT).map_err(fault)?;
+        let stream = TcpStream::from(socket);
         stream.set_nodelay(true).map_err(fault)?;
         stream.set_nonblocking(true).map_err(fault)?;
         let tls = match &self.tls {
@@ -282,6 +319,17 @@ impl Swarm {
     pub fn kept(&mut self, link: usize) -> Vec<u8> {
         self.links[link].keeping = false;
         std::mem::take(&mut self.links[link].kept)
+    }
+
+    /// Cuts every connection off without a word, and without leaving its port in use for a minute.
+    pub fn cut_off(&mut self) -> Result<(), String> {
+        for link in &self.links {
+            SockRef::from(&link.stream)
+                .set_linger(Some(Duration::ZERO))
+                .map_err(|error| format!("SO_LINGER: {error}"))?;
+        }
+        self.close();
+        Ok(())
     }
 
     /// Closes every connection.

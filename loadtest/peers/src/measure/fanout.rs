@@ -2,11 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::{AT_ONCE, Context, Stage, WARM_UP, Watch, document, small_payload};
+use super::{AT_ONCE, Context, Stage, WARM_UP, Watch, document, small_payload, text};
 use crate::frame;
 use crate::sample::{Values, quantile};
-use crate::subject::{Role, Setup, Subject};
+use crate::subject::{Kind, Role, Setup, Subject};
 use crate::swarm::Swarm;
+
+/// A payload whose bare delivery is as long as the gateway's delivery of a small one.
+const EVEN_BYTES: usize = 349;
 
 /// What a fan-out looks like.
 #[derive(Clone, Debug)]
@@ -14,13 +17,15 @@ pub(super) struct Shape {
     subscribers: usize,
     in_flight: usize,
     document: bool,
+    even: bool,
     spin: bool,
     setup: Setup,
 }
 
 impl Shape {
     pub(super) fn new(subscribers: usize, in_flight: usize) -> Self {
-        Self { subscribers, in_flight, document: false, spin: true, setup: Setup::plain() }
+        let setup = Setup::plain();
+        Self { subscribers, in_flight, document: false, even: false, spin: true, setup }
     }
 
     /// In the namespace with history and recovery.
@@ -37,6 +42,12 @@ impl Shape {
     /// The larger payload.
     pub(super) fn document(mut self) -> Self {
         self.document = true;
+        self
+    }
+
+    /// The others get payloads that make their deliveries as long as the gateway's, which carry more than a payload.
+    pub(super) fn even(mut self) -> Self {
+        self.even = true;
         self
     }
 
@@ -68,7 +79,11 @@ pub(super) fn sample(
     })?;
     let publisher = shape.subscribers;
     swarm.open(1, 1, |_| talk.dialogue(Role::Publisher, publisher, "news"))?;
-    let payload = if shape.document { document() } else { small_payload() };
+    let payload = match shape {
+        Shape { document: true, .. } => document(),
+        Shape { even: true, .. } if subject.kind != Kind::Gateway => text(EVEN_BYTES),
+        _ => small_payload(),
+    };
     let frames = talk.publication("news", &payload).repeat(shape.in_flight);
     let mut fanout =
         Fanout { swarm, publisher, frames, in_flight: shape.in_flight, latencies: vec![] };

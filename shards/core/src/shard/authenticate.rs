@@ -198,8 +198,9 @@ impl Shard {
     }
 
     fn welcome_if_attached(&mut self, now: Now, id: ConnectionId) {
-        let ping_interval = self.settings.heartbeat.ping_interval;
-        let first_ping = now.mono + self.random.between(ping_interval / 2, ping_interval);
+        let heartbeat = &self.settings.heartbeat;
+        let wait = self.random.between(heartbeat.ping_interval / 2, heartbeat.ping_interval);
+        let first_ping = heartbeat.ping_at(now.mono + wait);
         let Some(session) = self.session_mut(id) else { return };
         let Phase::Attaching(attaching) = &session.phase else { return };
         if attaching.waiting > 0 {

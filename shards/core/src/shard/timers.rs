@@ -112,16 +112,16 @@ impl Shard {
         if matches!(session.phase, Phase::Ready) {
             self.expire_subscriptions(now, id);
             self.expire_large_data(now, id);
-            self.ping_if_due(now, id, heartbeat.ping_interval);
+            self.ping_if_due(now, id, heartbeat.ping_at(now.mono + heartbeat.ping_interval));
         }
     }
 
-    fn ping_if_due(&mut self, now: Now, id: ConnectionId, interval: Duration) {
+    fn ping_if_due(&mut self, now: Now, id: ConnectionId, next: Duration) {
         let Some(session) = self.session_mut(id) else { return };
         if session.next_ping_at.get() > now.mono {
             return;
         }
-        session.next_ping_at = (now.mono + interval).into();
+        session.next_ping_at = next.into();
         session.ping_sent_at = Some(now.mono.into());
         let mut ping = Vec::with_capacity(2);
         frame::encode(&mut ping, Opcode::Ping, false, b"");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use gateway_core::outbox::{Class, Outbox};
+use gateway_core::outbox::{Class, Outbox, Spare};
 use gateway_core::settings::{Priority, SlowPolicy};
 
 const FRAME: usize = 260;
@@ -18,7 +18,7 @@ fn class(offset: u64, channel: u32, priority: Priority, policy: SlowPolicy) -> C
     Class::Publication { channel, key_hash, offset, policy, priority, accepted_at: Duration::ZERO }
 }
 
-fn send_all(outbox: &mut Outbox) -> usize {
+fn send_all(outbox: &mut Outbox, spare: &mut Spare) -> usize {
     let mut total = 0;
     loop {
         let mut slices = [IoSlice::new(&[]); 64];
@@ -27,7 +27,7 @@ fn send_all(outbox: &mut Outbox) -> usize {
         if bytes == 0 {
             return total;
         }
-        outbox.advance(bytes, |class| {
+        outbox.advance(bytes, spare, |class| {
             black_box(class);
         });
         total += bytes;
@@ -37,17 +37,19 @@ fn send_all(outbox: &mut Outbox) -> usize {
 fn keeping_up(c: &mut Criterion) {
     let mut group = c.benchmark_group("outbox");
     let frame = Bytes::from(vec![b'x'; FRAME]);
+    let mut spare = Spare::default();
     for frames in [1, 8, 64] {
         let (mut outbox, mut offset) = (Outbox::new(), 0);
         group.throughput(Throughput::Elements(frames));
         group.bench_function(BenchmarkId::new("push_gather_advance", frames), |b| {
             b.iter(|| {
+                outbox.prepare(&mut spare);
                 for _ in 0..frames {
                     offset += 1;
                     let class = class(offset, 1, Priority::Normal, SlowPolicy::Disconnect);
                     outbox.push(frame.clone(), class, 1 << 20);
                 }
-                assert_eq!(send_all(&mut outbox), FRAME * frames as usize);
+                assert_eq!(send_all(&mut outbox, &mut spare), FRAME * frames as usize);
             });
         });
     }
@@ -70,7 +72,7 @@ fn slow(c: &mut Criterion) {
             });
         });
     }
-    let mut outbox = Outbox::new();
+    let (mut outbox, mut spare) = (Outbox::new(), Spare::default());
     for offset in 1..=1000 {
         let class = class(offset, 1, Priority::Normal, SlowPolicy::Disconnect);
         outbox.push(frame.clone(), class, 1 << 20);
@@ -84,7 +86,7 @@ fn slow(c: &mut Criterion) {
                 let class = class(1, 2, Priority::Critical, SlowPolicy::Disconnect);
                 outbox.push(frame.clone(), class, 1 << 20);
                 total += begin.elapsed();
-                outbox.advance(FRAME, |_| {});
+                outbox.advance(FRAME, &mut spare, |_| {});
             }
             total
         });

@@ -7,6 +7,7 @@
 #   CHROMIUM               a Chromium or Chrome binary [chromium, chromium-browser or google-chrome in PATH]
 #   PROMTOOL               promtool, from the Debian package `prometheus` [promtool in PATH, .cache/bin/promtool]
 #   CURL                   curl [curl in PATH]
+#   REDIS_SERVER           redis-server [redis-server in PATH, .cache/bin/redis-server]
 # `deps-test.sh --env` prints these as shell exports.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -25,6 +26,7 @@ print_env() {
     printf 'export CHROMIUM=%q\n' "$(find_chromium)"
     printf 'export PROMTOOL=%q\n' "$(command -v promtool || echo "$CACHE/bin/promtool")"
     printf 'export CURL=%q\n' "$(command -v curl)"
+    printf 'export REDIS_SERVER=%q\n' "$(command -v redis-server || echo "$CACHE/bin/redis-server")"
 }
 
 install_system_packages() {
@@ -53,6 +55,15 @@ install_promtool() {
     rm -rf "$folder"
 }
 
+# The server is the program of redis-tools under another name; installing the package redis-server would start one on
+# machines with systemd.
+install_redis() {
+    if have redis-server || [ -x "$CACHE/bin/redis-server" ]; then return; fi
+    have redis-check-rdb || apt_install "the cluster tests" redis-tools
+    mkdir -p "$CACHE/bin"
+    ln -sf "$(command -v redis-check-rdb)" "$CACHE/bin/redis-server"
+}
+
 install_node_clients() {
     local inputs=(tests/clients/package.json tests/clients/package-lock.json)
     if [ -d tests/clients/node_modules/ws ] && fresh npm.stamp "${inputs[@]}"; then return; fi
@@ -77,5 +88,6 @@ fi
 need_python
 install_system_packages
 install_promtool
+install_redis
 install_node_clients
 install_python_clients

@@ -26,6 +26,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use crate::bridge::{self, Bridge, BridgeLimits};
+use crate::cluster::Cluster;
 use crate::config::sections::{Environment, LogFormat};
 use crate::config::{Config, Loaded};
 use crate::health::{Health, LifePhase};
@@ -66,6 +67,8 @@ enum NodeError {
     Engine(#[from] EngineError),
     #[error("metrics cannot be registered: {0}")]
     Metrics(#[from] prometheus::Error),
+    #[error(transparent)]
+    Redis(#[from] crate::redis::RedisUrlError),
     #[error("the system gives no random numbers")]
     Random,
     #[error(
@@ -166,10 +169,15 @@ impl Node {
         tasks.spawn(sampler::run(Arc::clone(&plane), config.health.interval));
         tasks.spawn(sampler::watch_unknown_kids(Arc::clone(&plane), unknown_kid));
         tasks.spawn(supervise::run(Arc::clone(&plane), config.engine.watchdog_timeout));
+        if let Some(cluster) = &plane.cluster {
+            tasks.spawn(Arc::clone(cluster).watch_redis());
+            tasks.spawn(Arc::clone(cluster).run(Arc::clone(&plane)));
+        }
         let engine_end = watch_engine(engine);
         announce(config, &handle, plane.bridge.shards().now().unix);
         plane.metrics.reload_succeeded();
         plane.health.enter(LifePhase::Ready);
+        plane.renew_lease_soon();
         supervise::notify(NotifyState::Ready);
         let controller = Controller::new(loaded, Arc::clone(&plane), handle.clone(), logging, keys);
         Ok(Self { plane, engine: handle, engine_end, admission, controller, tasks, unknown_kids })
@@ -201,6 +209,9 @@ impl Node {
     async fn stop(&mut self) {
         let section = self.controller.loaded.config.drain.clone();
         drain::run(&self.plane, &self.engine, &self.admission, &section).await;
+        if let Some(cluster) = &self.plane.cluster {
+            cluster.leave().await;
+        }
         self.engine.shutdown();
         match tokio::time::timeout(SHUTDOWN_TIMEOUT, &mut self.engine_end).await {
             Ok(Ok(Ok(()))) => tracing::info!(category = "system", event = "engine_stopped"),
@@ -242,6 +253,8 @@ fn plane(
         api: ArcSwap::from_pointee(reload::api_policy(config, workers)),
         health: Health::new((config.engine.watchdog_timeout / 2).max(STALL_LIMIT_MIN)),
         metrics: ControlMetrics::new()?,
+        cluster: Cluster::start(config)?,
+        redis_required: config.redis.required,
         sampler: Sampler::default(),
         http,
         tls_expiry: TlsExpiry::new(tls.map(|tls| tls.expires_at)),

@@ -26,10 +26,11 @@ pub use print::Format;
 pub use provenance::{ConfigError, ConfigErrors};
 pub use secret::Secret;
 use sections::{
-    ApiSection, AuthSection, CacheSection, ChannelsSection, ControlSection, DiagnosticsSection,
-    DrainSection, EngineSection, Environment, HealthSection, HeartbeatSection, HttpSection,
-    LargeDataSection, LimitsSection, ListenSection, LogSection, MetricsSection, NamespaceSection,
-    NodeSection, OutboxSection, RateLimitsSection, TlsSection, WebSocketSection,
+    ApiSection, AuthSection, CacheSection, ChannelsSection, ClusterSection, ControlSection,
+    DiagnosticsSection, DrainSection, EngineSection, Environment, HealthSection, HeartbeatSection,
+    HttpSection, LargeDataSection, LimitsSection, ListenSection, LogSection, MetricsSection,
+    NamespaceSection, NodeSection, OutboxSection, RateLimitsSection, RedisSection, TlsSection,
+    WebSocketSection,
 };
 
 /// A checked configuration.
@@ -65,6 +66,10 @@ pub struct Config {
     pub namespaces: Vec<(String, NamespaceSection)>,
     /// Memory for histories.
     pub cache: CacheSection,
+    /// Where the nodes of a cluster meet.
+    pub redis: RedisSection,
+    /// This node's part in a cluster.
+    pub cluster: ClusterSection,
     /// Shards.
     pub engine: EngineSection,
     /// Executor of the control plane.

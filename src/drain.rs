@@ -1,5 +1,6 @@
 //! The orderly end: clients are told to move, a few at a time, before the process goes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use gateway_core::admission::Admission;
@@ -46,6 +47,10 @@ pub(crate) async fn run(
     section: &DrainSection,
 ) {
     plane.health.enter(LifePhase::Draining);
+    // First, so that no other node names this one to its clients any more.
+    plane.renew_lease_soon();
+    let urls: Arc<[Box<str>]> =
+        plane.cluster.as_ref().map_or_else(Vec::new, |cluster| cluster.others()).into();
     supervise::notify(NotifyState::Stopping);
     let connections = admission.connections();
     let pace = Pace::new(connections, section);
@@ -56,6 +61,7 @@ pub(crate) async fn run(
         connections,
         spread_ms = pace.spread.as_millis() as u64,
         limit_ms = pace.limit.as_millis() as u64,
+        nodes = urls.len(),
     );
     admission.set_draining(true);
     engine.stop_accepting();
@@ -63,6 +69,7 @@ pub(crate) async fn run(
         let drain = ShardOp::Drain {
             duration: pace.spread,
             reconnect_delay_max: section.reconnect_delay_max,
+            urls: Arc::clone(&urls),
         };
         let mut refused = plane.bridge.tell(shard, drain).err();
         while let Some(op) = refused.take() {

@@ -83,13 +83,19 @@ impl Health {
 }
 
 impl Plane {
-    /// `healthy`, or what is wrong.
+    /// `healthy`, or what is wrong. `degraded` serves on, with less.
     fn status(&self) -> &'static str {
         match self.health.phase() {
             _ if self.health.any_stalled(self.bridge.shards()) => "unhealthy",
+            LifePhase::Ready if self.is_without_redis() => "degraded",
             LifePhase::Ready => "healthy",
             phase => phase.as_str(),
         }
+    }
+
+    /// Whether there is a Redis that does not answer.
+    fn is_without_redis(&self) -> bool {
+        self.cluster.as_ref().is_some_and(|cluster| !cluster.redis().is_up())
     }
 }
 
@@ -101,7 +107,7 @@ fn answer(ok: bool, body: Value) -> Response<Body> {
 /// `GET /health`.
 pub(crate) async fn summary(State(plane): State<SharedPlane>) -> Response<Body> {
     let status = plane.status();
-    answer(status == "healthy", json!({"status": status}))
+    answer(serves(status), json!({"status": status}))
 }
 
 /// `GET /live`.
@@ -113,10 +119,8 @@ pub(crate) async fn live(State(plane): State<SharedPlane>) -> Response<Body> {
 /// `GET /ready`.
 pub(crate) async fn ready(State(plane): State<SharedPlane>) -> Response<Body> {
     let status = plane.status();
-    answer(
-        status == "healthy",
-        json!({"status": if status == "healthy" { "ready" } else { status }}),
-    )
+    let ready = status == "healthy" || (status == "degraded" && !plane.redis_required);
+    answer(ready, json!({"status": if ready { "ready" } else { status }}))
 }
 
 /// `GET /health/detailed`.
@@ -160,6 +164,8 @@ pub(crate) async fn detailed(State(plane): State<SharedPlane>) -> Response<Body>
         "components": {
             "shards": shards,
             "broker": {"status": "healthy", "kind": "memory", "history_bytes": history_bytes},
+            "redis": redis(&plane),
+            "cluster": cluster(&plane),
             "tls": tls(&plane),
             "keys": keys(&plane),
             "control": {
@@ -178,7 +184,34 @@ pub(crate) async fn detailed(State(plane): State<SharedPlane>) -> Response<Body>
             "subscriptions_max": limits.subscriptions_max,
         },
     });
-    answer(status == "healthy", body)
+    answer(serves(status), body)
+}
+
+fn serves(status: &str) -> bool {
+    matches!(status, "healthy" | "degraded")
+}
+
+fn redis(plane: &Plane) -> Value {
+    let Some(cluster) = &plane.cluster else { return json!({"status": "not_configured"}) };
+    let redis = cluster.redis();
+    json!({
+        "status": if redis.is_up() { "healthy" } else { "unavailable" },
+        "breaker": redis.breaker_state().as_str(),
+        "ping_seconds": redis.ping_time().as_secs_f64(),
+        "last_error": redis.last_error(),
+    })
+}
+
+fn cluster(plane: &Plane) -> Value {
+    let Some(cluster) = &plane.cluster else { return json!({"status": "not_configured"}) };
+    let held = cluster.holds_lease();
+    json!({
+        "status": if held { "healthy" } else { "degraded" },
+        "node": cluster.id(),
+        "lease": if held { "held" } else { "not_held" },
+        "nodes": cluster.view().nodes.len(),
+        "stale": cluster.is_stale(),
+    })
 }
 
 /// How the URLs of key sets are doing. Old keys stay in force while one does not answer.

@@ -4,8 +4,10 @@
 
 mod api;
 pub mod bootstrap;
+mod breaker;
 mod bridge;
 pub mod cli;
+mod cluster;
 pub mod config;
 mod drain;
 mod health;
@@ -14,6 +16,7 @@ mod keys;
 mod logging;
 mod metrics;
 mod plane;
+mod redis;
 mod reload;
 mod routes;
 mod sampler;

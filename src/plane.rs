@@ -9,6 +9,7 @@ use gateway_core::settings::Settings;
 
 use crate::api::ApiPolicy;
 use crate::bridge::Bridge;
+use crate::cluster::Cluster;
 use crate::health::Health;
 use crate::http::HttpServer;
 use crate::keys::KeyStore;
@@ -29,6 +30,10 @@ pub(crate) struct Plane {
     pub health: Health,
     /// Counters of the control plane itself.
     pub metrics: ControlMetrics,
+    /// The nodes of the cluster, when there is one.
+    pub cluster: Option<Arc<Cluster>>,
+    /// Whether a node without Redis is not ready.
+    pub redis_required: bool,
     /// Rates between two samples.
     pub sampler: Sampler,
     /// The HTTP server, for its connection counts.
@@ -47,6 +52,13 @@ impl Plane {
     /// Monotonic time since the process started.
     pub(crate) fn uptime(&self) -> Duration {
         self.bridge.shards().now().mono
+    }
+
+    /// The other nodes of the cluster hear of this node's new state.
+    pub(crate) fn renew_lease_soon(&self) {
+        if let Some(cluster) = &self.cluster {
+            cluster.renew_soon();
+        }
     }
 }
 
@@ -122,6 +134,8 @@ pub(crate) mod testing {
             )),
             health: Health::new(Duration::from_secs(2)),
             metrics: ControlMetrics::new().unwrap(),
+            cluster: None,
+            redis_required: false,
             sampler: Sampler::default(),
             http: HttpServer::new(HTTP_LIMITS),
             tls_expiry: TlsExpiry::new(Some(1_900_000_000)),

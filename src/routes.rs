@@ -18,7 +18,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::plane::SharedPlane;
-use crate::{api, health, metrics, schema, welcome_page};
+use crate::{api, cluster, health, metrics, schema, welcome_page};
 
 /// What the routers contain.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +60,10 @@ pub(crate) fn build(plane: &SharedPlane, options: RouteOptions) -> Routers {
         .route("/ready", get(health::ready))
         .route("/api/v1/websocket/health", get(health::websocket_health))
         .route("/api/v1/websocket/metrics", get(health::websocket_metrics));
+    if let Some(nodes) = &plane.cluster {
+        everyone = everyone.merge(cluster::routes::public(nodes));
+        operators = operators.merge(cluster::routes::operators(nodes));
+    }
     if options.example_page {
         everyone = everyone.merge(welcome_page::router().with_state(()));
     }

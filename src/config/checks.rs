@@ -41,6 +41,7 @@ pub fn check(
     checker.sizes();
     checker.large_data();
     checker.drain();
+    checker.cluster();
     checker.diagnostics();
     checker.namespaces();
 }
@@ -383,6 +384,42 @@ impl Checker<'_> {
             &["drain.connections_per_second", "drain.timeout", "limits.connections_max"],
             "does not get limits.connections_max clients told within drain.timeout",
             "raise it or drain.timeout",
+        );
+    }
+
+    fn cluster(&mut self) {
+        const SCHEMES: [&str; 8] = [
+            "redis://",
+            "rediss://",
+            "redis-sentinel://",
+            "rediss-sentinel://",
+            "redis-cluster://",
+            "rediss-cluster://",
+            "valkey://",
+            "valkeys://",
+        ];
+        let (redis, cluster) = (&self.config.redis, &self.config.cluster);
+        let known = redis.url.as_ref().is_none_or(|url| {
+            let mut rests = SCHEMES.iter().filter_map(|scheme| url.expose().strip_prefix(scheme));
+            rests.any(|rest| !rest.is_empty() && !rest.contains(char::is_whitespace))
+        });
+        self.require(
+            known,
+            &["redis.url"],
+            "is not the URL of a Redis server",
+            "give one such as redis://user:password@redis.example.com:6379/0 (docs/redis.md)",
+        );
+        self.require(
+            redis.url.is_some() || cluster.url.is_none(),
+            &["cluster.url", "redis.url"],
+            "is set, but nodes meet in Redis, and redis.url is not set",
+            "set redis.url, or unset cluster.url",
+        );
+        self.require(
+            cluster.lease_ttl >= 3 * cluster.lease_interval,
+            &["cluster.lease_ttl", "cluster.lease_interval"],
+            "is less than three times cluster.lease_interval, so one late renewal could end a lease",
+            "raise it, or renew more often",
         );
     }
 

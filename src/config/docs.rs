@@ -53,7 +53,7 @@ fn variables(text: &mut String) {
     text.push_str("| `HOST`, `PORT` | `listen.public`: one address; what is not given is taken from the layers below |\n");
     text.push_str("| `ARCHMESH_CONFIG` | files, separated by `:` |\n");
     text.push_str(
-        "\n`REDIS_*` and `DB_*` are refused: this release has no cluster mode and no database, and ignoring them would hide that.\n\
+        "\n`REDIS_*` and `DB_*` are refused: this release has no Redis broker and no database, and ignoring them would hide that.\n\
          What Kubernetes injects for services of those names (`REDIS_SERVICE_HOST`, `REDIS_PORT=tcp://...`) is ignored.\n",
     );
 }

@@ -216,7 +216,10 @@ pub const LOWER_PORT: &str = "{port}";
 /// a cluster or a database that is not there. What Kubernetes injects for a service named `redis` or `db` is no wish.
 fn absent_services(variables: &[(String, String)], errors: &mut Vec<ConfigError>) {
     for (prefix, problem) in [
-        ("REDIS_", "asks for cluster mode, which is not in this release: the broker is in memory"),
+        (
+            "REDIS_",
+            "asks for a Redis broker, which is not in this release: publications stay on their node",
+        ),
         ("DB_", "asks for a database, which is not in this release: everything is kept in memory"),
     ] {
         let mut names: Vec<&str> = variables

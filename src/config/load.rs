@@ -301,6 +301,8 @@ fn from_values(values: Values) -> Config {
         channels: sections::ChannelsSection::read(&values, "channels"),
         namespaces,
         cache: sections::CacheSection::read(&values, "cache"),
+        redis: sections::RedisSection::read(&values, "redis"),
+        cluster: sections::ClusterSection::read(&values, "cluster"),
         engine: sections::EngineSection::read(&values, "engine"),
         control: sections::ControlSection::read(&values, "control"),
         health: sections::HealthSection::read(&values, "health"),

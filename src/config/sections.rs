@@ -3,12 +3,14 @@
 //! A table of contents: [`ALL`] is the order of the documentation, [`key`] finds a key by its full name.
 
 mod choices;
+mod cluster;
 mod messages;
 mod security;
 mod service;
 mod transport;
 
-pub use choices::{Algorithm, Balance, Environment, HashBy, LogFormat, Size, TlsVersion};
+pub use choices::{Algorithm, Balance, Environment, HashBy, LogFormat, Size, Strategy, TlsVersion};
+pub use cluster::{ClusterSection, RedisSection};
 pub use messages::{
     CacheSection, ChannelsSection, HeartbeatSection, LargeDataSection, LimitsSection,
     NamespaceSection, OutboxSection, RateLimitsSection, WebSocketSection,
@@ -40,6 +42,8 @@ pub const ALL: &[&Section] = &[
     &ChannelsSection::SECTION,
     &NamespaceSection::SECTION,
     &CacheSection::SECTION,
+    &RedisSection::SECTION,
+    &ClusterSection::SECTION,
     &EngineSection::SECTION,
     &ControlSection::SECTION,
     &HealthSection::SECTION,

@@ -233,7 +233,7 @@ fn cluster_and_database_are_refused_not_ignored() {
             ("DB_NAME", ""),
         ])),
         &[
-            &["REDIS_HOST", "cluster mode, which is not in this release", "unset REDIS_HOST"],
+            &["REDIS_HOST", "Redis broker, which is not in this release", "unset REDIS_HOST"],
             &["REDIS_PORT", "unset REDIS_PORT"],
             &["DB_HOST", "database, which is not in this release", "unset DB_HOST"],
         ],

@@ -98,6 +98,8 @@ pub enum Kind {
     UrlPath,
     /// `http` or `https` URL.
     Url,
+    /// `ws` or `wss` URL.
+    WebSocketUrl,
     /// Path of a file.
     File,
     /// Text that is never shown.
@@ -173,7 +175,12 @@ impl Kind {
             Self::UrlPath if !text.starts_with('/') || text.contains(['?', '#', ' ']) => {
                 Err("is not the path of a URL".to_owned())
             }
-            Self::Url if !is_url(text) => Err("is not an http or https URL".to_owned()),
+            Self::Url if !is_url(text, ["https://", "http://"]) => {
+                Err("is not an http or https URL".to_owned())
+            }
+            Self::WebSocketUrl if !is_url(text, ["wss://", "ws://"]) => {
+                Err("is not a ws or wss URL".to_owned())
+            }
             Self::Choice(names) if !names.contains(&text) => {
                 Err("is none of the choices".to_owned())
             }
@@ -206,6 +213,7 @@ impl Kind {
             Self::Text(bytes_max) => format!("text of 1 to {bytes_max} bytes"),
             Self::UrlPath => "a path such as /ws".to_owned(),
             Self::Url => "a URL such as https://example.com/keys.json".to_owned(),
+            Self::WebSocketUrl => "a URL such as wss://gateway-1.example.com/ws".to_owned(),
             Self::File => "a path of a file".to_owned(),
             Self::Secret => "a secret".to_owned(),
             Self::Choice(names) => format!("one of {}", names.join(", ")),
@@ -333,8 +341,8 @@ fn parse_origin(text: &str) -> Result<String, String> {
     }
 }
 
-fn is_url(text: &str) -> bool {
-    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+fn is_url(text: &str, schemes: [&str; 2]) -> bool {
+    let rest = schemes.iter().find_map(|scheme| text.strip_prefix(scheme));
     rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && !rest.contains(' '))
 }
 
@@ -425,6 +433,8 @@ mod tests {
         check_refused(Kind::Address, "0.0.0.0");
         check_refused(Kind::UrlPath, "ws");
         check_refused(Kind::Url, "ftp://x");
+        check_refused(Kind::WebSocketUrl, "https://x");
+        check_refused(Kind::WebSocketUrl, "wss://");
         check_refused(Kind::Text(3), "four");
         check_refused(Kind::Text(9), "a\nb");
         check_refused(Kind::LogFilter, "info,=,=");

@@ -9,7 +9,10 @@ use prometheus::{
 };
 
 use super::families::Families;
+use crate::breaker::BreakerState;
+use crate::cluster::{Cluster, NodeState};
 use crate::plane::Plane;
+use crate::redis::OUTCOMES;
 
 /// Upper bounds of request durations in seconds.
 const REQUEST_SECONDS: &[f64] =
@@ -118,6 +121,64 @@ impl ControlMetrics {
     }
 }
 
+/// Redis and the other nodes.
+fn collect_cluster(families: &mut Families, cluster: &Cluster) {
+    let redis = cluster.redis();
+    families.gauge(
+        "archmesh_redis_up",
+        "1 when Redis answers.",
+        f64::from(u8::from(redis.is_up())),
+    );
+    families.gauge(
+        "archmesh_redis_breaker_state",
+        "Breaker in front of Redis: 0 closed, 1 half open, 2 open.",
+        match redis.breaker_state() {
+            BreakerState::Closed => 0.0,
+            BreakerState::HalfOpen => 1.0,
+            BreakerState::Open => 2.0,
+        },
+    );
+    families.gauge(
+        "archmesh_redis_ping_seconds",
+        "Round trip of the last answered PING.",
+        redis.ping_time().as_secs_f64(),
+    );
+    families.counters(
+        "archmesh_redis_commands_total",
+        "Commands to Redis by outcome; refused ones were not sent.",
+        &["outcome"],
+        OUTCOMES
+            .iter()
+            .zip(redis.outcomes())
+            .map(|(outcome, count)| ((*outcome).to_owned(), count as f64)),
+    );
+    let view = cluster.view();
+    let states = [
+        ("starting", NodeState::Starting),
+        ("up", NodeState::Up),
+        ("draining", NodeState::Draining),
+    ];
+    families.gauges(
+        "archmesh_cluster_nodes",
+        "Nodes of the cluster by state, as this node saw them last.",
+        &["state"],
+        states.map(|(name, state)| {
+            let count = view.nodes.iter().filter(|node| node.state == state).count();
+            (name.to_owned(), count as f64)
+        }),
+    );
+    families.gauge(
+        "archmesh_cluster_lease_held",
+        "1 while this node holds its lease.",
+        f64::from(u8::from(cluster.holds_lease())),
+    );
+    families.counter(
+        "archmesh_cluster_leases_lost_total",
+        "Times this node found its lease ended and came back under a new id.",
+        cluster.leases_lost() as f64,
+    );
+}
+
 /// Gauges that are read at scrape.
 pub(super) fn collect(families: &mut Families, plane: &Plane) {
     families.info(
@@ -150,6 +211,9 @@ pub(super) fn collect(families: &mut Families, plane: &Plane) {
         "Answers of shards that came after their deadline.",
         plane.bridge.late_answers() as f64,
     );
+    if let Some(cluster) = &plane.cluster {
+        collect_cluster(families, cluster);
+    }
     if let Some(expiry) = plane.tls_expiry.get() {
         families.gauge(
             "archmesh_tls_certificate_expiry_timestamp_seconds",

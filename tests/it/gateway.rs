@@ -249,8 +249,8 @@ impl Gateway {
         self.folder.path()
     }
 
-    /// Waits until the gateway says where it listens and answers `/ready`.
-    pub fn await_ready(&mut self) {
+    /// Waits until the gateway says where it listens.
+    pub fn await_address(&mut self) {
         let (public, internal) = eventually("the gateway says where it listens", || {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("the gateway ended at once: {status}");
@@ -261,6 +261,11 @@ impl Gateway {
         self.public = public;
         self.internal = internal;
         assert_eq!(self.internal.is_some(), self.wants_internal);
+    }
+
+    /// Waits until the gateway says where it listens and answers `/ready`.
+    pub fn await_ready(&mut self) {
+        self.await_address();
         eventually("/ready is 200", || {
             self.try_get("/ready").filter(|answer| answer.status == 200)
         });

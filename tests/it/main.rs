@@ -13,6 +13,7 @@ mod gateway;
 mod http;
 mod program;
 mod raw;
+mod redis;
 mod socket;
 mod support;
 
@@ -21,6 +22,7 @@ mod auth;
 mod capacity;
 mod churn;
 mod clients;
+mod cluster;
 mod drain;
 mod heartbeat;
 mod http_api;

@@ -360,6 +360,8 @@ pub enum ShardOp {
         duration: Duration,
         /// Upper bound of the reconnect delay told to clients.
         reconnect_delay_max: Duration,
+        /// WebSocket URLs of other nodes, told to clients in turn; empty: they come back by themselves.
+        urls: Arc<[Box<str>]>,
     },
 }
 

@@ -155,12 +155,6 @@ impl Outbox {
         }
     }
 
-    /// As [`Self::advance`]; the memory of an outbox that is empty then goes to `spare`.
-    pub fn advance_into(&mut self, bytes: usize, spare: &mut Spare, on_sent: impl FnMut(&Class)) {
-        self.take_sent(bytes, on_sent);
-        self.give_back(spare);
-    }
-
     /// Queues an item. A control item goes the way of [`Self::push_control`] with twice `bytes_max`.
     pub fn push(&mut self, bytes: Bytes, class: Class, bytes_max: usize) -> PushResult {
         let Class::Publication { policy, .. } = class else {
@@ -223,13 +217,13 @@ impl Outbox {
     }
 
     /// The first `bytes` gathered bytes are with the socket. Removes the items that are so completely and calls
-    /// `on_sent` for each.
+    /// `on_sent` for each; the memory of an outbox that is empty then goes to `spare`.
     ///
     /// # Panics
     /// When `bytes` is more than was there to send.
-    pub fn advance(&mut self, bytes: usize, on_sent: impl FnMut(&Class)) {
+    pub fn advance(&mut self, bytes: usize, spare: &mut Spare, on_sent: impl FnMut(&Class)) {
         self.take_sent(bytes, on_sent);
-        self.free_if_empty();
+        self.give_back(spare);
     }
 
     fn take_sent(&mut self, bytes: usize, mut on_sent: impl FnMut(&Class)) {

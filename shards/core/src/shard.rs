@@ -42,6 +42,7 @@ use crate::time::Now;
 use crate::timer::TimerWheel;
 use crate::ws::deflate::{Deflater, Inflater};
 
+use close::Moving;
 use mail::Backlog;
 use pressure::Pressure;
 
@@ -130,8 +131,8 @@ pub struct Shard {
     large_data_bytes: usize,
     /// Time of the newest input.
     now: Now,
-    /// Upper bound of the reconnect delay that clients are told while the node drains.
-    reconnect_delay_max: Duration,
+    /// What clients are told while the node drains.
+    moving: Moving,
 }
 
 impl Shard {
@@ -164,7 +165,7 @@ impl Shard {
             spare_outboxes: Spare::default(),
             large_data_bytes: 0,
             now: Now { mono: Duration::ZERO, unix: Duration::ZERO },
-            reconnect_delay_max: Duration::ZERO,
+            moving: Moving::default(),
             nobody: "".into(),
             settings,
         }
@@ -230,7 +231,7 @@ impl Shard {
         let Some(session) = slot.session.as_deref_mut() else { return };
         let before = session.outbox.len_bytes();
         let metrics = &mut self.metrics;
-        session.outbox.advance_into(bytes, &mut self.spare_outboxes, |class| {
+        session.outbox.advance(bytes, &mut self.spare_outboxes, |class| {
             if let Class::Publication { accepted_at, .. } = class {
                 metrics.delivered(now.mono.saturating_sub(*accepted_at));
             }

@@ -52,6 +52,24 @@ choice! {
 }
 
 choice! {
+    /// How `/connect` chooses a node.
+    Strategy {
+        /// The node with the fewest connections for its weight.
+        LeastConnections = "least_connections",
+        /// The node whose shards were least busy for its weight.
+        LeastLoad = "least_load",
+        /// One node after the other.
+        RoundRobin = "round_robin",
+        /// Round robin in proportion to the weights.
+        WeightedRoundRobin = "weighted_round_robin",
+        /// By a hash of the user, so that all devices of a user come to one node.
+        Hash = "hash",
+        /// By chance.
+        Random = "random",
+    }
+}
+
+choice! {
     /// What `balance = "hash"` hashes.
     HashBy {
         /// Address of the client.

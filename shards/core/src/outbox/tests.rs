@@ -71,7 +71,7 @@ fn empty_is_a_pointer_and_no_heap() {
     outbox.push_control(bytes(3), MAX);
     outbox.push_control(bytes(3), MAX);
     assert!(!outbox.is_empty());
-    outbox.advance(6, |_| ());
+    outbox.advance(6, &mut Spare::default(), |_| ());
     assert!(outbox.0.is_none());
     outbox.push_control(bytes(3), MAX);
     assert_eq!(outbox.clear(), 3);
@@ -91,14 +91,14 @@ fn gather_goes_on_inside_a_partially_sent_item() {
     }
     assert_eq!(gathered(&outbox), b"hello there world");
     let mut sent = 0;
-    outbox.advance(8, |_| sent += 1);
+    outbox.advance(8, &mut Spare::default(), |_| sent += 1);
     assert_eq!(sent, 1);
     assert_eq!(outbox.len_bytes(), 9);
     assert_eq!(gathered(&outbox), b"ere world");
     let mut one = [IoSlice::new(&[]); 1];
     assert_eq!(outbox.gather(&mut one), 1);
     assert_eq!(&*one[0], b"ere ");
-    outbox.advance(9, |_| sent += 1);
+    outbox.advance(9, &mut Spare::default(), |_| sent += 1);
     assert_eq!(sent, 4);
     assert!(outbox.is_empty());
 }
@@ -109,7 +109,7 @@ fn sent_items_are_named() {
     outbox.push_control(bytes(10), MAX);
     push(&mut outbox, 3, 7, SlowPolicy::Disconnect);
     let mut sent = Vec::new();
-    outbox.advance(50, |class| sent.push(class.clone()));
+    outbox.advance(50, &mut Spare::default(), |class| sent.push(class.clone()));
     assert_eq!(sent, [Class::Control, publication(3, 7, SlowPolicy::Disconnect)]);
 }
 
@@ -205,7 +205,7 @@ fn the_partially_sent_head_stays() {
     let mut outbox = Outbox::new();
     push(&mut outbox, 1, 1, SlowPolicy::DropOldest);
     push(&mut outbox, 1, 2, SlowPolicy::DropOldest);
-    outbox.advance(1, |_| panic!("nothing was sent whole"));
+    outbox.advance(1, &mut Spare::default(), |_| panic!("nothing was sent whole"));
     let urgent = keyed(2, 1, SlowPolicy::DropOldest, Priority::Critical, 0);
     assert_eq!(outbox.push(bytes(40), urgent, MAX), dropped(1, 0, false));
     check(&outbox, "1:1 2:1 1:-2-2*1");
@@ -218,7 +218,7 @@ fn a_partially_sent_head_is_never_superseded() {
         let mut outbox = Outbox::new();
         outbox.push(bytes(40), latest(1, 7), MAX);
         outbox.push(bytes(40), latest(2, 7), MAX);
-        outbox.advance(1, |_| panic!("nothing was sent whole"));
+        outbox.advance(1, &mut Spare::default(), |_| panic!("nothing was sent whole"));
         let (oldest, superseded) = if last_key == 7 { (0, 1) } else { (1, 0) };
         let result = outbox.push(bytes(40), latest(3, last_key), MAX);
         assert_eq!(result, dropped(oldest, superseded, false));
@@ -244,12 +244,12 @@ fn a_marker_grows_until_its_first_byte_is_sent() {
     outbox.encode_losses(encode);
     check(&outbox, "1:-1-2*2 1:3 1:4");
     assert!(gathered(&outbox).starts_with(b"02x"));
-    outbox.advance(1, |_| panic!("nothing was sent whole"));
+    outbox.advance(1, &mut Spare::default(), |_| panic!("nothing was sent whole"));
     push(&mut outbox, 1, 5, SlowPolicy::DropOldest);
     check(&outbox, "1:-1-2*2 1:-3-3*1 1:4 1:5");
     outbox.encode_losses(encode);
     let mut sent = Vec::new();
-    outbox.advance(3, |class| sent.push(class.clone()));
+    outbox.advance(3, &mut Spare::default(), |class| sent.push(class.clone()));
     assert_eq!(sent, [Class::Control, Class::Control]);
     check(&outbox, "1:4 1:5");
 }
@@ -343,7 +343,7 @@ impl Model {
             .flat_map(|inner| &inner.items)
             .map(|item| if let Item::Lost { loss, .. } = item { Some(*loss) } else { None })
             .collect();
-        self.outbox.advance(length, |class| sent.push(class.clone()));
+        self.outbox.advance(length, &mut Spare::default(), |class| sent.push(class.clone()));
         first_unsent -= self.outbox.0.as_ref().map_or(0, |inner| inner.items.len());
         assert_eq!(sent.len(), first_unsent);
         assert!(losses.len() >= self.losses().len());
@@ -447,7 +447,7 @@ proptest! {
             outbox.push(bytes(2), class, 1000);
         }
         if started && !outbox.is_empty() {
-            outbox.advance(1, |_| ());
+            outbox.advance(1, &mut Spare::default(), |_| ());
         }
         let priority = if critical { Priority::Critical } else { Priority::High };
         outbox.push(bytes(2), keyed(0, 100, SlowPolicy::Disconnect, priority, 0), 1000);
@@ -483,7 +483,7 @@ fn memory_of_an_emptied_outbox_is_used_again() {
     first.prepare(&mut spare);
     assert!(first.is_empty(), "there was no memory to take");
     push(&mut first, 1, 1, SlowPolicy::KeepLatest);
-    first.advance_into(40, &mut spare, |_| ());
+    first.advance(40, &mut spare, |_| ());
     assert!(first.is_empty());
     assert_eq!(spare.0.len(), 1);
     let mut second = Outbox::new();
@@ -496,6 +496,6 @@ fn memory_of_an_emptied_outbox_is_used_again() {
     for _ in 0..=SPARE_ITEMS_MAX {
         large.push_control(bytes(1), 1000);
     }
-    large.advance_into(SPARE_ITEMS_MAX + 1, &mut spare, |_| ());
+    large.advance(SPARE_ITEMS_MAX + 1, &mut spare, |_| ());
     assert!(large.is_empty() && spare.0.is_empty());
 }

@@ -122,10 +122,11 @@ pub fn error(
         .frame
 }
 
-/// `disconnect`: sent right before the close frame.
+/// `disconnect`: sent right before the close frame. A client that may come back is told when, and where if that is not
+/// here.
 pub fn disconnect(
     reason: Disconnect,
-    reconnect_after: Duration,
+    (reconnect_after, url): (Duration, Option<&str>),
     id: &str,
     unix: Duration,
 ) -> Bytes {
@@ -136,6 +137,9 @@ pub fn disconnect(
                 .bool("reconnect", reason.should_reconnect());
             if reason.should_reconnect() {
                 data.u64("reconnect_after_ms", reconnect_after.as_millis() as u64);
+                if let Some(url) = url {
+                    data.str("url", url);
+                }
             }
         })
         .frame

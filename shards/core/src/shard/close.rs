@@ -1,5 +1,6 @@
 //! How connections end: the closing handshake, and tidying up after the socket is gone.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -18,12 +19,32 @@ use crate::ws::frame;
 /// Upper bound of the reconnect delay when only one client is sent away: a little spread costs nobody anything.
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(1);
 
+/// What clients are told while the node drains.
+#[derive(Debug, Default)]
+pub(super) struct Moving {
+    /// Upper bound of the reconnect delay.
+    pub(super) reconnect_delay_max: Duration,
+    /// Other nodes, told in turn.
+    pub(super) urls: Arc<[Box<str>]>,
+    /// Clients that were told one of them.
+    pub(super) told: usize,
+}
+
+impl Moving {
+    /// Where the next client is to go.
+    fn next_url(&mut self) -> Option<&str> {
+        let at = self.told.checked_rem(self.urls.len())?;
+        self.told += 1;
+        self.urls.get(at).map(|url| &**url)
+    }
+}
+
 impl Shard {
     /// Ends a WebSocket for a reason of ours: `disconnect` message (native protocol only), close frame, and a bounded
     /// wait for the client's close frame.
     pub(super) fn disconnect(&mut self, now: Now, id: ConnectionId, reason: Disconnect) {
         let delay_max = match reason {
-            Disconnect::Shutdown => self.reconnect_delay_max,
+            Disconnect::Shutdown => self.moving.reconnect_delay_max,
             _ => RECONNECT_DELAY_MAX,
         };
         let close_timeout = self.settings.limits.close_timeout;
@@ -40,7 +61,11 @@ impl Shard {
             let after = self.random.between(Duration::ZERO, delay_max);
             let Some(session) = self.session_mut(id) else { return };
             let serial = session.next_id();
-            let frame = push::disconnect(reason, after, &serial, now.unix);
+            let url = match reason {
+                Disconnect::Shutdown => self.moving.next_url(),
+                _ => None,
+            };
+            let frame = push::disconnect(reason, (after, url), &serial, now.unix);
             self.push_control(id, frame, MessageKind::Control);
         }
         let mut close = Vec::with_capacity(40);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::close::Moving;
 use super::{Shard, token_cache};
 use crate::error::Disconnect;
 use crate::hub::Hub;
@@ -39,8 +40,9 @@ impl Shard {
                 ShardOutcome::Channels(self.homes.list(&prefix, limit as usize))
             }
             ShardOp::Reconfigure(settings) => return self.reconfigure(settings),
-            ShardOp::Drain { duration, reconnect_delay_max } => {
-                return self.drain(now, duration, reconnect_delay_max);
+            ShardOp::Drain { duration, reconnect_delay_max, urls } => {
+                self.moving = Moving { reconnect_delay_max, urls, told: 0 };
+                return self.drain(now, duration);
             }
         };
         self.outputs.push_back(Output::Control(ControlMessage::Shard {
@@ -166,8 +168,7 @@ impl Shard {
     }
 
     /// Gives every session its own moment to leave, evenly over `duration`, and ends what is no session yet.
-    fn drain(&mut self, now: Now, duration: Duration, reconnect_delay_max: Duration) {
-        self.reconnect_delay_max = reconnect_delay_max;
+    fn drain(&mut self, now: Now, duration: Duration) {
         let ids = self.session_ids();
         let count = ids.len().max(1) as u32;
         for (index, id) in ids.into_iter().enumerate() {

@@ -1,5 +1,6 @@
 //! Tokens on live connections: expiry, refresh, revocation, channel tokens, anonymous access.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gateway_core::error::Disconnect;
@@ -176,14 +177,20 @@ fn a_drain_spreads_the_clients() {
     node.ask_all(|| ShardOp::Drain {
         duration: Duration::from_secs(10),
         reconnect_delay_max: Duration::from_secs(5),
+        urls: ["wss://a.example/ws".into(), "wss://b.example/ws".into()].into(),
     });
     node.advance(Duration::from_secs(5));
     let gone = clients.iter().filter(|c| node.clients[**c].close_code == Some(4001)).count();
     assert!((8..=12).contains(&gone), "{gone} of 20 after half the time");
     node.advance(Duration::from_secs(6));
+    let mut told = BTreeMap::new();
     for &client in &clients {
         let last = node.take_all(client).pop().unwrap();
         assert_eq!(last["data"]["reconnect"], true);
         assert!(last["data"]["reconnect_after_ms"].as_u64().unwrap() <= 5000);
+        *told.entry(last["data"]["url"].to_string()).or_insert(0) += 1;
     }
+    let told: Vec<(String, u32)> = told.into_iter().collect();
+    let each = |name: &str| (format!("\"wss://{name}.example/ws\""), 10);
+    assert_eq!(told, [each("a"), each("b")], "each shard tells both in turn");
 }

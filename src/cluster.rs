@@ -1,0 +1,360 @@
+//! The nodes of a cluster: who is there, how full each is, and where a client goes.
+//!
+//! Every node holds a lease in Redis and renews it, with a description of itself; the answer names all others. A lease that
+//! runs out is ended by whoever sees it first, and the node is gone for all. A node that finds its own lease ended was
+//! away for longer than the others could wait: it is fenced, which means that it comes back as another node, under a new
+//! id. While Redis does not answer, the nodes seen last stay in use and are called stale.
+//!
+//! Invariant: an id is never used again after its lease has ended.
+
+mod choose;
+mod node;
+pub(crate) mod routes;
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use fred::interfaces::LuaInterface;
+use tokio::sync::Notify;
+
+use crate::config::Config;
+use crate::config::sections::{RedisSection, Strategy};
+use crate::health::LifePhase;
+use crate::plane::Plane;
+use crate::redis::{Redis, RedisError, RedisUrlError};
+use crate::sampler::Totals;
+use choose::Chooser;
+pub(crate) use node::{Node, NodeState};
+
+const RENEW: &str = include_str!("cluster/lease.lua");
+const LEAVE: &str = include_str!("cluster/leave.lua");
+/// Most nodes a draining one names to its clients.
+const MOVE_TO_MAX: usize = 64;
+
+/// All nodes as they were seen last.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    /// By name and id.
+    pub nodes: Vec<Node>,
+    /// When; `None` before the first answer.
+    pub seen_at: Option<Instant>,
+}
+
+/// The lease of this node.
+#[derive(Debug)]
+struct Lease {
+    id: String,
+    held: bool,
+}
+
+/// This node's place in its cluster.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    redis: Redis,
+    keys: [String; 2],
+    name: String,
+    url: Option<String>,
+    weight: u32,
+    connections_max: u64,
+    lease_ttl: Duration,
+    lease_interval: Duration,
+    lease: Mutex<Lease>,
+    view: ArcSwap<View>,
+    chooser: Chooser,
+    renew_now: Notify,
+    leases_lost: AtomicU64,
+}
+
+/// What a renewal came to.
+#[derive(Debug, PartialEq)]
+struct Renewal {
+    lost: bool,
+    ended: Vec<String>,
+    nodes: Vec<Node>,
+}
+
+impl Cluster {
+    /// Begins to connect. `None` without Redis. Must be called inside the runtime.
+    pub(crate) fn start(config: &Config) -> Result<Option<Arc<Self>>, RedisUrlError> {
+        let Some(url) = &config.redis.url else { return Ok(None) };
+        if config.cluster.url.is_none() {
+            tracing::warn!(
+                category = "system",
+                event = "cluster_url_unset",
+                "cluster.url is not set: no client is sent to this node by others or by /connect",
+            );
+        }
+        let redis = Redis::connect(url.expose(), &config.redis)?;
+        Ok(Some(Arc::new(Self::new(config, redis))))
+    }
+
+    fn new(config: &Config, redis: Redis) -> Self {
+        let RedisSection { prefix, .. } = &config.redis;
+        let cluster = &config.cluster;
+        Self {
+            redis,
+            // The part in braces keeps both on one node of a Redis Cluster.
+            keys: [format!("{prefix}:{{nodes}}:leases"), format!("{prefix}:{{nodes}}:nodes")],
+            lease: Mutex::new(Lease { id: new_id(&config.node.name), held: false }),
+            name: config.node.name.clone(),
+            url: cluster.url.clone(),
+            weight: cluster.weight,
+            connections_max: u64::from(config.limits.connections_max),
+            lease_ttl: cluster.lease_ttl,
+            lease_interval: cluster.lease_interval,
+            view: ArcSwap::default(),
+            chooser: Chooser::new(cluster.balance),
+            renew_now: Notify::new(),
+            leases_lost: AtomicU64::new(0),
+        }
+    }
+
+    /// The connection to Redis.
+    pub(crate) fn redis(&self) -> &Redis {
+        &self.redis
+    }
+
+    /// Id of this node; another one after its lease was lost.
+    pub(crate) fn id(&self) -> String {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner).id.clone()
+    }
+
+    /// Whether Redis has confirmed the lease within its length.
+    pub(crate) fn holds_lease(&self) -> bool {
+        let held = self.lease.lock().unwrap_or_else(PoisonError::into_inner).held;
+        held && !self.is_stale()
+    }
+
+    /// Times this node was fenced.
+    pub(crate) fn leases_lost(&self) -> u64 {
+        self.leases_lost.load(Ordering::Relaxed)
+    }
+
+    /// All nodes as they were seen last.
+    pub(crate) fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// Whether the nodes were seen so long ago that their leases may have ended.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.view.load().seen_at.is_none_or(|at| at.elapsed() > self.lease_ttl)
+    }
+
+    /// The strategy of [`Self::choose`].
+    pub(crate) fn strategy(&self) -> Strategy {
+        self.chooser.strategy()
+    }
+
+    /// A node for a client.
+    pub(crate) fn choose(&self, key: &str) -> Option<Node> {
+        self.chooser.choose(&self.view.load().nodes, key).cloned()
+    }
+
+    /// URLs of the other nodes that take clients, for those of a node that drains.
+    pub(crate) fn others(&self) -> Vec<Box<str>> {
+        let own = self.id();
+        let view = self.view.load();
+        let others = view.nodes.iter().filter(|node| node.id != own && node.takes_clients());
+        others.filter_map(|node| node.url.as_deref().map(Box::from)).take(MOVE_TO_MAX).collect()
+    }
+
+    /// The state of this node has changed: the others are told now.
+    pub(crate) fn renew_soon(&self) {
+        self.renew_now.notify_one();
+    }
+
+    /// Watches Redis until the future is dropped.
+    pub(crate) async fn watch_redis(self: Arc<Self>) {
+        self.redis.watch().await;
+    }
+
+    /// Renews the lease until the future is dropped.
+    pub(crate) async fn run(self: Arc<Self>, plane: Arc<Plane>) {
+        loop {
+            let lost = self.renew(&plane).await;
+            if lost {
+                continue;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(self.lease_interval) => {}
+                () = self.renew_now.notified() => {}
+            }
+        }
+    }
+
+    /// Whether the lease turned out to be lost.
+    async fn renew(&self, plane: &Plane) -> bool {
+        let (id, held) = {
+            let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
+            (lease.id.clone(), lease.held)
+        };
+        let node = self.describe(id.clone(), plane).await;
+        let Ok(text) = serde_json::to_string(&node) else { return false };
+        let arguments =
+            vec![id, self.lease_ttl.as_millis().to_string(), text, held_word(held).to_owned()];
+        let keys = self.keys.to_vec();
+        let answer: Result<Vec<String>, RedisError> =
+            self.redis.call(async |client| client.eval(RENEW, keys, arguments).await).await;
+        match answer.map(read_renewal) {
+            Ok(Some(renewal)) => self.apply(renewal),
+            Ok(None) => {
+                tracing::error!(category = "error", event = "lease_answer_unreadable");
+                false
+            }
+            // The breaker has logged it.
+            Err(_) => false,
+        }
+    }
+
+    async fn describe(&self, id: String, plane: &Plane) -> Node {
+        let snapshots = plane.bridge.snapshots().await;
+        let totals = Totals::of(&snapshots, plane.uptime());
+        let loads: Vec<u32> =
+            snapshots.known().map(|(_, snapshot)| snapshot.engine.load_permille).collect();
+        Node {
+            id,
+            name: self.name.clone(),
+            url: self.url.clone(),
+            state: match plane.health.phase() {
+                LifePhase::Starting => NodeState::Starting,
+                LifePhase::Ready => NodeState::Up,
+                LifePhase::Draining => NodeState::Draining,
+            },
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: plane.uptime().as_secs(),
+            shards: plane.bridge.shards().count(),
+            connections: totals.connections,
+            connections_max: self.connections_max,
+            load_permille: loads.iter().sum::<u32>() / loads.len().max(1) as u32,
+            weight: self.weight,
+        }
+    }
+
+    fn apply(&self, renewal: Renewal) -> bool {
+        let Renewal { lost, ended, nodes } = renewal;
+        for id in ended {
+            tracing::warn!(category = "system", event = "node_lease_ended", node = id);
+        }
+        {
+            let mut lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
+            lease.held = !lost;
+            if lost {
+                let old = std::mem::replace(&mut lease.id, new_id(&self.name));
+                self.leases_lost.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(
+                    category = "error",
+                    event = "lease_lost",
+                    node = old,
+                    new_node = lease.id,
+                    "this node was away for longer than cluster.lease_ttl, or Redis lost its data",
+                );
+            }
+        }
+        self.note_changes(&nodes);
+        self.chooser.nodes_seen(&nodes);
+        self.view.store(Arc::new(View { nodes, seen_at: Some(Instant::now()) }));
+        lost
+    }
+
+    fn note_changes(&self, nodes: &[Node]) {
+        let before = self.view.load();
+        let misses = |nodes: &[Node], id: &str| nodes.iter().all(|node| node.id != id);
+        for node in nodes.iter().filter(|node| misses(&before.nodes, &node.id)) {
+            tracing::info!(
+                category = "system",
+                event = "node_joined",
+                node = node.id,
+                url = node.url
+            );
+        }
+        for node in before.nodes.iter().filter(|node| misses(nodes, &node.id)) {
+            tracing::info!(category = "system", event = "node_left", node = node.id);
+        }
+    }
+
+    /// Ends the lease; the others forget this node at once.
+    pub(crate) async fn leave(&self) {
+        let (keys, id) = (self.keys.to_vec(), self.id());
+        let left: Result<u64, RedisError> =
+            self.redis.call(async |client| client.eval(LEAVE, keys, vec![id]).await).await;
+        if let Err(error) = left {
+            tracing::warn!(category = "system", event = "lease_not_ended", %error);
+        }
+        self.redis.quit().await;
+    }
+}
+
+fn held_word(held: bool) -> &'static str {
+    if held { "held" } else { "new" }
+}
+
+/// The name with eight random digits.
+fn new_id(name: &str) -> String {
+    let random = RandomState::new().hash_one(std::process::id());
+    format!("{name}-{:08x}", random >> 32)
+}
+
+/// Reads the answer of the script. A description that cannot be read, perhaps of another version, is left out.
+fn read_renewal(answer: Vec<String>) -> Option<Renewal> {
+    let mut items = VecDeque::from(answer);
+    let lost = match items.pop_front()?.as_str() {
+        "lost" => true,
+        "kept" => false,
+        _ => return None,
+    };
+    let ended: usize = items.pop_front()?.parse().ok()?;
+    if ended > items.len() {
+        return None;
+    }
+    let ended = items.drain(..ended).collect();
+    let mut nodes: Vec<Node> = Vec::with_capacity(items.len() / 2);
+    while let (Some(id), Some(text)) = (items.pop_front(), items.pop_front()) {
+        match serde_json::from_str::<Node>(&text) {
+            Ok(node) if node.id == id => nodes.push(node),
+            _ => tracing::warn!(category = "system", event = "node_unreadable", node = id),
+        }
+    }
+    nodes.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+    Some(Renewal { lost, ended, nodes })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn check(answer: &[&str], expected: Option<(bool, &[&str], &[&str])>) {
+        let renewal = read_renewal(answer.iter().map(|&text| text.to_owned()).collect());
+        let found = renewal.map(|renewal| {
+            let names: Vec<String> = renewal.nodes.into_iter().map(|node| node.id).collect();
+            (renewal.lost, renewal.ended, names)
+        });
+        let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+        assert_eq!(found, expected.map(|(lost, ended, nodes)| (lost, owned(ended), owned(nodes))));
+    }
+
+    #[test]
+    fn answers_of_the_script_are_read() {
+        let text = r#"{"id":"a-1","name":"a","url":null,"state":"up","version":"1","uptime_seconds":3,
+            "shards":2,"connections":5,"connections_max":10,"load_permille":7,"weight":100,"later":true}"#;
+        check(&["kept", "0"], Some((false, &[], &[])));
+        check(&["lost", "2", "b-1", "c-1", "a-1", text], Some((true, &["b-1", "c-1"], &["a-1"])));
+        check(&["kept", "0", "a-1", text, "b-1", "{}"], Some((false, &[], &["a-1"])));
+        check(&["kept", "0", "z-1", text], Some((false, &[], &[])));
+        check(&["kept", "3", "b-1"], None);
+        check(&["what", "0"], None);
+        check(&["kept"], None);
+        check(&[], None);
+    }
+
+    #[test]
+    fn ids_are_new_every_time() {
+        let ids = [new_id("a"), new_id("a")];
+        assert_ne!(ids[0], ids[1]);
+        assert!(ids.iter().all(|id| id.len() == "a-01234567".len()), "{ids:?}");
+    }
+}

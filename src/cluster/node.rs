@@ -1,0 +1,50 @@
+//! What a node tells the others about itself.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Whether new clients may be sent to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum NodeState {
+    /// Not serving yet.
+    Starting,
+    /// Serving.
+    Up,
+    /// Its clients are being told to move.
+    Draining,
+}
+
+/// A node of the cluster, as it described itself with the last renewal of its lease.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Node {
+    /// Name with a part that is new with every lease: a node that came back is another one.
+    pub id: String,
+    /// `node.name` of its configuration.
+    pub name: String,
+    /// URL that clients connect to; unset when `cluster.url` is.
+    pub url: Option<String>,
+    /// Starting, up or draining.
+    pub state: NodeState,
+    /// Version of the gateway.
+    pub version: String,
+    /// Seconds since its process started.
+    pub uptime_seconds: u64,
+    /// Number of shards.
+    pub shards: u16,
+    /// Open connections.
+    pub connections: u64,
+    /// Most connections it takes.
+    pub connections_max: u64,
+    /// Busy share of its shards, the mean over all, in thousandths.
+    pub load_permille: u32,
+    /// Share of new clients, relative to the other nodes.
+    pub weight: u32,
+}
+
+impl Node {
+    /// Whether a client may be sent there.
+    pub(crate) fn takes_clients(&self) -> bool {
+        self.state == NodeState::Up && self.url.is_some() && self.connections < self.connections_max
+    }
+}

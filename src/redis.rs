@@ -1,0 +1,206 @@
+//! Redis as this node sees it: one client, a deadline for every command, a breaker in front, and a watchdog.
+//!
+//! The client reconnects by itself, but it does not notice a server that keeps its sockets and answers nothing. So the
+//! watchdog sends PING; one that is not answered in time counts as a failure, is repeated at once, and makes the client
+//! drop the connection. While the breaker is open nothing is sent but the watchdog's trial.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use fred::clients::Client;
+use fred::interfaces::ClientLike;
+use fred::types::Builder;
+use fred::types::config::{Config, ReconnectPolicy};
+use tokio::time::timeout;
+
+use crate::breaker::{Breaker, BreakerLimits, BreakerState, Change};
+use crate::config::sections::RedisSection;
+
+/// First delay before a lost connection is tried again; it doubles from there.
+const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(100);
+/// Of a command whose connection was lost: nothing is sent twice that may have been carried out.
+const ATTEMPTS: u32 = 1;
+
+/// A command was not carried out, or it is not known whether it was.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RedisError {
+    /// The breaker is open: nothing was sent.
+    #[error("Redis is left alone after failures; it is tried again soon")]
+    Open,
+    /// No answer within `redis.command_timeout`.
+    #[error("Redis did not answer in time")]
+    Timeout,
+    /// The server or the connection says no.
+    #[error("Redis: {0}")]
+    Failed(#[from] fred::error::Error),
+}
+
+/// The configured URL cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("redis.url cannot be used: {0}; see docs/redis.md for its form")]
+pub(crate) struct RedisUrlError(#[from] fred::error::Error);
+
+/// Outcomes of commands, in order of the counters.
+pub(crate) const OUTCOMES: [&str; 4] = ["ok", "error", "timeout", "refused"];
+
+/// See the module's documentation.
+pub(crate) struct Redis {
+    client: Client,
+    command_timeout: Duration,
+    ping_interval: Duration,
+    breaker: Breaker,
+    outcomes: [AtomicU64; OUTCOMES.len()],
+    last_error: Mutex<Option<String>>,
+    ping_micros: AtomicU64,
+}
+
+/// The client's own form is pages long and contains the password.
+impl std::fmt::Debug for Redis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Redis").field("breaker", &self.breaker).finish_non_exhaustive()
+    }
+}
+
+impl Redis {
+    /// Begins to connect; does not wait for it. Must be called inside the runtime.
+    pub(crate) fn connect(url: &str, section: &RedisSection) -> Result<Self, RedisUrlError> {
+        let config = Config { fail_fast: false, ..Config::from_url(url)? };
+        let (min, max) = (RECONNECT_DELAY_MIN, section.reconnect_delay_max);
+        let millis = |delay: Duration| u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
+        let client = Builder::from_config(config)
+            .with_connection_config(|connection| {
+                connection.connection_timeout = section.connect_timeout;
+                connection.internal_command_timeout = section.connect_timeout;
+                connection.max_command_attempts = ATTEMPTS;
+                connection.max_command_buffer_len = section.commands_waiting_max as usize;
+                connection.reconnect_on_auth_error = true;
+                connection.tcp.nodelay = Some(true);
+            })
+            .with_performance_config(|performance| {
+                performance.default_command_timeout = section.command_timeout;
+            })
+            .set_policy(ReconnectPolicy::new_exponential(0, millis(min), millis(max), 2))
+            .build()?;
+        // Ends when the client quits.
+        let _task = client.connect();
+        Ok(Self {
+            client,
+            command_timeout: section.command_timeout,
+            ping_interval: section.ping_interval,
+            breaker: Breaker::new(BreakerLimits {
+                failures: section.breaker_failures,
+                open: section.breaker_open,
+            }),
+            outcomes: Default::default(),
+            last_error: Mutex::default(),
+            ping_micros: AtomicU64::new(0),
+        })
+    }
+
+    /// Whether it answers, as far as is known; not before the first answer.
+    pub(crate) fn is_up(&self) -> bool {
+        let answered = self.outcomes[0].load(Ordering::Relaxed) > 0;
+        answered && self.breaker.state() == BreakerState::Closed
+    }
+
+    /// What the breaker lets through.
+    pub(crate) fn breaker_state(&self) -> BreakerState {
+        self.breaker.state()
+    }
+
+    /// Commands by outcome, in order of [`OUTCOMES`].
+    pub(crate) fn outcomes(&self) -> [u64; OUTCOMES.len()] {
+        std::array::from_fn(|index| self.outcomes[index].load(Ordering::Relaxed))
+    }
+
+    /// Round trip of the last answered PING.
+    pub(crate) fn ping_time(&self) -> Duration {
+        Duration::from_micros(self.ping_micros.load(Ordering::Relaxed))
+    }
+
+    /// Why the last failed command failed.
+    pub(crate) fn last_error(&self) -> Option<String> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sends a command, unless the breaker is open, and waits for its answer within the limit.
+    pub(crate) async fn call<T, F>(
+        &self,
+        command: impl FnOnce(Client) -> F + Send,
+    ) -> Result<T, RedisError>
+    where
+        F: Future<Output = Result<T, fred::error::Error>> + Send,
+    {
+        if !self.breaker.try_enter(Instant::now()) {
+            self.count(3);
+            return Err(RedisError::Open);
+        }
+        let answer = match timeout(self.command_timeout, command(self.client.clone())).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) if *error.kind() == fred::error::ErrorKind::Timeout => {
+                Err(RedisError::Timeout)
+            }
+            Ok(Err(error)) => Err(RedisError::Failed(error)),
+            Err(_) => Err(RedisError::Timeout),
+        };
+        self.count(match &answer {
+            Ok(_) => 0,
+            Err(RedisError::Timeout) => 2,
+            Err(_) => 1,
+        });
+        self.report(answer.as_ref().err());
+        answer
+    }
+
+    fn count(&self, outcome: usize) {
+        self.outcomes[outcome].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn report(&self, error: Option<&RedisError>) {
+        if let Some(error) = error {
+            let text = Some(error.to_string());
+            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = text;
+        }
+        match (self.breaker.report(Instant::now(), error.is_none()), error) {
+            (Some(Change::Opened), Some(error)) => {
+                tracing::error!(category = "error", event = "redis_down", %error);
+            }
+            (Some(Change::Closed), _) => tracing::info!(category = "system", event = "redis_up"),
+            _ => {}
+        }
+    }
+
+    /// Watches until the future is dropped.
+    pub(crate) async fn watch(&self) {
+        loop {
+            let began = Instant::now();
+            let answer: Result<(), _> = self.call(async |client| client.ping(None).await).await;
+            match answer {
+                Ok(()) => {
+                    let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+                    self.ping_micros.store(micros, Ordering::Relaxed);
+                    tokio::time::sleep(self.ping_interval).await;
+                }
+                Err(RedisError::Timeout) => self.drop_connection().await,
+                // Answered at once, so it must not be repeated at once.
+                Err(_) => tokio::time::sleep(self.ping_interval / 4).await,
+            }
+        }
+    }
+
+    /// A server that hangs keeps its sockets open; only a new connection shows whether it is back.
+    async fn drop_connection(&self) {
+        let forced = timeout(self.command_timeout, self.client.force_reconnection()).await;
+        if let Ok(Err(error)) = forced {
+            tracing::debug!(category = "connection", event = "redis_reconnect", %error);
+        }
+    }
+
+    /// Says goodbye to the server.
+    pub(crate) async fn quit(&self) {
+        // The process ends either way.
+        let _unheard = timeout(self.command_timeout, self.client.quit()).await;
+    }
+}

@@ -128,10 +128,13 @@ fn others(run: &Run, out: &mut String) {
 }
 
 fn goal_table(run: &Run) -> String {
-    let mut out = String::from("| goal | target | measured | |\n|---|---:|---:|---|\n");
+    let mut out = String::from(
+        "| goal | target | measured | at reference speed | |\n|---|---:|---:|---:|---|\n",
+    );
     for goal in goals::of(run) {
         let sign = if goal.at_least { ">=" } else { "<=" };
         let measured = goal.measured.map_or("-".to_owned(), short);
+        let at_reference = goal.at_reference.map(short).unwrap_or_default();
         let met = match goal.met() {
             Some(true) => "met",
             Some(false) => "**not met**",
@@ -139,7 +142,7 @@ fn goal_table(run: &Run) -> String {
         };
         writeln!(
             out,
-            "| {} | {sign} {} {} | {measured} | {met} |",
+            "| {} | {sign} {} {} | {measured} | {at_reference} | {met} |",
             goal.what, goal.target, goal.unit
         )
         .expect("a String takes any text");
@@ -252,7 +255,7 @@ mod tests {
         let text = peers(&run);
         assert!(text.contains("| archmesh-gateway | 3.25 | - |"), "{text}");
         assert!(text.contains("| 4.50 | - |") && !text.contains("nchan"), "{text}");
-        assert!(goal_table(&run).contains("| <= 1 x | 0.72 | met |"));
+        assert!(goal_table(&run).contains("| <= 1 x | 0.72 |  | met |"));
         let svg = chart(&run);
         assert_eq!(svg.matches("fill=\"#c2410c\"").count(), 1);
         assert_eq!(svg.matches("fill=\"#64748b\"").count(), 1);

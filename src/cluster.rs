@@ -103,7 +103,7 @@ impl Cluster {
             name: config.node.name.clone(),
             url: cluster.url.clone(),
             weight: cluster.weight,
-            connections_max: u64::from(config.limits.connections_max),
+            connections_max: config.limits.connections_max,
             lease_ttl: cluster.lease_ttl,
             lease_interval: cluster.lease_interval,
             view: ArcSwap::default(),

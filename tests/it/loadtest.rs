@@ -221,6 +221,16 @@ fn encrypted_and_compressed() {
 }
 
 /// Runs two scenarios; answers where the JSON and the HTML report are.
+/// Limits of time and memory of the shipped scenarios, so high that no machine fails them.
+const LAX: &[&str] = &[
+    "p50_ms_max=20000",
+    "p99_ms_max=20000",
+    "late_percent_max=100",
+    "operations_per_second_min=0",
+    "server_cpu_us_per_operation_max=1e6",
+    "rss_growth_percent_max=1e6",
+];
+
 fn report(gateway: &Gateway) -> (PathBuf, PathBuf) {
     let (json, html) = (gateway.folder().join("load.json"), gateway.folder().join("load.html"));
     let output = Command::new(generator())
@@ -228,6 +238,8 @@ fn report(gateway: &Gateway) -> (PathBuf, PathBuf) {
         .args(["--scenario", "fanout", "--scenario", "publish_ack", "--channel-prefix", "chat:"])
         .args(["--connections", "20", "--channels", "4", "--rate", "100"])
         .args(["--warmup", "1s", "--duration", "3s"])
+        // How fast this machine is with a development build is not the question.
+        .args(LAX.iter().flat_map(|limit| ["--threshold", limit]))
         .arg("--json")
         .arg(&json)
         .arg("--html")

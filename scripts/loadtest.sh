@@ -28,7 +28,7 @@ if [ -z "$url" ]; then
     url=ws://$GATEWAY/ws
 fi
 # The report's name says what was run: one scenario, several, or the default one.
-name= json= html= before=
+name='' json='' html='' before=''
 for argument in "$@"; do
     case $before in
         --scenario) argument=--scenario=$argument ;;

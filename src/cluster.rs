@@ -14,7 +14,7 @@ pub(crate) mod routes;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -38,7 +38,7 @@ const MOVE_TO_MAX: usize = 64;
 /// All nodes as they were seen last.
 #[derive(Debug, Default)]
 pub(crate) struct View {
-    /// By name and id.
+    /// In order of their ids.
     pub nodes: Vec<Node>,
     /// When; `None` before the first answer.
     pub seen_at: Option<Instant>,
@@ -118,14 +118,18 @@ impl Cluster {
         &self.redis
     }
 
+    fn lease(&self) -> MutexGuard<'_, Lease> {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Id of this node; another one after its lease was lost.
     pub(crate) fn id(&self) -> String {
-        self.lease.lock().unwrap_or_else(PoisonError::into_inner).id.clone()
+        self.lease().id.clone()
     }
 
     /// Whether Redis has confirmed the lease within its length.
     pub(crate) fn holds_lease(&self) -> bool {
-        let held = self.lease.lock().unwrap_or_else(PoisonError::into_inner).held;
+        let held = self.lease().held;
         held && !self.is_stale()
     }
 
@@ -189,7 +193,7 @@ impl Cluster {
     /// Whether the lease turned out to be lost.
     async fn renew(&self, plane: &Plane) -> bool {
         let (id, held) = {
-            let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
+            let lease = self.lease();
             (lease.id.clone(), lease.held)
         };
         let node = self.describe(id.clone(), plane).await;
@@ -240,7 +244,7 @@ impl Cluster {
             tracing::warn!(category = "system", event = "node_lease_ended", node = id);
         }
         {
-            let mut lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut lease = self.lease();
             lease.held = !lost;
             if lost {
                 let old = std::mem::replace(&mut lease.id, new_id(&self.name));

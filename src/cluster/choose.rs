@@ -48,16 +48,15 @@ impl Chooser {
         state.credit.retain(|id, _| nodes.iter().any(|node| node.id == *id));
     }
 
-    /// Chooses among the nodes that take clients. `key` says who is sent, for the strategy that hashes it.
+    /// Chooses among the nodes that take clients; `nodes` are in order of their ids. `key` says who is sent, for the strategy that hashes it.
     pub(crate) fn choose<'a>(&self, nodes: &'a [Node], key: &str) -> Option<&'a Node> {
         let state = &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = |node: &Node| state.sent.get(&node.id).copied().unwrap_or(0);
-        let mut candidates: Vec<&Node> = nodes
+        let candidates: Vec<&Node> = nodes
             .iter()
             .filter(|node| node.takes_clients())
             .filter(|node| node.connections + sent(node) < node.connections_max)
             .collect();
-        candidates.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         let share = |amount: u64, node: &Node| amount as f64 / f64::from(node.weight);
         let least = |score: &dyn Fn(&Node) -> f64| {
             candidates.iter().copied().min_by(|a, b| score(a).total_cmp(&score(b)))

@@ -134,6 +134,8 @@ struct Node {
     admission: Arc<Admission>,
     controller: Controller,
     tasks: JoinSet<()>,
+    /// Renew the lease and watch Redis; they end before the node says goodbye there.
+    cluster_tasks: JoinSet<()>,
     unknown_kids: tokio::sync::watch::Receiver<u64>,
 }
 
@@ -169,9 +171,10 @@ impl Node {
         tasks.spawn(sampler::run(Arc::clone(&plane), config.health.interval));
         tasks.spawn(sampler::watch_unknown_kids(Arc::clone(&plane), unknown_kid));
         tasks.spawn(supervise::run(Arc::clone(&plane), config.engine.watchdog_timeout));
+        let mut cluster_tasks = JoinSet::new();
         if let Some(cluster) = &plane.cluster {
-            tasks.spawn(Arc::clone(cluster).watch_redis());
-            tasks.spawn(Arc::clone(cluster).run(Arc::clone(&plane)));
+            cluster_tasks.spawn(Arc::clone(cluster).watch_redis());
+            cluster_tasks.spawn(Arc::clone(cluster).run(Arc::clone(&plane)));
         }
         let engine_end = watch_engine(engine);
         announce(config, &handle, plane.bridge.shards().now().unix);
@@ -180,7 +183,16 @@ impl Node {
         plane.renew_lease_soon();
         supervise::notify(NotifyState::Ready);
         let controller = Controller::new(loaded, Arc::clone(&plane), handle.clone(), logging, keys);
-        Ok(Self { plane, engine: handle, engine_end, admission, controller, tasks, unknown_kids })
+        Ok(Self {
+            plane,
+            engine: handle,
+            engine_end,
+            admission,
+            controller,
+            tasks,
+            cluster_tasks,
+            unknown_kids,
+        })
     }
 
     async fn run(mut self, mut signals: Signals) -> Result<ExitCode, NodeError> {
@@ -193,6 +205,7 @@ impl Node {
                 () = self.controller.keys_rotated() => self.controller.apply_rotated_keys().await,
                 Ok(()) = self.unknown_kids.changed() => self.controller.note_unknown_kid(),
                 Some(task) = self.tasks.join_next() => report_ended_task(task)?,
+                Some(task) = self.cluster_tasks.join_next() => report_ended_task(task)?,
                 end = &mut self.engine_end => return Err(engine_error(end)),
             }
         }
@@ -209,6 +222,7 @@ impl Node {
     async fn stop(&mut self) {
         let section = self.controller.loaded.config.drain.clone();
         drain::run(&self.plane, &self.engine, &self.admission, &section).await;
+        self.cluster_tasks.shutdown().await;
         if let Some(cluster) = &self.plane.cluster {
             cluster.leave().await;
         }

@@ -122,6 +122,9 @@ fn a_draining_node_sends_its_clients_to_another_and_is_forgotten() {
     assert_eq!(a.await_exit(Duration::from_secs(25)).code(), Some(0));
     await_names(&b, &["b"]);
     assert!(b.log.events("node_lease_ended").is_empty(), "it said goodbye");
+    for event in ["redis_down", "lease_lost"] {
+        assert!(a.log.events(event).is_empty(), "{event} after the goodbye");
+    }
 }
 
 #[test]

@@ -48,7 +48,8 @@ impl Chooser {
         state.credit.retain(|id, _| nodes.iter().any(|node| node.id == *id));
     }
 
-    /// Chooses among the nodes that take clients; `nodes` are in order of their ids. `key` says who is sent, for the strategy that hashes it.
+    /// Chooses among the nodes that take clients; `nodes` are in order of their ids. `key` says who is sent, for the strategy
+    /// that hashes it.
     pub(crate) fn choose<'a>(&self, nodes: &'a [Node], key: &str) -> Option<&'a Node> {
         let state = &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = |node: &Node| state.sent.get(&node.id).copied().unwrap_or(0);

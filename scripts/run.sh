@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the gateway in release and runs it in the foreground. Everything after the tier goes to `archmesh serve`.
 #   run.sh dev          development environment: loopback, no TLS, a built-in key (config/dev.toml)
-#   run.sh enterprise   production environment, enterprise tier, on this one node
+#   run.sh enterprise   production environment, enterprise tier; with the Redis of REDIS_URL or REDIS_HOST, or a private one
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -41,6 +41,53 @@ enterprise_environment() {
     fi
 }
 
+# Starts a Redis of its own, without persistence, for as long as the gateway runs.
+private_redis() {
+    if [ -n "${REDIS_URL:-}${REDIS_HOST:-}" ]; then
+        return
+    fi
+    if ! have redis-server; then
+        say "no REDIS_URL or REDIS_HOST, and no redis-server here: this node is alone"
+        return
+    fi
+    redis_folder=$(mktemp -d)
+    local port
+    for _ in $(seq 20); do
+        port=$((20000 + RANDOM % 20000))
+        # In a session of its own, so that an interrupt reaches the gateway alone, which drains first.
+        setsid redis-server --port "$port" --bind 127.0.0.1 --save '' --appendonly no --dir "$redis_folder" \
+            --loglevel warning >"$redis_folder/log" 2>&1 &
+        redis_pid=$!
+        for _ in $(seq 100); do
+            if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && kill -0 "$redis_pid" 2>/dev/null; then
+                export REDIS_URL=redis://127.0.0.1:$port
+                say "no REDIS_URL or REDIS_HOST: a private redis-server runs at $REDIS_URL until the gateway ends"
+                return
+            fi
+            kill -0 "$redis_pid" 2>/dev/null || break
+            sleep 0.05
+        done
+        kill "$redis_pid" 2>/dev/null || true
+    done
+    die "redis-server does not start; set REDIS_URL, or see $redis_folder/log"
+}
+
+# Runs the gateway beside the private Redis, which ends after it.
+serve_beside_redis() {
+    target/release/archmesh serve "$@" &
+    local gateway=$! status=0
+    trap 'kill -TERM "$gateway" 2>/dev/null || true' INT TERM
+    trap 'kill -HUP "$gateway" 2>/dev/null || true' HUP
+    # A signal ends a wait early, the gateway goes on until it has drained.
+    while kill -0 "$gateway" 2>/dev/null; do
+        status=0
+        wait "$gateway" || status=$?
+    done
+    kill "$redis_pid" 2>/dev/null || true
+    rm -rf "$redis_folder"
+    exit "$status"
+}
+
 # Every connection is a descriptor; the soft limit is often far below what the process may have.
 ulimit -Sn "$(ulimit -Hn)"
 
@@ -51,6 +98,10 @@ case $tier in
     dev) exec target/release/archmesh serve --config config/dev.toml "$@" ;;
     enterprise)
         enterprise_environment
+        private_redis
+        if [ -n "${redis_pid:-}" ]; then
+            serve_beside_redis "$@"
+        fi
         exec target/release/archmesh serve "$@"
         ;;
     *) die "unknown tier $tier: dev or enterprise" ;;

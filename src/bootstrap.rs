@@ -26,6 +26,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use crate::bridge::{self, Bridge, BridgeLimits};
+use crate::broker::Broker;
 use crate::cluster::Cluster;
 use crate::config::sections::{Environment, LogFormat};
 use crate::config::{Config, Loaded};
@@ -176,6 +177,9 @@ impl Node {
             cluster_tasks.spawn(Arc::clone(cluster).watch_redis());
             cluster_tasks.spawn(Arc::clone(cluster).run(Arc::clone(&plane)));
         }
+        if let Some(broker) = &plane.broker {
+            broker.spawn(&mut cluster_tasks);
+        }
         let engine_end = watch_engine(engine);
         announce(config, &handle, plane.bridge.shards().now().unix);
         plane.metrics.reload_succeeded();
@@ -223,6 +227,9 @@ impl Node {
         let section = self.controller.loaded.config.drain.clone();
         drain::run(&self.plane, &self.engine, &self.admission, &section).await;
         self.cluster_tasks.shutdown().await;
+        if let Some(broker) = &self.plane.broker {
+            broker.leave().await;
+        }
         if let Some(cluster) = &self.plane.cluster {
             cluster.leave().await;
         }
@@ -261,13 +268,19 @@ fn plane(
         head_bytes_max: config.limits.head_bytes_max,
         headers_max: config.limits.headers_max,
     });
+    let cluster = Cluster::start(config)?;
+    let broker = match &cluster {
+        Some(cluster) => Some(Broker::start(config, &bridge, cluster)?),
+        None => None,
+    };
     Ok(Arc::new(Plane {
         bridge,
         settings: ArcSwap::new(settings),
         api: ArcSwap::from_pointee(reload::api_policy(config, workers)),
         health: Health::new((config.engine.watchdog_timeout / 2).max(STALL_LIMIT_MIN)),
         metrics: ControlMetrics::new()?,
-        cluster: Cluster::start(config)?,
+        cluster,
+        broker,
         redis_required: config.redis.required,
         sampler: Sampler::default(),
         http,
@@ -304,10 +317,11 @@ fn spawn_receiver(
     plane: &SharedPlane,
     router: axum::Router,
 ) {
-    let (bridge, http) = (plane.bridge.clone(), plane.http.clone());
+    let plane = Arc::clone(plane);
     tasks.spawn(async move {
-        let serve = |connection| http.serve_handed_over(router.clone(), connection);
-        if let Err(error) = bridge::run_receiver(receiver, bridge, serve).await {
+        let serve = |connection| plane.http.serve_handed_over(router.clone(), connection);
+        let served = bridge::run_receiver(receiver, &plane.bridge, plane.broker.as_deref(), serve);
+        if let Err(error) = served.await {
             tracing::error!(category = "error", event = "control_queue_failed", %error);
         }
     });

@@ -266,6 +266,7 @@ impl Bridge {
                     _ => false,
                 }
             }
+            ControlMessage::Broker(_) => unreachable!("the receiver gives it to the broker"),
         };
         self.count_late(in_time);
     }

@@ -54,7 +54,7 @@ struct Lease {
 /// This node's place in its cluster.
 #[derive(Debug)]
 pub(crate) struct Cluster {
-    redis: Redis,
+    redis: Arc<Redis>,
     keys: [String; 2],
     name: String,
     url: Option<String>,
@@ -89,10 +89,10 @@ impl Cluster {
             );
         }
         let redis = Redis::connect(url.expose(), &config.redis)?;
-        Ok(Some(Arc::new(Self::new(config, redis))))
+        Ok(Some(Arc::new(Self::new(config, Arc::new(redis)))))
     }
 
-    fn new(config: &Config, redis: Redis) -> Self {
+    fn new(config: &Config, redis: Arc<Redis>) -> Self {
         let RedisSection { prefix, .. } = &config.redis;
         let cluster = &config.cluster;
         Self {
@@ -114,7 +114,7 @@ impl Cluster {
     }
 
     /// The connection to Redis.
-    pub(crate) fn redis(&self) -> &Redis {
+    pub(crate) fn redis(&self) -> &Arc<Redis> {
         &self.redis
     }
 
@@ -296,10 +296,16 @@ fn held_word(held: bool) -> &'static str {
     if held { "held" } else { "new" }
 }
 
-/// The name with eight random digits.
+/// The name with sixteen random digits, which name the node where numbers are shorter.
 fn new_id(name: &str) -> String {
-    let random = RandomState::new().hash_one(std::process::id());
-    format!("{name}-{:08x}", random >> 32)
+    let random = RandomState::new().hash_one(std::process::id()).max(1);
+    format!("{name}-{random:016x}")
+}
+
+/// The number in an id; never 0 for an id of ours.
+pub(crate) fn node_number(id: &str) -> u64 {
+    let digits = id.rsplit_once('-').map_or(id, |(_, digits)| digits);
+    u64::from_str_radix(digits, 16).unwrap_or(u64::MAX)
 }
 
 /// Reads the answer of the script. A description that cannot be read, perhaps of another version, is left out.
@@ -359,6 +365,8 @@ mod tests {
     fn ids_are_new_every_time() {
         let ids = [new_id("a"), new_id("a")];
         assert_ne!(ids[0], ids[1]);
-        assert!(ids.iter().all(|id| id.len() == "a-01234567".len()), "{ids:?}");
+        assert!(ids.iter().all(|id| id.len() == "a-0123456789abcdef".len()), "{ids:?}");
+        assert_eq!(node_number("a-b-00000000000000ff"), 255);
+        assert_ne!(node_number(&ids[0]), node_number(&ids[1]));
     }
 }

@@ -12,6 +12,7 @@ pub mod layers;
 pub mod load;
 pub mod print;
 pub mod provenance;
+pub mod redis_variables;
 pub mod secret;
 pub mod sections;
 pub mod settings;

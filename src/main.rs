@@ -6,6 +6,7 @@ mod api;
 pub mod bootstrap;
 mod breaker;
 mod bridge;
+mod broker;
 pub mod cli;
 mod cluster;
 pub mod config;

@@ -4,6 +4,7 @@
 //! label is a user, channel, address or path chosen by a client, so the number of series is bounded. A shard that does
 //! not answer within the snapshot deadline is shown with its last known numbers and `archmesh_scrape_partial` is 1.
 
+mod broker_metrics;
 mod control;
 mod families;
 mod process;

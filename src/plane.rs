@@ -9,6 +9,7 @@ use gateway_core::settings::Settings;
 
 use crate::api::ApiPolicy;
 use crate::bridge::Bridge;
+use crate::broker::Broker;
 use crate::cluster::Cluster;
 use crate::health::Health;
 use crate::http::HttpServer;
@@ -32,6 +33,8 @@ pub(crate) struct Plane {
     pub metrics: ControlMetrics,
     /// The nodes of the cluster, when there is one.
     pub cluster: Option<Arc<Cluster>>,
+    /// What carries channels to them, when there is one.
+    pub broker: Option<Arc<Broker>>,
     /// Whether a node without Redis is not ready.
     pub redis_required: bool,
     /// Rates between two samples.
@@ -135,6 +138,7 @@ pub(crate) mod testing {
             health: Health::new(Duration::from_secs(2)),
             metrics: ControlMetrics::new().unwrap(),
             cluster: None,
+            broker: None,
             redis_required: false,
             sampler: Sampler::default(),
             http: HttpServer::new(HTTP_LIMITS),

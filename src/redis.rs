@@ -10,9 +10,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fred::clients::Client;
-use fred::interfaces::ClientLike;
-use fred::types::Builder;
-use fred::types::config::{Config, ReconnectPolicy};
+use fred::interfaces::{ClientLike, ClusterInterface};
+use fred::types::config::{Config, ReconnectPolicy, Server};
+use fred::types::{Builder, RespVersion};
 use tokio::time::timeout;
 
 use crate::breaker::{Breaker, BreakerLimits, BreakerState, Change};
@@ -32,6 +32,12 @@ pub(crate) enum RedisError {
     /// No answer within `redis.command_timeout`.
     #[error("Redis did not answer in time")]
     Timeout,
+    /// The server does not know the script: nothing was done.
+    #[error("Redis does not know the script")]
+    NoScript,
+    /// Another server answers every time.
+    #[error("Redis changes its server again and again")]
+    Changing,
     /// The server or the connection says no.
     #[error("Redis: {0}")]
     Failed(#[from] fred::error::Error),
@@ -48,6 +54,8 @@ pub(crate) const OUTCOMES: [&str; 4] = ["ok", "error", "timeout", "refused"];
 /// See the module's documentation.
 pub(crate) struct Redis {
     client: Client,
+    config: Config,
+    section: RedisSection,
     command_timeout: Duration,
     ping_interval: Duration,
     breaker: Breaker,
@@ -67,26 +75,13 @@ impl Redis {
     /// Begins to connect; does not wait for it. Must be called inside the runtime.
     pub(crate) fn connect(url: &str, section: &RedisSection) -> Result<Self, RedisUrlError> {
         let config = Config { fail_fast: false, ..Config::from_url(url)? };
-        let (min, max) = (RECONNECT_DELAY_MIN, section.reconnect_delay_max);
-        let millis = |delay: Duration| u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
-        let client = Builder::from_config(config)
-            .with_connection_config(|connection| {
-                connection.connection_timeout = section.connect_timeout;
-                connection.internal_command_timeout = section.connect_timeout;
-                connection.max_command_attempts = ATTEMPTS;
-                connection.max_command_buffer_len = section.commands_waiting_max as usize;
-                connection.reconnect_on_auth_error = true;
-                connection.tcp.nodelay = Some(true);
-            })
-            .with_performance_config(|performance| {
-                performance.default_command_timeout = section.command_timeout;
-            })
-            .set_policy(ReconnectPolicy::new_exponential(0, millis(min), millis(max), 2))
-            .build()?;
+        let client = builder(config.clone(), section).build()?;
         // Ends when the client quits.
         let _task = client.connect();
         Ok(Self {
             client,
+            config,
+            section: section.clone(),
             command_timeout: section.command_timeout,
             ping_interval: section.ping_interval,
             breaker: Breaker::new(BreakerLimits {
@@ -97,6 +92,31 @@ impl Redis {
             last_error: Mutex::default(),
             ping_micros: AtomicU64::new(0),
         })
+    }
+
+    /// A connection of its own for publications, which begins to connect when it is told to. It speaks RESP3, so that
+    /// commands can prove its subscriptions.
+    pub(crate) fn subscriber(&self) -> Result<Client, RedisUrlError> {
+        let config = Config { version: RespVersion::RESP3, ..self.config.clone() };
+        let messages_max = self.section.messages_waiting_max as usize;
+        let client = builder(config, &self.section)
+            .with_performance_config(|performance| {
+                performance.broadcast_channel_capacity = messages_max;
+            })
+            .build()?;
+        Ok(client)
+    }
+
+    /// Whether it is a Redis Cluster.
+    pub(crate) fn is_clustered(&self) -> bool {
+        self.client.is_clustered()
+    }
+
+    /// Masters of a Redis Cluster; empty otherwise.
+    pub(crate) fn masters(&self) -> Vec<Server> {
+        self.client
+            .cached_cluster_state()
+            .map_or_else(Vec::new, |state| state.unique_primary_nodes())
     }
 
     /// Whether it answers, as far as is known; not before the first answer.
@@ -142,6 +162,7 @@ impl Redis {
             Ok(Err(error)) if *error.kind() == fred::error::ErrorKind::Timeout => {
                 Err(RedisError::Timeout)
             }
+            Ok(Err(error)) if error.details().starts_with("NOSCRIPT") => Err(RedisError::NoScript),
             Ok(Err(error)) => Err(RedisError::Failed(error)),
             Err(_) => Err(RedisError::Timeout),
         };
@@ -150,7 +171,9 @@ impl Redis {
             Err(RedisError::Timeout) => 2,
             Err(_) => 1,
         });
-        self.report(answer.as_ref().err());
+        // A server that does not know a script is well.
+        let error = answer.as_ref().err();
+        self.report(error.filter(|error| !matches!(error, RedisError::NoScript)));
         answer
     }
 
@@ -203,4 +226,25 @@ impl Redis {
         // The process ends either way.
         let _unheard = timeout(self.command_timeout, self.client.quit()).await;
     }
+}
+
+/// What all connections have in common.
+fn builder(config: Config, section: &RedisSection) -> Builder {
+    let (min, max) = (RECONNECT_DELAY_MIN, section.reconnect_delay_max);
+    let millis = |delay: Duration| u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
+    let mut builder = Builder::from_config(config);
+    builder
+        .with_connection_config(|connection| {
+            connection.connection_timeout = section.connect_timeout;
+            connection.internal_command_timeout = section.connect_timeout;
+            connection.max_command_attempts = ATTEMPTS;
+            connection.max_command_buffer_len = section.commands_waiting_max as usize;
+            connection.reconnect_on_auth_error = true;
+            connection.tcp.nodelay = Some(true);
+        })
+        .with_performance_config(|performance| {
+            performance.default_command_timeout = section.command_timeout;
+        })
+        .set_policy(ReconnectPolicy::new_exponential(0, millis(min), millis(max), 2));
+    builder
 }

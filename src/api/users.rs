@@ -1,16 +1,12 @@
 //! What is done to a user's connections: `subscribe`, `unsubscribe`, `disconnect`, `revoke`, `user_status`.
 
-use std::time::Duration;
-
-use gateway_core::error::Disconnect;
-use gateway_core::message::{
-    ChannelName, ChannelOp, ChannelOutcome, Revocation, ShardOp, ShardOutcome, Target,
-};
+use gateway_core::message::{ChannelOp, ChannelOutcome};
 use gateway_core::settings::Settings;
 
 use super::requests::{DisconnectRequest, RevokeRequest, SubscriptionRequest, UserStatusRequest};
 use super::results::{AffectedResult, UserStatus, UserStatusResult};
 use super::{ApiError, payload};
+use crate::broker::orders::{self, Affected, Order};
 use crate::plane::SharedPlane;
 
 /// Subscribes connections by the server's will.
@@ -19,14 +15,10 @@ pub(super) async fn subscribe(
     request: SubscriptionRequest,
 ) -> Result<AffectedResult, ApiError> {
     let settings = plane.settings.load_full();
-    let target = target(request.user, request.session, &settings)?;
-    payload::check_channel(&request.channel, &settings)?;
-    let channel = ChannelName::from(request.channel);
-    affect(plane, || ShardOp::Subscribe {
-        target: target.clone(),
-        channel: ChannelName::clone(&channel),
-    })
-    .await
+    let SubscriptionRequest { user, session, channel } = request;
+    check_target(user.as_deref(), session.as_deref(), &settings)?;
+    payload::check_channel(&channel, &settings)?;
+    affect(plane, &Order::Subscribe { user, session, channel }).await
 }
 
 /// Unsubscribes connections.
@@ -35,14 +27,10 @@ pub(super) async fn unsubscribe(
     request: SubscriptionRequest,
 ) -> Result<AffectedResult, ApiError> {
     let settings = plane.settings.load_full();
-    let target = target(request.user, request.session, &settings)?;
-    payload::check_channel(&request.channel, &settings)?;
-    let channel = ChannelName::from(request.channel);
-    affect(plane, || ShardOp::Unsubscribe {
-        target: target.clone(),
-        channel: ChannelName::clone(&channel),
-    })
-    .await
+    let SubscriptionRequest { user, session, channel } = request;
+    check_target(user.as_deref(), session.as_deref(), &settings)?;
+    payload::check_channel(&channel, &settings)?;
+    affect(plane, &Order::Unsubscribe { user, session, channel }).await
 }
 
 /// Ends connections.
@@ -51,10 +39,9 @@ pub(super) async fn disconnect(
     request: DisconnectRequest,
 ) -> Result<AffectedResult, ApiError> {
     let settings = plane.settings.load_full();
-    let target = target(request.user, request.session, &settings)?;
-    let reason =
-        if request.reconnect { Disconnect::ForceReconnect } else { Disconnect::ForceNoReconnect };
-    affect(plane, || ShardOp::Disconnect { target: target.clone(), reason }).await
+    let DisconnectRequest { user, session, reconnect } = request;
+    check_target(user.as_deref(), session.as_deref(), &settings)?;
+    affect(plane, &Order::Disconnect { user, session, reconnect }).await
 }
 
 /// Refuses tokens from now on and ends the connections that hold one.
@@ -64,7 +51,7 @@ pub(super) async fn revoke(
 ) -> Result<AffectedResult, ApiError> {
     let settings = plane.settings.load_full();
     let revocation = revocation(plane, request, &settings)?;
-    let result = affect(plane, || ShardOp::Revoke(revocation.clone())).await;
+    let result = affect(plane, &revocation).await;
     tracing::info!(category = "security", event = "tokens_revoked", complete = result.is_ok());
     result
 }
@@ -96,37 +83,24 @@ pub(super) async fn user_status(
     Ok(UserStatusResult { statuses })
 }
 
-/// Asks every shard and adds up; an incomplete answer is an error, because the caller must know that a connection may
-/// have been missed.
-async fn affect(
-    plane: &SharedPlane,
-    make: impl Fn() -> ShardOp,
-) -> Result<AffectedResult, ApiError> {
-    let gathered = plane.bridge.ask_all(make).await?;
-    let mut affected = 0;
-    for (_, outcome) in gathered.answers {
-        let ShardOutcome::Affected(count) = outcome else {
-            return Err(ApiError::unexpected_answer());
-        };
-        affected += u64::from(count);
-    }
-    if gathered.partial { Err(ApiError::partial()) } else { Ok(AffectedResult { affected }) }
+/// Asks every shard of every node and adds up; an incomplete answer is an error, because the caller must know that a
+/// connection may have been missed.
+async fn affect(plane: &SharedPlane, order: &Order) -> Result<AffectedResult, ApiError> {
+    let Affected { count, partial } = match &plane.broker {
+        Some(broker) => broker.give(order).await,
+        None => orders::carry_out(&plane.bridge, order).await,
+    };
+    if partial { Err(ApiError::partial()) } else { Ok(AffectedResult { affected: count }) }
 }
 
-fn target(
-    user: Option<String>,
-    session: Option<String>,
+fn check_target(
+    user: Option<&str>,
+    session: Option<&str>,
     settings: &Settings,
-) -> Result<Target, ApiError> {
+) -> Result<(), ApiError> {
     match (user, session) {
-        (_, Some(session)) => {
-            payload::check_text("session", &session, &settings.limits)?;
-            Ok(Target::Session(session.into()))
-        }
-        (Some(user), None) => {
-            payload::check_text("user", &user, &settings.limits)?;
-            Ok(Target::User(user.into()))
-        }
+        (_, Some(session)) => payload::check_text("session", session, &settings.limits),
+        (Some(user), None) => payload::check_text("user", user, &settings.limits),
         (None, None) => Err(ApiError::bad_request("missing field `user` (or `session`)")),
     }
 }
@@ -135,22 +109,18 @@ fn revocation(
     plane: &SharedPlane,
     request: RevokeRequest,
     settings: &Settings,
-) -> Result<Revocation, ApiError> {
-    let now = plane.bridge.shards().now().unix;
-    let issued_before = request.issued_before.map(Duration::from_secs);
-    match (request.user, request.token_id, issued_before, request.expires_at) {
+) -> Result<Order, ApiError> {
+    let now = plane.bridge.shards().now().unix.as_secs();
+    match (request.user, request.token_id, request.issued_before, request.expires_at) {
         (Some(user), None, before, None) => {
             payload::check_text("user", &user, &settings.limits)?;
-            Ok(Revocation::User { user: user.into(), issued_before: before.unwrap_or(now) })
+            Ok(Order::RevokeUser { user, issued_before: before.unwrap_or(now) })
         }
         (None, Some(token_id), None, Some(expires_at)) => {
             payload::check_text("token_id", &token_id, &settings.limits)?;
-            Ok(Revocation::TokenId {
-                token_id: token_id.into(),
-                expires_at: Duration::from_secs(expires_at),
-            })
+            Ok(Order::RevokeToken { token_id, expires_at })
         }
-        (None, None, Some(before), None) => Ok(Revocation::IssuedBefore(before)),
+        (None, None, Some(issued_before), None) => Ok(Order::RevokeBefore { issued_before }),
         (None, Some(_), _, None) => Err(ApiError::bad_request(
             "`expires_at` is needed with `token_id`: until then the entry is kept",
         )),

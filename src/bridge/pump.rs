@@ -5,11 +5,13 @@
 
 use std::io;
 
+use gateway_core::message::ControlMessage;
 use gateway_engine::{ControlEvent, ControlReceiver, HttpConnection};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::Bridge;
+use crate::broker::Broker;
 
 /// Events taken in one go before other tasks get their turn.
 const BATCH: usize = 256;
@@ -17,7 +19,8 @@ const BATCH: usize = 256;
 /// Hands events on until the future is dropped or the descriptor cannot be watched.
 pub(crate) async fn run(
     receiver: ControlReceiver,
-    bridge: Bridge,
+    bridge: &Bridge,
+    broker: Option<&Broker>,
     mut serve: impl FnMut(HttpConnection),
 ) -> io::Result<()> {
     #[allow(
@@ -31,6 +34,12 @@ pub(crate) async fn run(
         receiver.readable().await?.clear_ready();
         for event in receiver.get_mut().drain(BATCH) {
             match event {
+                ControlEvent::Core(ControlMessage::Broker(request)) => {
+                    // Only homes of a node with a broker ask.
+                    if let Some(broker) = broker {
+                        broker.handle(request);
+                    }
+                }
                 ControlEvent::Core(message) => bridge.handle_message(message),
                 ControlEvent::Snapshot { correlation, shard, snapshot } => {
                     bridge.handle_snapshot(correlation, shard, snapshot);

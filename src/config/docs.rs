@@ -51,9 +51,10 @@ fn variables(text: &mut String) {
         let _ = writeln!(text, "| `{variable}` | `{key}` |");
     }
     text.push_str("| `HOST`, `PORT` | `listen.public`: one address; what is not given is taken from the layers below |\n");
+    text.push_str("| `REDIS_URL`, or `REDIS_HOST` with `REDIS_PORT`, `REDIS_USERNAME`, `REDIS_PASSWORD`, `REDIS_DB` | `redis.url` |\n");
     text.push_str("| `ARCHMESH_CONFIG` | files, separated by `:` |\n");
     text.push_str(
-        "\n`REDIS_*` and `DB_*` are refused: this release has no Redis broker and no database, and ignoring them would hide that.\n\
+        "\n`DB_*` and other `REDIS_*` are refused: this release has no database, and ignoring a misspelt name would hide it.\n\
          What Kubernetes injects for services of those names (`REDIS_SERVICE_HOST`, `REDIS_PORT=tcp://...`) is ignored.\n",
     );
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::config::provenance::{ConfigError, Origin};
+use crate::config::redis_variables;
 use crate::config::secret::REDACTED;
 use crate::config::sections::FAMILIES;
 use crate::config::toml_source;
@@ -77,7 +78,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    fn text(key: &str, text: &str, origin: Origin) -> Self {
+    pub(super) fn text(key: &str, text: &str, origin: Origin) -> Self {
         Self { key: key.to_owned(), raw: Raw::Text(text.to_owned()), origin }
     }
 }
@@ -127,6 +128,7 @@ pub fn collect(sources: &Sources) -> (Vec<Entry>, Vec<ConfigError>) {
     }
     flat_variables(&sources.variables, &mut entries);
     address_variables(&sources.variables, &mut entries, &mut errors);
+    redis_variables::read(&sources.variables, &mut entries, &mut errors);
     absent_services(&sources.variables, &mut errors);
     let mut named: Vec<_> =
         sources.variables.iter().filter(|(name, _)| name.starts_with(PREFIX)).collect();
@@ -212,36 +214,29 @@ pub const LOWER_HOST: &str = "{host}";
 /// Stands for the port that the layers below `HOST` give.
 pub const LOWER_PORT: &str = "{port}";
 
-/// Variables of services that this release does not have are refused: ignoring them would make an operator believe in
-/// a cluster or a database that is not there. What Kubernetes injects for a service named `redis` or `db` is no wish.
+/// Variables of a service that this release does not have are refused: ignoring them would make an operator believe in a
+/// database that is not there. What Kubernetes injects for a service named `db` is no wish.
 fn absent_services(variables: &[(String, String)], errors: &mut Vec<ConfigError>) {
-    for (prefix, problem) in [
-        (
-            "REDIS_",
-            "asks for a Redis broker, which is not in this release: publications stay on their node",
-        ),
-        ("DB_", "asks for a database, which is not in this release: everything is kept in memory"),
-    ] {
-        let mut names: Vec<&str> = variables
-            .iter()
-            .filter(|(name, value)| name.starts_with(prefix) && !value.is_empty())
-            .filter(|(name, value)| !is_service_link(name, value))
-            .map(|(name, _)| name.as_str())
-            .collect();
-        names.sort_unstable();
-        for name in names {
-            errors.push(
-                ConfigError::new(name, problem)
-                    .value(REDACTED.to_owned())
-                    .at(Origin::Variable(name.to_owned()))
-                    .mend(format!("unset {name}")),
-            );
-        }
+    let mut names: Vec<&str> = variables
+        .iter()
+        .filter(|(name, value)| name.starts_with("DB_") && !value.is_empty())
+        .filter(|(name, value)| !is_service_link(name, value))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    names.sort_unstable();
+    let problem = "asks for a database, which is not in this release: everything is kept in memory";
+    for name in names {
+        errors.push(
+            ConfigError::new(name, problem)
+                .value(REDACTED.to_owned())
+                .at(Origin::Variable(name.to_owned()))
+                .mend(format!("unset {name}")),
+        );
     }
 }
 
 /// `REDIS_SERVICE_HOST=...`, `REDIS_PORT=tcp://...`, `REDIS_PORT_6379_TCP=...`.
-fn is_service_link(name: &str, value: &str) -> bool {
+pub(super) fn is_service_link(name: &str, value: &str) -> bool {
     name.contains("_SERVICE_")
         || name.contains("_PORT_")
         || (name.ends_with("_PORT") && value.starts_with("tcp://"))

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use gateway_core::auth::Authenticator;
 use gateway_core::settings::{
-    AllowedOrigins, AuthSettings, Diagnostics, HeartbeatSettings, LargeDataLimits, Limits,
-    Namespaces, Rate, Settings, WebSocketSettings,
+    AllowedOrigins, AuthSettings, BrokerSettings, Diagnostics, HeartbeatSettings, LargeDataLimits,
+    Limits, Namespaces, Rate, Settings, WebSocketSettings,
 };
 
 use crate::config::Config;
@@ -30,6 +30,11 @@ impl Config {
                 query_token: self.auth.query_token,
                 expiry_grace: self.auth.expiry_grace,
             },
+            broker: self
+                .redis
+                .url
+                .as_ref()
+                .map(|_| BrokerSettings { detach_delay: self.redis.detach_delay }),
             heartbeat: HeartbeatSettings {
                 ping_interval: self.heartbeat.ping_interval,
                 pong_timeout: self.heartbeat.pong_timeout,

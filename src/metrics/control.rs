@@ -8,6 +8,7 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
+use super::broker_metrics;
 use super::families::Families;
 use crate::breaker::BreakerState;
 use crate::cluster::{Cluster, NodeState};
@@ -213,6 +214,9 @@ pub(super) fn collect(families: &mut Families, plane: &Plane) {
     );
     if let Some(cluster) = &plane.cluster {
         collect_cluster(families, cluster);
+    }
+    if let Some(broker) = &plane.broker {
+        broker_metrics::collect(families, &broker.counts());
     }
     if let Some(expiry) = plane.tls_expiry.get() {
         families.gauge(

@@ -136,6 +136,16 @@ fn connections(families: &mut Families, snapshots: &Snapshots) {
         |core| &core.disconnected,
     );
     let mut count = |name, help, read| total(families, snapshots, name, help, read);
+    count(
+        "archmesh_broker_gaps_total",
+        "Holes that homes found in what the broker told them; each is read again.",
+        |core| core.broker_gaps,
+    );
+    count(
+        "archmesh_epochs_changed_total",
+        "Streams that began anew under their subscribers, by channel and shard.",
+        |core| core.epochs_changed,
+    );
     count("archmesh_gaps_found_total", "Gaps between shards found.", |core| core.gaps_found);
     count("archmesh_gaps_repaired_total", "Gaps repaired from the home shard.", |core| {
         core.gaps_repaired

@@ -19,6 +19,7 @@ mod support;
 
 mod abuse;
 mod auth;
+mod broker;
 mod capacity;
 mod churn;
 mod clients;

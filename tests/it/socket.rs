@@ -202,8 +202,13 @@ impl Socket {
 
     /// Messages of a type that have arrived and were not taken yet.
     pub fn drain(&mut self, kind: &str) -> Vec<Value> {
-        let (taken, kept) =
-            std::mem::take(&mut self.inbox).into_iter().partition(|m| m["type"] == kind);
+        self.drain_of(&[kind])
+    }
+
+    /// Messages of some types that have arrived and were not taken yet, in order.
+    pub fn drain_of(&mut self, kinds: &[&str]) -> Vec<Value> {
+        let wanted = |message: &Value| kinds.iter().any(|kind| message["type"] == *kind);
+        let (taken, kept) = std::mem::take(&mut self.inbox).into_iter().partition(wanted);
         self.inbox = kept;
         Vec::from(taken as VecDeque<Value>)
     }

@@ -90,6 +90,13 @@ impl History {
         self.covered = offset;
     }
 
+    /// The stream has come to `offset`, by publications that were never shown to this history.
+    pub fn skip_to(&mut self, offset: u64) {
+        if offset > self.top {
+            self.skip(offset);
+        }
+    }
+
     /// Forgets what has expired at `now`; answers how many publications and bytes that were. One that was given a
     /// shorter time than an older one is kept as long as that.
     pub fn expire(&mut self, now: Duration) -> (usize, usize) {

@@ -6,6 +6,7 @@
 mod apply;
 mod budget;
 mod channel;
+mod link;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use foldhash::quality::FixedState;
 use hashbrown::HashMap;
 
+use crate::broker::{BrokerOp, BrokerRequest};
 use crate::ids::ShardId;
 use crate::message::{ChannelInfo, ChannelName, ChannelReply, ShardMessage};
 use crate::metrics::ShardMetrics;
@@ -39,6 +41,8 @@ pub enum Effect {
     Send(ShardId, ShardMessage),
     /// Answer the one who asked.
     Reply(ChannelReply),
+    /// Ask the broker between nodes.
+    Broker(BrokerRequest),
     /// Call [`Homes::handle_timer`] with this key at that monotonic time.
     Timer(Duration, HomeKey),
 }
@@ -148,7 +152,7 @@ impl Homes {
             let unwatched = self
                 .slots
                 .get(self.hand as usize)
-                .is_some_and(|slot| slot.channel.as_ref().is_some_and(HomeChannel::is_unwatched));
+                .is_some_and(|slot| slot.channel.as_ref().is_some_and(HomeChannel::is_removable));
             if unwatched {
                 self.remove(env, self.hand);
                 return true;
@@ -176,7 +180,7 @@ impl Homes {
         {
             channel.push_presence_stats(env);
         }
-        let idle_ttl = env.settings.limits.channel_idle_ttl;
+        let idle_ttl = idle_ttl(env.settings);
         if channel.is_idle() && channel.used_at.get() + idle_ttl <= now.mono {
             self.remove(env, key.index);
             return;
@@ -187,7 +191,7 @@ impl Homes {
     /// Asks for the next timer of the channel unless an earlier one is on its way.
     fn schedule(&mut self, env: &mut HomeEnv<'_>, index: u32) {
         let key = self.key(index);
-        let idle_ttl = env.settings.limits.channel_idle_ttl;
+        let idle_ttl = idle_ttl(env.settings);
         let Some(channel) = self.channel_mut(index) else { return };
         let idle = channel.is_idle().then_some(channel.used_at.get() + idle_ttl);
         let flush =
@@ -207,6 +211,10 @@ impl Homes {
         if let Some(channel) = slot.channel.take() {
             slot.generation = slot.generation.wrapping_add(1);
             self.budget.freed((channel.history.len(), channel.history.bytes()));
+            if channel.link.is_linked() {
+                let op = BrokerOp::Detach;
+                env.effects.push(Effect::Broker(BrokerRequest { channel: channel.name, op }));
+            }
             self.free.push(index);
             env.metrics.channels = self.by_name.len() as u64;
         }
@@ -245,6 +253,11 @@ impl Homes {
         metrics.history_publications = self.budget.publications() as u64;
         metrics.history_bytes = self.budget.bytes() as u64;
     }
+}
+
+/// How long a channel that nobody watches is remembered.
+fn idle_ttl(settings: &Settings) -> Duration {
+    settings.broker.map_or(settings.limits.channel_idle_ttl, |broker| broker.detach_delay)
 }
 
 /// When users were last online, by the home of their user channel. Bounded: the one gone longest is forgotten first.

@@ -20,7 +20,7 @@ const REPAIR_BUFFER_MAX: usize = 4096;
 /// here, so that it is left without a search; the last one then takes the place. One or two need no memory of their own.
 pub(crate) type Subscribers = SmallVec<[ConnectionId; 2]>;
 
-/// What to do with a publication that came from the home.
+/// What to do with a publication or a position that came from the home.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// Give it to the subscribers.
@@ -31,6 +31,8 @@ pub(crate) enum Verdict {
     Wait,
     /// Something is missing: ask the home for what comes after this position.
     Repair(StreamPosition),
+    /// It belongs to another epoch: the stream has begun anew.
+    Renewed,
     /// The repair has taken too long and too much waits: tell the clients what they lost.
     GiveUp,
 }
@@ -67,6 +69,9 @@ impl LocalChannel {
         if offset == 0 {
             return Verdict::Deliver;
         }
+        if publication.position.epoch != position.epoch {
+            return Verdict::Renewed;
+        }
         if let Some(repair) = &mut self.repair {
             if repair.waiting.len() >= REPAIR_BUFFER_MAX {
                 return Verdict::GiveUp;
@@ -74,11 +79,10 @@ impl LocalChannel {
             repair.waiting.push_back(Arc::clone(publication));
             return Verdict::Wait;
         }
-        let same_epoch = publication.position.epoch == position.epoch;
-        if same_epoch && offset <= position.offset {
+        if offset <= position.offset {
             return Verdict::Ignore;
         }
-        if same_epoch && offset == position.offset + 1 {
+        if offset == position.offset + 1 {
             self.position = Some(publication.position);
             return Verdict::Deliver;
         }
@@ -87,17 +91,23 @@ impl LocalChannel {
         Verdict::Repair(position)
     }
 
-    /// The home stands at `top`; says where to repair from when that is not here.
-    pub(crate) fn compare(&mut self, top: StreamPosition) -> Option<StreamPosition> {
-        let position = self.position?;
-        if self.repair.is_some() || top == position {
-            return None;
+    /// The home stands at `top`; answers what that means here.
+    pub(crate) fn compare(&mut self, top: StreamPosition) -> Verdict {
+        let Some(position) = self.position else { return Verdict::Ignore };
+        if top.epoch != position.epoch {
+            return Verdict::Renewed;
         }
-        if top.epoch == position.epoch && top.offset <= position.offset {
-            return None;
+        if self.repair.is_some() || top.offset <= position.offset {
+            return Verdict::Ignore;
         }
         self.repair = Some(Box::default());
-        Some(position)
+        Verdict::Repair(position)
+    }
+
+    /// The stream has begun anew and stands at `top`.
+    pub(crate) fn begin_anew(&mut self, top: StreamPosition) {
+        self.position = Some(top);
+        self.repair = None;
     }
 
     /// Ends a repair: what waited, oldest first.
@@ -189,26 +199,26 @@ impl Hub {
         local
     }
 
-    /// A pending subscription is live from `top` on. Answers its place among the subscribers, and a position to repair
-    /// from when the others of this channel are behind it.
+    /// A pending subscription is live from `top` on. Answers its place among the subscribers, and what `top` means for
+    /// the others of this channel.
     pub(crate) fn go_live(
         &mut self,
         local: u32,
         id: ConnectionId,
         top: StreamPosition,
-    ) -> (u32, Option<StreamPosition>) {
-        let Some(channel) = self.get_mut(local) else { return (0, None) };
+    ) -> (u32, Verdict) {
+        let Some(channel) = self.get_mut(local) else { return (0, Verdict::Ignore) };
         let place = channel.subscribers.len() as u32;
         channel.subscribers.push(id);
-        let repair = if place > 0 {
+        let verdict = if place > 0 {
             channel.compare(top)
         } else {
             channel.position = Some(top);
             channel.repair = None;
-            None
+            Verdict::Ignore
         };
         self.live += 1;
-        (place, repair)
+        (place, verdict)
     }
 
     /// Ends a subscription of a connection that negotiated compression or not; `place` is given when it was live.

@@ -38,6 +38,16 @@ impl SessionId {
         Self(bytes)
     }
 
+    /// As between nodes.
+    pub fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+
+    /// Rebuilds an id from [`Self::to_bytes`].
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
     /// Whether it is that of an authenticated session.
     pub fn is_some(self) -> bool {
         self != Self::NONE
@@ -117,6 +127,18 @@ impl ConnectionId {
     #[inline]
     pub fn generation(self) -> u32 {
         ((self.0 >> 24) & Self::FIELD_MASK) as u32
+    }
+
+    /// The whole id as one number.
+    #[inline]
+    pub fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// Rebuilds an id from [`Self::to_bits`].
+    #[inline]
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits)
     }
 
     /// Generation and slot in the low 48 bits: what fits beside an operation tag in `user_data`.

@@ -7,6 +7,7 @@
 
 pub mod admission;
 pub mod auth;
+pub mod broker;
 pub mod error;
 pub mod event;
 pub mod history;

@@ -13,6 +13,7 @@
 //! | `Request` from a client, when others are kept already | kept too: bounded by the requests in flight |
 //! | `Presence` | dropped and counted; presence can be read again by command |
 //! | `Control` | refused to the control plane, which answers "unavailable" or tries again |
+//! | `Broker` | refused to the control plane, which sends it later, or `Behind` instead |
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::broker::{BrokerRequest, BrokerUpdate, MemberId};
 use crate::error::{ClientError, Disconnect};
 use crate::ids::{ConnectionId, SessionId, ShardId};
 use crate::settings::{Priority, Settings};
@@ -107,6 +109,8 @@ pub enum ShardMessage {
     },
     /// From the control plane to every shard, or to the shard that owns a connection.
     Control(Box<ShardRequest>),
+    /// From the broker between nodes to a channel's home.
+    Broker(Box<BrokerUpdate>),
 }
 
 /// A publication on its way to the subscribers of one shard.
@@ -254,7 +258,7 @@ pub enum ChannelOutcome {
     /// To `Presence`.
     Presence {
         /// The first members, up to the configured limit.
-        members: Vec<(ConnectionId, Member)>,
+        members: Vec<(MemberId, Member)>,
         /// All connections.
         clients: u32,
         /// Distinct user ids.
@@ -476,4 +480,6 @@ pub enum ControlMessage {
         /// What came of it.
         outcome: ShardOutcome,
     },
+    /// A home asks the broker between nodes.
+    Broker(BrokerRequest),
 }

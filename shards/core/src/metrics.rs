@@ -193,6 +193,10 @@ pub struct ShardMetrics {
     pub recoveries_failed: u64,
     /// Gaps between shards found.
     pub gaps_found: u64,
+    /// Holes in what the broker told a home.
+    pub broker_gaps: u64,
+    /// Streams that began anew under their subscribers.
+    pub epochs_changed: u64,
     /// Gaps repaired from the home shard's history.
     pub gaps_repaired: u64,
     /// Error replies.
@@ -250,6 +254,8 @@ impl ShardMetrics {
             recoveries_ok: 0,
             recoveries_failed: 0,
             gaps_found: 0,
+            broker_gaps: 0,
+            epochs_changed: 0,
             gaps_repaired: 0,
             errors: 0,
             panics: 0,

@@ -1,4 +1,5 @@
-//! Members of one channel, kept by its home shard: every subscribed connection with its user.
+//! Members of one channel, kept by its home shard: every subscribed connection with its user, those of other nodes
+//! included.
 //!
 //! A user with several connections is one user and several clients.
 
@@ -9,7 +10,7 @@ use hashbrown::HashMap;
 use indexmap::IndexMap;
 use smallvec::SmallVec;
 
-use crate::ids::ConnectionId;
+use crate::broker::MemberId;
 use crate::message::Member;
 use crate::time::Moment;
 
@@ -29,27 +30,27 @@ pub struct Presence {
 #[derive(Debug)]
 enum Members {
     /// Most user channels have one member, so that is what costs nothing beside.
-    Few(SmallVec<[(ConnectionId, Member); 1]>),
+    Few(SmallVec<[(MemberId, Member); 1]>),
     Many(Box<Tables>),
 }
 
 #[derive(Debug)]
 struct Tables {
-    members: IndexMap<ConnectionId, Member, FixedState>,
+    members: IndexMap<MemberId, Member, FixedState>,
     /// Connections by user.
     users: HashMap<Arc<str>, u32, FixedState>,
 }
 
 impl Presence {
     /// Adds a connection and answers whether it is new; `seed` keys the hashes.
-    pub fn join(&mut self, id: ConnectionId, member: &Member, seed: u64) -> bool {
+    pub fn join(&mut self, id: MemberId, member: &Member, seed: u64) -> bool {
         let joined = self.members.insert(id, member, seed);
         self.joined += u32::from(joined);
         joined
     }
 
     /// Removes a connection and answers who it was.
-    pub fn leave(&mut self, id: ConnectionId) -> Option<Member> {
+    pub fn leave(&mut self, id: MemberId) -> Option<Member> {
         let member = self.members.remove(id)?;
         self.left += 1;
         Some(member)
@@ -83,7 +84,7 @@ impl Presence {
     }
 
     /// At most `limit` members.
-    pub fn list(&self, limit: usize) -> Vec<(ConnectionId, Member)> {
+    pub fn list(&self, limit: usize) -> Vec<(MemberId, Member)> {
         match &self.members {
             Members::Few(members) => members.iter().take(limit).cloned().collect(),
             Members::Many(tables) => {
@@ -91,6 +92,13 @@ impl Presence {
                 members.map(|(id, member)| (*id, member.clone())).collect()
             }
         }
+    }
+
+    /// Connections that `wanted` says yes to.
+    pub fn select(&self, wanted: impl Fn(MemberId) -> bool) -> Vec<(MemberId, Member)> {
+        let mut selected = self.list(usize::MAX);
+        selected.retain(|(id, _)| wanted(*id));
+        selected
     }
 
     /// Joins and leaves since the last call.
@@ -106,7 +114,7 @@ impl Default for Members {
 }
 
 impl Members {
-    fn insert(&mut self, id: ConnectionId, member: &Member, seed: u64) -> bool {
+    fn insert(&mut self, id: MemberId, member: &Member, seed: u64) -> bool {
         match self {
             Self::Few(members) if members.iter().any(|(known, _)| *known == id) => false,
             Self::Few(members) if members.len() < FEW_MEMBERS => {
@@ -126,7 +134,7 @@ impl Members {
         }
     }
 
-    fn remove(&mut self, id: ConnectionId) -> Option<Member> {
+    fn remove(&mut self, id: MemberId) -> Option<Member> {
         match self {
             Self::Few(members) => {
                 let index = members.iter().position(|(known, _)| *known == id)?;
@@ -145,7 +153,7 @@ impl Tables {
         }
     }
 
-    fn insert(&mut self, id: ConnectionId, member: &Member) -> bool {
+    fn insert(&mut self, id: MemberId, member: &Member) -> bool {
         if self.members.contains_key(&id) {
             return false;
         }
@@ -154,7 +162,7 @@ impl Tables {
         true
     }
 
-    fn remove(&mut self, id: ConnectionId) -> Option<Member> {
+    fn remove(&mut self, id: MemberId) -> Option<Member> {
         let member = self.members.swap_remove(&id)?;
         if let Some(count) = self.users.get_mut(&member.user) {
             *count -= 1;
@@ -169,14 +177,15 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{SessionId, ShardId};
+    use crate::ids::{ConnectionId, SessionId, ShardId};
 
     fn member(user: &str) -> Member {
         Member { user: user.into(), session: SessionId::NONE, info: None }
     }
 
-    fn ids(count: u32) -> Vec<ConnectionId> {
-        (0..count).map(|slot| ConnectionId::new(ShardId(0), slot, 0)).collect()
+    fn ids(count: u32) -> Vec<MemberId> {
+        let own = |slot| MemberId::own(ConnectionId::new(ShardId(0), slot, 0));
+        (0..count).map(own).collect()
     }
 
     #[test]

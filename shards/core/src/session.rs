@@ -69,6 +69,8 @@ pub(crate) enum Held {
     Publication(u32, Arc<Publication>),
     /// A gap that could not be repaired.
     Loss(Loss),
+    /// The channel's stream has begun anew and goes on from there.
+    Renewed(u32, StreamPosition),
 }
 
 /// State of a subscription on its owner shard.

@@ -25,10 +25,19 @@ pub struct Settings {
     pub websocket: WebSocketSettings,
     /// Who may connect.
     pub auth: AuthSettings,
+    /// How channels reach other nodes; absent on a node that is alone.
+    pub broker: Option<BrokerSettings>,
     /// Pings and idle time.
     pub heartbeat: HeartbeatSettings,
     /// Switches that exist for tests and conformance runs only.
     pub diagnostics: Diagnostics,
+}
+
+/// How homes use the broker between nodes.
+#[derive(Clone, Copy, Debug)]
+pub struct BrokerSettings {
+    /// How long a channel that nobody on this node watches stays attached.
+    pub detach_delay: Duration,
 }
 
 /// Bounds. Sizes in bytes; a rate of zero means unlimited.

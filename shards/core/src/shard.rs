@@ -27,6 +27,7 @@ use bytes::Bytes;
 
 use crate::admission::Admission;
 use crate::auth::{Revocations, TokenCache};
+use crate::broker::BrokerRequest;
 use crate::error::Disconnect;
 use crate::home::{HomeKey, Homes};
 use crate::hub::Hub;
@@ -122,6 +123,8 @@ pub struct Shard {
     transferring: VecDeque<ConnectionId>,
     outputs: VecDeque<Output>,
     backlog: Vec<Backlog>,
+    /// Requests to the broker that wait for room in the control queue: bounded by channels and subscriptions.
+    to_broker: Vec<BrokerRequest>,
     inflater: Inflater,
     deflater: Deflater,
     revocations: Revocations,
@@ -157,6 +160,7 @@ impl Shard {
             transferring: VecDeque::new(),
             outputs: VecDeque::new(),
             backlog: (0..init.shards).map(|_| Backlog::default()).collect(),
+            to_broker: Vec::new(),
             inflater: Inflater::new(),
             deflater: Deflater::new(settings.websocket.compression_level),
             revocations: Revocations::new(REVOCATIONS_MAX, USER_REVOCATION_RETENTION),

@@ -29,6 +29,22 @@ section! {
         breaker_failures: u32 = Kind::Count(1, 1_000), Restart;
         /// How long it is left alone before it is tried again.
         breaker_open: Duration = Kind::Duration(50, 600_000), Restart;
+        /// Publications, removals and members that may wait to be written; more are answered "unavailable" at once.
+        writes_waiting_max: u32 = Kind::Count(16, 10_000_000), Restart;
+        /// Writes that one call carries at most.
+        batch_max: u32 = Kind::Count(1, 1_000), Restart;
+        /// Messages from Redis that may wait for this node; when more come, all channels are checked.
+        messages_waiting_max: u32 = Kind::Count(1_024, 10_000_000), Restart;
+        /// Publications that may wait for a shard; when more come, the shard's channels are read again.
+        updates_waiting_max: u32 = Kind::Count(16, 10_000_000), Restart;
+        /// In which every channel with subscribers is once compared with Redis.
+        check_interval: Duration = Kind::Duration(100, 3_600_000), Restart;
+        /// How long a channel's position is remembered when no node touches it.
+        position_ttl: Duration = Kind::Duration(60_000, 365 * 86_400_000), Restart;
+        /// How long a channel without subscribers on this node stays subscribed in Redis.
+        detach_delay: Duration = Kind::Duration(0, 3_600_000), Restart;
+        /// Publications of at least this size are compressed (LZ4) between nodes; 0 = none.
+        compression_bytes_min: usize = Kind::Size(0, 1 << 30), Restart;
         /// Whether a node without Redis is not ready, so that balancers take it out. Otherwise it is degraded and goes on.
         required: bool = Kind::Bool, Restart;
     }

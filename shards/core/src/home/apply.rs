@@ -1,8 +1,10 @@
 //! Operations on a home channel: one function each, all answered through [`Effect::Reply`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Effect, HomeEnv, Homes};
+use crate::broker::MemberId;
 use crate::error::{ClientError, ErrorCode};
 use crate::history::History;
 use crate::ids::ConnectionId;
@@ -19,6 +21,15 @@ type Outcome = Result<ChannelOutcome, ClientError>;
 impl Homes {
     /// Handles a request to a channel whose home this is.
     pub fn apply(&mut self, env: &mut HomeEnv<'_>, request: ChannelRequest) {
+        if env.settings.broker.is_some() {
+            self.apply_linked(env, request);
+        } else {
+            self.apply_here(env, request);
+        }
+    }
+
+    /// Handles a request with what is known here.
+    pub(super) fn apply_here(&mut self, env: &mut HomeEnv<'_>, request: ChannelRequest) {
         let ChannelRequest { origin, channel, op } = request;
         let outcome = match op {
             ChannelOp::Unsubscribe { connection, last, compression } => {
@@ -36,7 +47,11 @@ impl Homes {
         env.effects.push(Effect::Reply(ChannelReply { origin, channel, outcome }));
     }
 
-    fn open(&mut self, env: &mut HomeEnv<'_>, name: &ChannelName) -> Result<u32, ClientError> {
+    pub(super) fn open(
+        &mut self,
+        env: &mut HomeEnv<'_>,
+        name: &ChannelName,
+    ) -> Result<u32, ClientError> {
         self.find_or_create(env, name).ok_or_else(|| {
             ClientError::new(
                 ErrorCode::LimitExceeded,
@@ -53,7 +68,7 @@ impl Homes {
         origin: Origin,
     ) -> Outcome {
         let index = self.open(env, name)?;
-        let (seed, key) = (self.seed, self.key(index));
+        let seed = self.seed;
         let Some(channel) = self.channel_mut(index) else { return Err(ClientError::overloaded()) };
         channel.used_at = env.now.mono.into();
         if let Some(idempotency_key) = publish.idempotency_key.as_deref()
@@ -61,19 +76,35 @@ impl Homes {
         {
             return Ok(ChannelOutcome::Published(position));
         }
-        let mut publication = channel.encode(env, publish, seed);
-        if let (true, Origin::Connection { id, .. }) = (publish.no_echo, origin) {
-            publication.sender = Some(id);
-        }
-        let position = publication.position;
-        let publication = Arc::new(publication);
+        let position = channel.next_position(publish.skip_history);
         if let Some(idempotency_key) = publish.idempotency_key.as_deref() {
             channel.remember_key(env, (idempotency_key, position), seed);
         }
+        env.metrics.publications += 1;
+        let sender = sender_without_copy(publish, origin);
+        self.place(env, index, (publish, position, env.now.unix), sender);
+        self.schedule(env, index);
+        Ok(ChannelOutcome::Published(position))
+    }
+
+    /// Keeps a publication that has its place, if it is to be kept, and sends it to every interested shard.
+    pub(super) fn place(
+        &mut self,
+        env: &mut HomeEnv<'_>,
+        index: u32,
+        (publish, position, unix): (&Publish, StreamPosition, Duration),
+        sender: Option<ConnectionId>,
+    ) {
+        let (seed, key) = (self.seed, self.key(index));
+        let Some(channel) = self.channel_mut(index) else { return };
+        let mut publication = channel.encode(env, (publish, position, unix), seed);
+        publication.sender = sender;
+        let publication = Arc::new(publication);
         let namespace = env.settings.namespaces.get(channel.namespace);
-        let keep = namespace.keeps_history() && !publish.skip_history && !publish.transient;
-        if keep {
-            let expires = env.now.mono + namespace.history_ttl;
+        let in_stream = position.offset > 0;
+        if namespace.keeps_history() && in_stream && !publish.transient {
+            let age = env.now.unix.saturating_sub(unix);
+            let expires = env.now.mono + namespace.history_ttl.saturating_sub(age);
             let size_max = namespace.history_size;
             let before = channel.history.bytes();
             let freed = channel.history.append(Arc::clone(&publication), expires, size_max);
@@ -81,20 +112,17 @@ impl Homes {
             self.budget.kept(key, position.offset, added);
             self.budget.freed(freed);
             self.shrink_histories(env);
-        } else if !publish.skip_history {
+        } else if in_stream {
             channel.history.skip(position.offset);
         }
-        env.metrics.publications += 1;
         if let Some(channel) = self.channel_mut(index) {
             channel.broadcast(env, || {
                 ShardMessage::Deliver(Delivery {
-                    channel: Arc::clone(name),
+                    channel: Arc::clone(&channel.name),
                     publication: Arc::clone(&publication),
                 })
             });
         }
-        self.schedule(env, index);
-        Ok(ChannelOutcome::Published(position))
     }
 
     /// Drops the oldest publications of the shard while histories hold more than they may.
@@ -142,16 +170,18 @@ impl Homes {
         let namespace = env.settings.namespaces.get(channel.namespace);
         let (recovered, publications) = match subscribe.recover {
             None => (None, Vec::new()),
-            Some(_) if !namespace.recovery => (Some(false), Vec::new()),
+            Some(_) if !namespace.recovery || channel.link.is_provisional() => {
+                (Some(false), Vec::new())
+            }
             Some(from) => match missed(channel.position, &channel.history, from, env) {
                 Some(publications) => (Some(true), publications),
                 None => (Some(false), Vec::new()),
             },
         };
         let top = channel.position;
-        let user_channel = namespace.auto_subscribe == AutoSubscribe::User;
-        if namespace.presence || namespace.join_leave || user_channel {
-            channel.join(env, (id, &subscribe.member), seed);
+        let member = (MemberId::own(id), &subscribe.member);
+        if channel.scope(env.settings).members && channel.join(env, member, seed) {
+            channel.tell_joined(env, id, &subscribe.member);
         }
         self.schedule(env, index);
         Ok(ChannelOutcome::Subscribed(Subscribed { top, recovered, publications }))
@@ -167,7 +197,10 @@ impl Homes {
         let Some(index) = self.find(name) else { return };
         let Some(channel) = self.channel_mut(index) else { return };
         channel.used_at = env.now.mono.into();
-        let nobody_left = channel.leave(env, id);
+        let left = channel.leave(env, MemberId::own(id));
+        if left.is_some() {
+            channel.tell_left(env, id);
+        }
         if last {
             channel.interest.remove(id.shard());
         }
@@ -175,7 +208,7 @@ impl Homes {
             channel.compression.remove(id.shard());
         }
         let namespace = env.settings.namespaces.get(channel.namespace);
-        if nobody_left && namespace.auto_subscribe == AutoSubscribe::User {
+        if left == Some(true) && namespace.auto_subscribe == AutoSubscribe::User {
             self.last_seen.note(name, env.now, env.settings);
         }
         self.schedule(env, index);
@@ -250,6 +283,14 @@ impl Homes {
         let last_seen =
             (connections == 0).then(|| self.last_seen.get(name, env.now, env.settings)).flatten();
         ChannelOutcome::UserStatus { connections, last_seen }
+    }
+}
+
+/// The connection that wants no copy of what it publishes, if it is one.
+pub(super) fn sender_without_copy(publish: &Publish, origin: Origin) -> Option<ConnectionId> {
+    match origin {
+        Origin::Connection { id, .. } if publish.no_echo => Some(id),
+        _ => None,
     }
 }
 

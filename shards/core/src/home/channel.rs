@@ -7,16 +7,17 @@ use std::time::Duration;
 use foldhash::quality::FixedState;
 use hashbrown::HashMap;
 
+use super::link::Link;
 use super::{Effect, HomeEnv, ShardSet};
+use crate::broker::{MemberId, Scope};
 use crate::history::History;
-use crate::ids::ConnectionId;
 use crate::message::{
     ChannelInfo, ChannelName, Member, Publication, Publish, ShardMessage, StreamPosition,
 };
 use crate::presence::Presence;
 use crate::proto::encode::deflated_text_frame;
 use crate::proto::push::{self, PresenceCounts};
-use crate::settings::{NAMESPACE_REMOVED, NamespaceIndex, Settings};
+use crate::settings::{AutoSubscribe, NAMESPACE_REMOVED, NamespaceIndex, Settings};
 use crate::time::Moment;
 
 /// Index of the namespace of `channel`.
@@ -37,6 +38,8 @@ pub(super) struct HomeChannel {
     pub(super) compression: ShardSet,
     pub(super) presence: Option<Box<Presence>>,
     idempotency: Option<Box<IdempotencyKeys>>,
+    /// What this home has of the broker's stream.
+    pub(super) link: Link,
     /// Numbers pushes that have no offset.
     serial: u64,
     pub(super) used_at: Moment,
@@ -56,21 +59,35 @@ impl HomeChannel {
             compression: ShardSet::default(),
             presence: None,
             idempotency: None,
+            link: if env.settings.broker.is_some() { Link::Detached } else { Link::Alone },
             serial: 0,
             used_at: env.now.mono.into(),
             timer_at: None,
         }
     }
 
-    /// Whether nothing but the position and idempotency keys would be lost with it.
+    /// Whether nothing but the position and idempotency keys would be lost with it. What the broker keeps is not lost.
     pub(super) fn is_idle(&self) -> bool {
-        self.is_unwatched() && self.history.is_empty()
+        self.is_removable() && (self.history.is_empty() || !self.link.is_alone())
     }
 
-    /// Whether no shard has a subscriber and nobody is a member.
-    pub(super) fn is_unwatched(&self) -> bool {
+    /// Whether no shard has a subscriber, nobody of this node is a member, and no question waits for the broker.
+    pub(super) fn is_removable(&self) -> bool {
+        let presence = self.presence.as_ref();
         self.interest.is_empty()
-            && self.presence.as_ref().is_none_or(|presence| presence.is_empty())
+            && !self.link.is_waiting()
+            && presence.is_none_or(|presence| presence.is_empty() || !self.link.is_alone())
+    }
+
+    /// What the copy of this channel holds.
+    pub(super) fn scope(&self, settings: &Settings) -> Scope {
+        let namespace = settings.namespaces.get(self.namespace);
+        let user_channel = namespace.auto_subscribe == AutoSubscribe::User;
+        Scope {
+            history_size: if namespace.keeps_history() { namespace.history_size } else { 0 },
+            history_ttl: namespace.history_ttl,
+            members: namespace.presence || namespace.join_leave || user_channel,
+        }
     }
 
     pub(super) fn info(&self) -> ChannelInfo {
@@ -83,28 +100,34 @@ impl HomeChannel {
         }
     }
 
+    /// The place of the next publication; offset 0 when it is to be outside of the stream.
+    pub(super) fn next_position(&mut self, outside: bool) -> StreamPosition {
+        if outside {
+            return StreamPosition { offset: 0, ..self.position };
+        }
+        self.position.offset += 1;
+        self.position
+    }
+
     fn push_id(&mut self, mark: char) -> String {
         self.serial += 1;
         format!("{}{mark}{}", self.position.epoch.as_str(), self.serial)
     }
 
-    /// Gives the publication its place and encodes it, once plain and, if anyone wants it, once compressed.
+    /// Encodes a publication that has its place, once plain and, if anyone wants it, once compressed.
     pub(super) fn encode(
         &mut self,
         env: &mut HomeEnv<'_>,
-        publish: &Publish,
+        (publish, position, unix): (&Publish, StreamPosition, Duration),
         seed: u64,
     ) -> Publication {
         let namespace = env.settings.namespaces.get(self.namespace);
-        let (position, id) = if publish.skip_history {
-            (StreamPosition { offset: 0, ..self.position }, self.push_id('~'))
-        } else {
-            self.position.offset += 1;
-            let id = format!("{}-{}", self.position.epoch.as_str(), self.position.offset);
-            (self.position, id)
+        let placed = (position.offset > 0).then_some(position);
+        let id = match placed {
+            Some(position) => format!("{}-{}", position.epoch.as_str(), position.offset),
+            None => self.push_id('~'),
         };
-        let placed = (!publish.skip_history).then_some(position);
-        let encoded = push::publication(&self.name, publish, placed, &id, env.now.unix);
+        let encoded = push::publication(&self.name, publish, placed, &id, unix);
         let websocket = &env.settings.websocket;
         let deflated = (namespace.compression
             && !self.compression.is_empty()
@@ -130,33 +153,35 @@ impl HomeChannel {
         }
     }
 
-    /// The connection is a member from now on.
+    /// The connection is a member from now on. Answers whether it was none before.
     pub(super) fn join(
         &mut self,
         env: &mut HomeEnv<'_>,
-        (id, member): (ConnectionId, &Member),
+        (id, member): (MemberId, &Member),
         seed: u64,
-    ) {
+    ) -> bool {
         let presence = self.presence.get_or_insert_default();
-        if presence.join(id, member, seed) {
+        let joined = presence.join(id, member, seed);
+        if joined {
             self.announce(env, true, id, member);
         }
+        joined
     }
 
-    /// The connection is no member any more. Answers whether it was the last one.
-    pub(super) fn leave(&mut self, env: &mut HomeEnv<'_>, id: ConnectionId) -> bool {
-        let Some(presence) = &mut self.presence else { return false };
-        let Some(member) = presence.leave(id) else { return false };
+    /// The connection is no member any more. Answers whether it was the last one; `None` when it was no member.
+    pub(super) fn leave(&mut self, env: &mut HomeEnv<'_>, id: MemberId) -> Option<bool> {
+        let presence = self.presence.as_mut()?;
+        let member = presence.leave(id)?;
         let last = presence.is_empty();
         self.announce(env, false, id, &member);
         if last {
             self.presence = None;
         }
-        last
+        Some(last)
     }
 
     /// Tells subscribers of a join or leave: singly in a small channel, by counts in a large one.
-    fn announce(&mut self, env: &mut HomeEnv<'_>, join: bool, id: ConnectionId, member: &Member) {
+    fn announce(&mut self, env: &mut HomeEnv<'_>, join: bool, id: MemberId, member: &Member) {
         let namespace = env.settings.namespaces.get(self.namespace);
         if !namespace.join_leave {
             return;
@@ -176,7 +201,7 @@ impl HomeChannel {
         self.broadcast(env, || ShardMessage::Presence {
             channel: Arc::clone(&self.name),
             frame: frame.clone(),
-            about: Some(id),
+            about: id.is_own().then_some(id.connection),
         });
     }
 

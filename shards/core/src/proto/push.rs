@@ -95,6 +95,21 @@ pub fn lost(channel: &str, loss: &Loss, reason: &str, id: &str, unix: Duration) 
         .frame
 }
 
+/// `lost` with the reason `epoch`: the stream of the channel has begun anew and stands at `top`. What a client remembers
+/// of it cannot be compared any more, and it is not known what was lost.
+pub fn renewed(channel: &str, top: StreamPosition, id: &str, unix: Duration) -> Bytes {
+    EnvelopeWriter::new("lost", id, unix, channel.len() + 128)
+        .field("channel", channel)
+        .data(|data| {
+            data.str("channel", channel)
+                .u64("count", 0)
+                .str("reason", "epoch")
+                .u64("offset", top.offset)
+                .str("epoch", top.epoch.as_str());
+        })
+        .frame
+}
+
 /// `error`, as a reply when `reply_to` is not empty. `session` is the public session id; empty before
 /// authentication.
 pub fn error(

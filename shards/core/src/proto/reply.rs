@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::encode::EnvelopeWriter;
 use super::json::{self, Object};
-use crate::ids::ConnectionId;
+use crate::broker::MemberId;
 use crate::message::{ChannelName, Member, Publication, StreamPosition, Subscribed};
 use crate::settings::{Rate, Settings};
 
@@ -155,7 +155,7 @@ pub fn published(head: &ReplyHead<'_>, channel: &str, position: StreamPosition) 
 pub fn presence(
     head: &ReplyHead<'_>,
     channel: &str,
-    members: &[(ConnectionId, Member)],
+    members: &[(MemberId, Member)],
     (clients, users): (u32, u32),
 ) -> Bytes {
     head.begin("presence", 64 + members.len() * 96)

@@ -32,6 +32,7 @@ impl Settings {
                 query_token: true,
                 expiry_grace: Duration::from_secs(5),
             },
+            broker: None,
             heartbeat: HeartbeatSettings {
                 ping_interval: Duration::from_secs(30),
                 pong_timeout: Duration::from_secs(10),

@@ -36,6 +36,11 @@ impl Shard {
             Verdict::Repair(from) => {
                 self.begin_repair(now, local, (from, delivery.publication.position.offset));
             }
+            Verdict::Renewed => {
+                let StreamPosition { offset, epoch } = delivery.publication.position;
+                self.renew(now, local, StreamPosition { offset: offset - 1, epoch });
+                self.deliver(now, delivery);
+            }
             Verdict::GiveUp => {
                 self.finish_repair(now, local, Vec::new(), None);
                 // What waited is out of the way; this one begins anew, with a repair if something is missing.
@@ -145,6 +150,10 @@ impl Shard {
                     self.tell_loss(now, id, &loss);
                     continue;
                 }
+                Held::Renewed(local, top) => {
+                    self.tell_renewal(now, id, (local, top));
+                    continue;
+                }
             };
             let Some(channel) = self.hub.get(local) else { continue };
             let policy = settings.namespaces.get(channel.namespace).slow;
@@ -196,19 +205,56 @@ impl Shard {
     /// The home says where the channel stands, after it could not deliver.
     pub(super) fn compare_position(&mut self, now: Now, channel: &str, top: StreamPosition) {
         let Some(local) = self.hub.find(channel) else { return };
-        let from = self.hub.get_mut(local).and_then(|channel| channel.compare(top));
-        if let Some(from) = from {
-            self.begin_repair(now, local, (from, top.offset));
-        }
+        let Some(channel) = self.hub.get_mut(local) else { return };
+        let verdict = channel.compare(top);
+        self.act_on(now, local, (verdict, top));
     }
 
-    /// Asks the home for what came after `from`.
-    pub(super) fn begin_repair(
+    /// Does what follows from comparing with the home's position.
+    pub(super) fn act_on(
         &mut self,
         now: Now,
         local: u32,
-        (from, found): (StreamPosition, u64),
+        (verdict, top): (Verdict, StreamPosition),
     ) {
+        match verdict {
+            Verdict::Repair(from) => self.begin_repair(now, local, (from, top.offset)),
+            Verdict::Renewed => self.renew(now, local, top),
+            Verdict::Deliver | Verdict::Ignore | Verdict::Wait | Verdict::GiveUp => {}
+        }
+    }
+
+    /// The stream has begun anew: every subscriber is told, and goes on from `top`.
+    fn renew(&mut self, now: Now, local: u32, top: StreamPosition) {
+        let Some(channel) = self.hub.get_mut(local) else { return };
+        channel.begin_anew(top);
+        let subscribers = channel.subscribers.clone();
+        self.metrics.epochs_changed += 1;
+        for id in subscribers {
+            let Some(session) = self.session_mut(id) else { continue };
+            if let Some(subscription) = session.subscription_mut(local) {
+                subscription.live_from = top.offset;
+            }
+            if let Phase::Attaching(attaching) = &mut session.phase {
+                attaching.held.push(Held::Renewed(local, top));
+                continue;
+            }
+            self.tell_renewal(now, id, (local, top));
+        }
+    }
+
+    fn tell_renewal(&mut self, now: Now, id: ConnectionId, (local, top): (u32, StreamPosition)) {
+        let Some(channel) = self.hub.get(local).map(|local| Arc::clone(&local.name)) else {
+            return;
+        };
+        let Some(session) = self.session_mut(id) else { return };
+        let serial = session.next_id();
+        let frame = push::renewed(&channel, top, &serial, now.unix);
+        self.push_control(id, frame, MessageKind::Control);
+    }
+
+    /// Asks the home for what came after `from`.
+    fn begin_repair(&mut self, now: Now, local: u32, (from, found): (StreamPosition, u64)) {
         let Some(channel) = self.hub.get(local) else { return };
         let channel = Arc::clone(&channel.name);
         self.metrics.gaps_found += 1;

@@ -39,6 +39,9 @@ impl Shard {
                 self.deliver_presence(&channel, &frame, about);
             }
             ShardMessage::Control(request) => self.handle_control(now, *request),
+            ShardMessage::Broker(update) => {
+                self.with_homes(now, |homes, env| homes.handle_update(env, *update));
+            }
         }
     }
 
@@ -89,6 +92,9 @@ impl Shard {
                     self.outputs.push_back(Output::Send { target, message });
                 }
                 Effect::Reply(reply) => self.route_reply(now, reply),
+                Effect::Broker(request) => {
+                    self.outputs.push_back(Output::Control(ControlMessage::Broker(request)));
+                }
                 Effect::Timer(at, key) => self.timers.schedule(at, TimerKey::Home(key)),
             }
         }
@@ -112,6 +118,16 @@ impl Shard {
             let message = ShardMessage::Reply(Box::new(reply));
             self.outputs.push_back(Output::Send { target, message });
         }
+    }
+
+    /// The control plane had no room for `message`.
+    pub fn handle_control_refused(&mut self, now: Now, message: ControlMessage) {
+        self.metrics.dropped.add(DropKind::Control as usize, 1);
+        // An answer that is lost makes its question run into its deadline.
+        let ControlMessage::Broker(request) = message else { return };
+        let mut kept = None;
+        self.with_homes(now, |homes, env| kept = homes.handle_refused(env, request));
+        self.to_broker.extend(kept);
     }
 
     /// Whether something waits for room in the mailbox of `target`, so that nothing newer may pass it.
@@ -151,7 +167,8 @@ impl Shard {
             }
             kept @ (ShardMessage::Request(_)
             | ShardMessage::Reply(_)
-            | ShardMessage::Control(_)) => {
+            | ShardMessage::Control(_)
+            | ShardMessage::Broker(_)) => {
                 self.backlog[target.index()].messages.push_back(kept);
             }
         }
@@ -162,6 +179,9 @@ impl Shard {
     pub fn retry_backlog(&mut self, now: Now) {
         self.now = now;
         self.continue_transfers(now);
+        for request in std::mem::take(&mut self.to_broker) {
+            self.outputs.push_back(Output::Control(ControlMessage::Broker(request)));
+        }
         for index in 0..self.backlog.len() {
             let target = ShardId(index as u16);
             let backlog = &mut self.backlog[index];
@@ -184,6 +204,7 @@ impl Shard {
     /// Whether anything waits for room in a mailbox or for its turn: then the caller must not park for long (1 ms).
     pub fn has_backlog(&self) -> bool {
         !self.transferring.is_empty()
+            || !self.to_broker.is_empty()
             || self.backlog.iter().any(|b| !b.messages.is_empty() || !b.behind.is_empty())
     }
 }

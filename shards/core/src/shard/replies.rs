@@ -167,7 +167,7 @@ impl Shard {
             }
             return;
         };
-        let (place, repair) = self.hub.go_live(local, id, top);
+        let (place, verdict) = self.hub.go_live(local, id, top);
         let session = self.session_mut(id);
         if let Some(subscription) = session.and_then(|session| session.subscription_mut(local)) {
             subscription.state = SubscriptionState::Live;
@@ -187,9 +187,7 @@ impl Shard {
                 reply::subscribed(head, channel, &subscribed, None)
             }),
         }
-        if let Some(from) = repair {
-            self.begin_repair(now, local, (from, top.offset));
-        }
+        self.act_on(now, local, (verdict, top));
     }
 }
 

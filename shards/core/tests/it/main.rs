@@ -6,6 +6,7 @@
 
 mod adversity;
 mod auth;
+mod broker;
 mod compression;
 mod connect;
 mod large_data;

@@ -264,7 +264,7 @@ impl Node {
         );
         match self.control.remove(at.expect("answered")) {
             ControlMessage::Channel { outcome, .. } => outcome,
-            ControlMessage::Shard { .. } => unreachable!(),
+            ControlMessage::Shard { .. } | ControlMessage::Broker(_) => unreachable!(),
         }
     }
 
@@ -280,7 +280,7 @@ impl Node {
             .drain(..)
             .filter_map(|m| match m {
                 ControlMessage::Shard { outcome, .. } => Some(outcome),
-                ControlMessage::Channel { .. } => None,
+                ControlMessage::Channel { .. } | ControlMessage::Broker(_) => None,
             })
             .collect()
     }

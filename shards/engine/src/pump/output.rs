@@ -24,8 +24,10 @@ impl Pump {
                     }
                 }
                 Output::Control(message) => {
-                    if self.control.try_send(ControlEvent::Core(message)).is_err() {
-                        self.count_control_drop();
+                    if let Err(ControlEvent::Core(message)) =
+                        self.control.try_send(ControlEvent::Core(message))
+                    {
+                        self.shard.handle_control_refused(self.now, message);
                     }
                 }
                 Output::HandOver { id, received } => self.start_hand_over(id, received),

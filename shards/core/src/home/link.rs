@@ -1,0 +1,482 @@
+//! Homes with a broker between nodes: the broker owns the stream, the home keeps a copy while someone here watches it.
+//!
+//! A channel begins detached. The first question about it attaches it and waits for the snapshot; from then on questions
+//! are answered from the copy. Publications come from the broker in the order of the stream; one that does not follow the
+//! copy's position makes the home ask for a snapshot, which fills the hole or moves the copy past it, and the hubs of the
+//! shards tell their clients what is missing. When the broker cannot be reached at the first question, the channel goes
+//! on under a provisional epoch, which recovers nobody and ends with the first snapshot.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use foldhash::quality::FixedState;
+use hashbrown::HashSet;
+
+use super::apply::sender_without_copy;
+use super::channel::{HomeChannel, namespace_of};
+use super::{Effect, HomeEnv, Homes};
+use crate::broker::{
+    BrokerOp, BrokerRequest, BrokerUpdate, ChannelUpdate, MemberId, Placed, Retention, Snapshot,
+};
+use crate::error::{ClientError, ErrorCode};
+use crate::history::History;
+use crate::ids::ConnectionId;
+use crate::message::{
+    ChannelName, ChannelOp, ChannelReply, ChannelRequest, Member, Origin, Publish, ShardMessage,
+    StreamPosition,
+};
+
+/// Publications that wait for a snapshot; more are given up and asked for again.
+const WAITING_MAX: usize = 4096;
+
+/// What a home has of the broker's stream.
+#[derive(Debug)]
+pub(super) enum Link {
+    /// There is no broker.
+    Alone,
+    /// Nothing.
+    Detached,
+    /// The first snapshot is on its way.
+    Attaching(Box<Waiting>),
+    /// The copy is true up to its position.
+    Attached,
+    /// A hole was seen and a snapshot is on its way.
+    Syncing(Box<Waiting>),
+    /// No snapshot could be had yet, but there are subscribers.
+    Provisional,
+}
+
+/// What waits for a snapshot.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    requests: Vec<ChannelRequest>,
+    publications: VecDeque<Placed>,
+    /// Publications were given up.
+    overrun: bool,
+    /// Up to here everything was removed meanwhile.
+    removed: Option<StreamPosition>,
+}
+
+impl Waiting {
+    fn push(&mut self, placed: Placed) {
+        if self.publications.len() < WAITING_MAX {
+            self.publications.push_back(placed);
+        } else {
+            self.overrun = true;
+        }
+    }
+}
+
+impl Link {
+    pub(super) fn is_alone(&self) -> bool {
+        matches!(self, Self::Alone)
+    }
+
+    pub(super) fn is_provisional(&self) -> bool {
+        matches!(self, Self::Provisional)
+    }
+
+    /// Whether the broker has been asked for the channel.
+    pub(super) fn is_linked(&self) -> bool {
+        !matches!(self, Self::Alone | Self::Detached)
+    }
+
+    /// Whether a question waits for the broker.
+    pub(super) fn is_waiting(&self) -> bool {
+        let (Self::Attaching(waiting) | Self::Syncing(waiting)) = self else { return false };
+        !waiting.requests.is_empty()
+    }
+}
+
+impl HomeChannel {
+    fn ask(&self, env: &mut HomeEnv<'_>, op: BrokerOp) {
+        let channel = Arc::clone(&self.name);
+        env.effects.push(Effect::Broker(BrokerRequest { channel, op }));
+    }
+
+    /// Lets other nodes know of a member.
+    pub(super) fn tell_joined(&self, env: &mut HomeEnv<'_>, id: ConnectionId, member: &Member) {
+        if !self.link.is_alone() {
+            self.ask(env, BrokerOp::Joined { id, member: member.clone() });
+        }
+    }
+
+    /// Lets other nodes know that a member is gone.
+    pub(super) fn tell_left(&self, env: &mut HomeEnv<'_>, id: ConnectionId) {
+        if !self.link.is_alone() {
+            self.ask(env, BrokerOp::Left { id });
+        }
+    }
+
+    fn tell_own_members(&self, env: &mut HomeEnv<'_>) {
+        let presence = self.presence.as_ref();
+        let own = presence.map_or_else(Vec::new, |presence| presence.select(MemberId::is_own));
+        let own = own.into_iter().map(|(id, member)| (id.connection, member)).collect();
+        self.ask(env, BrokerOp::Members(own));
+    }
+
+    /// Brings the members of the nodes that `of` says yes to in line with what the broker knows.
+    fn take_members(
+        &mut self,
+        env: &mut HomeEnv<'_>,
+        (members, of): (&[(MemberId, Member)], impl Fn(MemberId) -> bool),
+        seed: u64,
+    ) {
+        let known: HashSet<MemberId, FixedState> = members.iter().map(|(id, _)| *id).collect();
+        let gone = |id: MemberId| of(id) && !known.contains(&id);
+        let gone = self.presence.as_ref().map_or_else(Vec::new, |presence| presence.select(gone));
+        for (id, _) in gone {
+            self.leave(env, id);
+        }
+        for (id, member) in members {
+            self.join(env, (*id, member), seed);
+        }
+    }
+}
+
+impl Homes {
+    /// Handles a request on a node with a broker.
+    pub(super) fn apply_linked(&mut self, env: &mut HomeEnv<'_>, request: ChannelRequest) {
+        let ChannelRequest { origin, channel, op } = request;
+        match op {
+            ChannelOp::Publish(publish) => forward_publish(env, channel, publish, origin),
+            ChannelOp::HistoryRemove => {
+                let op = BrokerOp::HistoryRemove { origin };
+                env.effects.push(Effect::Broker(BrokerRequest { channel, op }));
+            }
+            op @ ChannelOp::Unsubscribe { connection, .. } => {
+                self.drop_waiting(env, &channel, connection);
+                self.apply_here(env, ChannelRequest { origin, channel, op });
+            }
+            op => self.ask_copy(env, ChannelRequest { origin, channel, op }),
+        }
+    }
+
+    /// Answers from the copy, or makes the question wait for it.
+    fn ask_copy(&mut self, env: &mut HomeEnv<'_>, request: ChannelRequest) {
+        let index = match self.open(env, &request.channel) {
+            Ok(index) => index,
+            Err(error) => return refuse(env, request, error),
+        };
+        let Some(channel) = self.channel_mut(index) else { return };
+        channel.used_at = env.now.mono.into();
+        match &mut channel.link {
+            Link::Attached if is_ahead(&request.op, channel.position) => {
+                self.begin_sync(env, index, None);
+                self.ask_copy(env, request);
+            }
+            Link::Syncing(waiting) if is_ahead(&request.op, channel.position) => {
+                waiting.requests.push(request);
+            }
+            Link::Alone | Link::Attached | Link::Syncing(_) => self.apply_here(env, request),
+            Link::Provisional => self.apply_provisionally(env, request),
+            Link::Attaching(waiting) => waiting.requests.push(request),
+            Link::Detached => {
+                let waiting = Waiting { requests: vec![request], ..Waiting::default() };
+                channel.link = Link::Attaching(Box::new(waiting));
+                let op = BrokerOp::Attach(channel.scope(env.settings));
+                channel.ask(env, op);
+            }
+        }
+    }
+
+    /// Without the broker subscribers are let in, but nothing is claimed about the stream.
+    fn apply_provisionally(&mut self, env: &mut HomeEnv<'_>, request: ChannelRequest) {
+        if matches!(request.op, ChannelOp::History(_)) {
+            refuse(env, request, unreachable_broker());
+        } else {
+            self.apply_here(env, request);
+        }
+    }
+
+    /// A subscribe that has not been answered is taken back.
+    fn drop_waiting(&mut self, env: &mut HomeEnv<'_>, name: &str, connection: ConnectionId) {
+        let Some(index) = self.find(name) else { return };
+        let Some(channel) = self.channel_mut(index) else { return };
+        let Link::Attaching(waiting) = &mut channel.link else { return };
+        let is_its = |request: &mut ChannelRequest| {
+            matches!(request.origin, Origin::Connection { id, .. } if id == connection)
+                && matches!(request.op, ChannelOp::Subscribe(_))
+        };
+        for request in waiting.requests.extract_if(.., is_its) {
+            let message = "unsubscribed before the subscription was complete";
+            refuse(env, request, ClientError::new(ErrorCode::Unavailable, message));
+        }
+    }
+
+    /// The broker tells something.
+    pub fn handle_update(&mut self, env: &mut HomeEnv<'_>, update: BrokerUpdate) {
+        let (name, update) = match update {
+            BrokerUpdate::Channel(name, update) => (name, update),
+            BrokerUpdate::NodeLeft(node) => return self.forget_node(env, node),
+            BrokerUpdate::TellMembers => return self.tell_all_members(env),
+        };
+        let Some(index) = self.find(&name) else {
+            // Forgotten meanwhile: the broker has been told.
+            if matches!(update, ChannelUpdate::TellMembers) {
+                let op = BrokerOp::Members(Vec::new());
+                env.effects.push(Effect::Broker(BrokerRequest { channel: name, op }));
+            }
+            return;
+        };
+        let seed = self.seed;
+        match update {
+            ChannelUpdate::Published(placed) => self.take(env, index, placed),
+            ChannelUpdate::Removed(top) => self.take_removal(index, top),
+            ChannelUpdate::Snapshot(snapshot) => self.take_snapshot(env, index, *snapshot),
+            ChannelUpdate::Behind => self.begin_sync(env, index, None),
+            ChannelUpdate::Unlinked => self.go_on_unlinked(env, index),
+            ChannelUpdate::Joined(id, member) => {
+                if let Some(channel) = self.channel_mut(index) {
+                    channel.join(env, (id, &member), seed);
+                }
+            }
+            ChannelUpdate::Left(id) => {
+                if let Some(channel) = self.channel_mut(index) {
+                    channel.leave(env, id);
+                }
+            }
+            ChannelUpdate::Members(node, members) => {
+                if let Some(channel) = self.channel_mut(index) {
+                    channel.take_members(env, (&members, |id| id.node == node), seed);
+                }
+            }
+            ChannelUpdate::TellMembers => {
+                if let Some(channel) = self.channel_mut(index) {
+                    channel.tell_own_members(env);
+                }
+            }
+        }
+        self.schedule(env, index);
+    }
+
+    /// The control plane has no room for a request to the broker: answers it, or says that it must be repeated.
+    pub fn handle_refused(
+        &mut self,
+        env: &mut HomeEnv<'_>,
+        request: BrokerRequest,
+    ) -> Option<BrokerRequest> {
+        let BrokerRequest { channel, op } = request;
+        let origin = match op {
+            BrokerOp::Publish { origin, .. } | BrokerOp::HistoryRemove { origin } => origin,
+            op => return Some(BrokerRequest { channel, op }),
+        };
+        let outcome = Err(ClientError::overloaded());
+        env.effects.push(Effect::Reply(ChannelReply { origin, channel, outcome }));
+        None
+    }
+
+    fn take(&mut self, env: &mut HomeEnv<'_>, index: u32, placed: Placed) {
+        let Some(channel) = self.channel_mut(index) else { return };
+        let Placed { position, unix, .. } = placed;
+        if position.offset == 0 {
+            return self.place(env, index, (&placed.publish, position, unix), placed.sender);
+        }
+        let top = channel.position;
+        match &mut channel.link {
+            Link::Attaching(waiting) | Link::Syncing(waiting) => waiting.push(placed),
+            Link::Attached if position.epoch == top.epoch && position.offset <= top.offset => {}
+            Link::Attached if position.epoch == top.epoch && position.offset == top.offset + 1 => {
+                channel.position = position;
+                self.place(env, index, (&placed.publish, position, unix), placed.sender);
+            }
+            Link::Attached => self.begin_sync(env, index, Some(placed)),
+            Link::Alone | Link::Detached | Link::Provisional => {}
+        }
+    }
+
+    fn begin_sync(&mut self, env: &mut HomeEnv<'_>, index: u32, found: Option<Placed>) {
+        let Some(channel) = self.channel_mut(index) else { return };
+        match &mut channel.link {
+            Link::Attached => {}
+            // Its snapshot may have been taken before what could not be told.
+            Link::Attaching(waiting) | Link::Syncing(waiting) => {
+                waiting.overrun = true;
+                return;
+            }
+            Link::Alone | Link::Detached | Link::Provisional => return,
+        }
+        env.metrics.broker_gaps += 1;
+        let publications = found.into_iter().collect();
+        let waiting = Waiting { publications, ..Waiting::default() };
+        channel.link = Link::Syncing(Box::new(waiting));
+        let op = BrokerOp::Sync(channel.position, channel.scope(env.settings));
+        channel.ask(env, op);
+    }
+
+    fn take_removal(&mut self, index: u32, top: StreamPosition) {
+        let Some(channel) = self.channel_mut(index) else { return };
+        if let Link::Attaching(waiting) | Link::Syncing(waiting) = &mut channel.link {
+            waiting.removed = Some(top);
+        }
+        if channel.position.epoch != top.epoch {
+            return;
+        }
+        let freed = channel.history.remove_through(top.offset);
+        self.budget.freed(freed);
+    }
+
+    fn take_snapshot(&mut self, env: &mut HomeEnv<'_>, index: u32, snapshot: Snapshot) {
+        let seed = self.seed;
+        let Some(channel) = self.channel_mut(index) else { return };
+        let (waiting, first) = match std::mem::replace(&mut channel.link, Link::Attached) {
+            Link::Attaching(waiting) => (*waiting, true),
+            Link::Syncing(waiting) => (*waiting, false),
+            Link::Provisional | Link::Attached => (Waiting::default(), false),
+            alone @ (Link::Alone | Link::Detached) => {
+                channel.link = alone;
+                return;
+            }
+        };
+        let Snapshot { top, publications, members } = snapshot;
+        let renewed = !first && channel.position.epoch != top.epoch;
+        if !first && !renewed {
+            self.catch_up(env, index, top, publications);
+        } else {
+            self.begin_anew(env, index, top, publications);
+        }
+        if let Some(removed) = waiting.removed {
+            self.take_removal(index, removed);
+        }
+        if let (Some(members), Some(channel)) = (members, self.channel_mut(index)) {
+            channel.take_members(env, (&members, |id| !id.is_own()), seed);
+            if renewed {
+                // What the broker lost may have been the members too.
+                channel.tell_own_members(env);
+            }
+        }
+        for placed in waiting.publications {
+            self.take(env, index, placed);
+        }
+        if waiting.overrun {
+            self.begin_sync(env, index, None);
+        }
+        for request in waiting.requests {
+            self.apply_here(env, request);
+        }
+    }
+
+    /// The snapshot goes on where the copy stands, perhaps with a hole between.
+    fn catch_up(
+        &mut self,
+        env: &mut HomeEnv<'_>,
+        index: u32,
+        top: StreamPosition,
+        publications: Vec<Placed>,
+    ) {
+        for placed in publications {
+            let Some(channel) = self.channel_mut(index) else { return };
+            let position = placed.position;
+            if position.offset > channel.position.offset && position.offset <= top.offset {
+                channel.position = position;
+                self.place(env, index, (&placed.publish, position, placed.unix), placed.sender);
+            }
+        }
+        let Some(channel) = self.channel_mut(index) else { return };
+        if channel.position.offset < top.offset {
+            channel.position = top;
+            channel.history.skip_to(top.offset);
+            channel.tell_position(env);
+        }
+    }
+
+    /// The copy begins with the snapshot. Subscribers of what was before are told that it is another stream.
+    fn begin_anew(
+        &mut self,
+        env: &mut HomeEnv<'_>,
+        index: u32,
+        top: StreamPosition,
+        publications: Vec<Placed>,
+    ) {
+        let Some(channel) = self.channel_mut(index) else { return };
+        let freed = (channel.history.len(), channel.history.bytes());
+        channel.history = History::new();
+        channel.position = top;
+        // Nobody is given the past as if it were news.
+        let interest = std::mem::take(&mut channel.interest);
+        self.budget.freed(freed);
+        for placed in publications {
+            self.place(env, index, (&placed.publish, placed.position, placed.unix), None);
+        }
+        let Some(channel) = self.channel_mut(index) else { return };
+        channel.history.skip_to(top.offset);
+        channel.interest = interest;
+        channel.tell_position(env);
+    }
+
+    /// The broker cannot be reached: whoever waits goes on without it.
+    fn go_on_unlinked(&mut self, env: &mut HomeEnv<'_>, index: u32) {
+        let Some(channel) = self.channel_mut(index) else { return };
+        let requests = match &mut channel.link {
+            Link::Attaching(waiting) => {
+                let requests = std::mem::take(&mut waiting.requests);
+                channel.link = Link::Provisional;
+                requests
+            }
+            Link::Syncing(waiting) => std::mem::take(&mut waiting.requests),
+            Link::Alone | Link::Detached | Link::Attached | Link::Provisional => return,
+        };
+        for request in requests {
+            match self.channel_mut(index).map(|channel| channel.link.is_provisional()) {
+                Some(true) => self.apply_provisionally(env, request),
+                _ => self.apply_here(env, request),
+            }
+        }
+    }
+
+    fn forget_node(&mut self, env: &mut HomeEnv<'_>, node: u64) {
+        for channel in self.slots.iter_mut().filter_map(|slot| slot.channel.as_mut()) {
+            let Some(presence) = &channel.presence else { continue };
+            for (id, _) in presence.select(|id| id.node == node) {
+                channel.leave(env, id);
+            }
+        }
+    }
+
+    fn tell_all_members(&mut self, env: &mut HomeEnv<'_>) {
+        for channel in self.slots.iter().filter_map(|slot| slot.channel.as_ref()) {
+            if channel.link.is_linked() && channel.scope(env.settings).members {
+                channel.tell_own_members(env);
+            }
+        }
+    }
+}
+
+impl HomeChannel {
+    /// Hubs compare where they stand.
+    fn tell_position(&self, env: &mut HomeEnv<'_>) {
+        let top = self.position;
+        self.broadcast(env, || ShardMessage::Behind { channel: Arc::clone(&self.name), top });
+    }
+}
+
+fn forward_publish(
+    env: &mut HomeEnv<'_>,
+    channel: ChannelName,
+    mut publish: Publish,
+    origin: Origin,
+) {
+    let namespace = env.settings.namespaces.get(namespace_of(&channel, env.settings));
+    let kept = namespace.keeps_history() && !publish.skip_history && !publish.transient;
+    let size = if kept { namespace.history_size } else { 0 };
+    let retention = Retention { size, ttl: namespace.history_ttl };
+    publish.no_echo = sender_without_copy(&publish, origin).is_some();
+    env.metrics.publications += 1;
+    let op = BrokerOp::Publish { origin, publish: Box::new(publish), retention };
+    env.effects.push(Effect::Broker(BrokerRequest { channel, op }));
+}
+
+/// Whether a client comes from a position that this copy has not reached: another node was faster.
+fn is_ahead(op: &ChannelOp, top: StreamPosition) -> bool {
+    let ChannelOp::Subscribe(subscribe) = op else { return false };
+    subscribe.recover.is_some_and(|from| from.epoch == top.epoch && from.offset > top.offset)
+}
+
+fn refuse(env: &mut HomeEnv<'_>, request: ChannelRequest, error: ClientError) {
+    let ChannelRequest { origin, channel, .. } = request;
+    env.effects.push(Effect::Reply(ChannelReply { origin, channel, outcome: Err(error) }));
+}
+
+fn unreachable_broker() -> ClientError {
+    ClientError::new(ErrorCode::Unavailable, "Redis cannot be reached; try again")
+}

@@ -1,0 +1,363 @@
+//! Two nodes and a broker in memory that can be away, lose messages and lose its data.
+//!
+//! Must hold: one stream on both nodes; a hole in what the broker tells is filled or told; without the broker clients are let in
+//! and nothing is claimed; a stream that begins anew is told to everyone who was subscribed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use gateway_core::broker::{
+    BrokerOp, BrokerRequest, BrokerUpdate, ChannelUpdate, MemberId, Placed, Snapshot,
+};
+use gateway_core::error::{ClientError, ErrorCode};
+use gateway_core::message::{
+    ChannelOutcome, ChannelReply, ControlMessage, Epoch, Member, Origin, ShardMessage,
+    StreamPosition,
+};
+use gateway_core::settings::BrokerSettings;
+use serde_json::{Value, json};
+
+use crate::node::{Client, Node, settings};
+
+const ROOM: &str = "chat:room";
+
+#[derive(Default)]
+struct Stream {
+    epoch: u64,
+    kept: Vec<Placed>,
+    attached: BTreeSet<usize>,
+    members: BTreeMap<MemberId, Member>,
+}
+
+struct World {
+    nodes: Vec<Node>,
+    streams: BTreeMap<Arc<str>, Stream>,
+    /// Refuses everything and delivers nothing.
+    away: bool,
+    /// Publications are written but not told.
+    deaf: bool,
+    /// Attaches that wait for the broker's return.
+    wanted: Vec<(usize, BrokerRequest)>,
+}
+
+impl Stream {
+    fn top(&self) -> StreamPosition {
+        let mut epoch = *b"epoch000";
+        epoch[7] = b'0' + self.epoch as u8;
+        StreamPosition { offset: self.kept.len() as u64, epoch: Epoch(epoch) }
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let node = || {
+            let mut settings = settings();
+            settings.broker = Some(BrokerSettings { detach_delay: Duration::from_secs(30) });
+            Node::with(2, settings)
+        };
+        Self {
+            nodes: vec![node(), node()],
+            streams: BTreeMap::new(),
+            away: false,
+            deaf: false,
+            wanted: Vec::new(),
+        }
+    }
+
+    /// Until nobody has anything to say.
+    fn settle(&mut self) {
+        loop {
+            let mut requests = Vec::new();
+            for (index, node) in self.nodes.iter_mut().enumerate() {
+                node.settle();
+                for message in std::mem::take(&mut node.control) {
+                    match message {
+                        ControlMessage::Broker(request) => requests.push((index, request)),
+                        other => node.control.push(other),
+                    }
+                }
+            }
+            if requests.is_empty() {
+                return;
+            }
+            for (index, request) in requests {
+                self.handle(index, request);
+            }
+        }
+    }
+
+    fn come_back(&mut self) {
+        self.away = false;
+        for (index, request) in std::mem::take(&mut self.wanted) {
+            self.handle(index, request);
+        }
+        self.settle();
+    }
+
+    fn tell(&mut self, node: usize, channel: &Arc<str>, update: ChannelUpdate) {
+        let node = &mut self.nodes[node];
+        let home = node.home(channel).index();
+        let update = BrokerUpdate::Channel(Arc::clone(channel), update);
+        node.mail[home].push_back(ShardMessage::Broker(Box::new(update)));
+    }
+
+    fn answer(
+        &mut self,
+        node: usize,
+        channel: &Arc<str>,
+        origin: Origin,
+        outcome: Result<ChannelOutcome, ClientError>,
+    ) {
+        let Origin::Connection { id, .. } = origin else { panic!("{origin:?}") };
+        let reply = ChannelReply { origin, channel: Arc::clone(channel), outcome };
+        let shard = id.shard().index();
+        self.nodes[node].mail[shard].push_back(ShardMessage::Reply(Box::new(reply)));
+    }
+
+    fn handle(&mut self, node: usize, request: BrokerRequest) {
+        let channel = Arc::clone(&request.channel);
+        if self.away {
+            match request.op {
+                BrokerOp::Publish { origin, .. } => {
+                    let error = ClientError::new(ErrorCode::Unavailable, "away");
+                    self.answer(node, &channel, origin, Err(error));
+                }
+                BrokerOp::Attach(_) | BrokerOp::Sync(..) => {
+                    self.wanted.push((node, request));
+                    self.tell(node, &channel, ChannelUpdate::Unlinked);
+                }
+                _ => {}
+            }
+            return;
+        }
+        let stream = self.streams.entry(Arc::clone(&channel)).or_default();
+        match request.op {
+            BrokerOp::Attach(_) | BrokerOp::Sync(..) => {
+                stream.attached.insert(node);
+                let from = match request.op {
+                    BrokerOp::Sync(known, _) if known.epoch == stream.top().epoch => known.offset,
+                    _ => 0,
+                };
+                let others = stream.members.iter().filter(|(id, _)| id.node != node as u64 + 1);
+                let snapshot = Snapshot {
+                    top: stream.top(),
+                    publications: stream.kept[from as usize..].to_vec(),
+                    members: Some(others.map(|(id, member)| (*id, member.clone())).collect()),
+                };
+                self.tell(node, &channel, ChannelUpdate::Snapshot(Box::new(snapshot)));
+            }
+            BrokerOp::Detach => {
+                stream.attached.remove(&node);
+            }
+            BrokerOp::Publish { origin, publish, .. } => {
+                let position = StreamPosition { offset: stream.top().offset + 1, ..stream.top() };
+                let unix = self.nodes[node].now.unix;
+                let placed = Placed { position, unix, publish: Arc::new(*publish), sender: None };
+                stream.kept.push(placed.clone());
+                let attached = stream.attached.clone();
+                let deaf = self.deaf;
+                for other in attached.into_iter().filter(|_| !deaf) {
+                    self.tell(other, &channel, ChannelUpdate::Published(placed.clone()));
+                }
+                self.answer(node, &channel, origin, Ok(ChannelOutcome::Published(position)));
+            }
+            op @ (BrokerOp::Joined { .. } | BrokerOp::Left { .. } | BrokerOp::Members(_)) => {
+                self.handle_members(node, &channel, op);
+            }
+            BrokerOp::HistoryRemove { .. } => unreachable!("no test asks for it"),
+        }
+    }
+
+    fn handle_members(&mut self, node: usize, channel: &Arc<str>, op: BrokerOp) {
+        let Some(stream) = self.streams.get_mut(channel) else { return };
+        let own = |connection| MemberId { node: node as u64 + 1, connection };
+        let update = match op {
+            BrokerOp::Joined { id, member } => {
+                stream.members.insert(own(id), member.clone());
+                ChannelUpdate::Joined(own(id), member)
+            }
+            BrokerOp::Left { id } => {
+                stream.members.remove(&own(id));
+                ChannelUpdate::Left(own(id))
+            }
+            BrokerOp::Members(members) => {
+                stream.members.retain(|id, _| id.node != node as u64 + 1);
+                let members: Vec<_> = members
+                    .into_iter()
+                    .map(|(connection, member)| (own(connection), member))
+                    .collect();
+                stream.members.extend(members.iter().cloned());
+                ChannelUpdate::Members(node as u64 + 1, members)
+            }
+            other => panic!("{other:?}"),
+        };
+        let other = 1 - node;
+        if stream.attached.contains(&other) {
+            self.tell(other, channel, update);
+        }
+    }
+
+    /// What the client was told to have lost of the room.
+    fn lost(&mut self, node: usize, client: Client) -> Value {
+        let messages = self.nodes[node].take_all(client);
+        let is_it = |message: &&Value| message["type"] == "lost" && message["channel"] == ROOM;
+        let lost = messages.iter().find(is_it).unwrap_or_else(|| panic!("{messages:?}"));
+        lost["data"].clone()
+    }
+
+    fn call(&mut self, node: usize, client: Client, kind: &str, data: Value) -> Value {
+        let request = json!({"type": kind, "id": "q", "data": data});
+        self.nodes[node].send(client, &request);
+        self.settle();
+        let inbox = self.nodes[node].take_all(client);
+        let (mut replies, rest): (Vec<_>, Vec<_>) =
+            inbox.into_iter().partition(|message| message["reply_to"] == "q");
+        self.nodes[node].clients[client].inbox.extend(rest);
+        assert_eq!(replies.len(), 1, "{replies:?}");
+        replies.remove(0)
+    }
+
+    /// A client of `node` that is subscribed to the room; `recover` as in the protocol.
+    fn subscriber(&mut self, node: usize, user: &str, recover: Value) -> (Client, Value) {
+        let token = self.nodes[node].token(user, json!({}));
+        let client = self.nodes[node].upgrade(0, &format!("/ws?token={token}"), "");
+        self.settle();
+        self.nodes[node].take(client, "welcome");
+        let mut data = json!({"channel": ROOM});
+        if !recover.is_null() {
+            data["recover"] = recover;
+        }
+        let reply = self.call(node, client, "subscribe", data);
+        assert_eq!(reply["type"], "subscribed", "{reply}");
+        (client, reply["data"].clone())
+    }
+
+    fn publish(&mut self, node: usize, client: Client, n: u64) -> Value {
+        self.call(node, client, "publish", json!({"channel": ROOM, "data": {"n": n}}))
+    }
+
+    fn numbers(&mut self, node: usize, client: Client) -> Vec<u64> {
+        let messages = self.nodes[node].take_all(client);
+        messages.iter().filter_map(|message| message["data"]["n"].as_u64()).collect()
+    }
+}
+
+#[test]
+fn publications_reach_both_nodes_in_one_order() {
+    let mut world = World::new();
+    let (a, _) = world.subscriber(0, "a", Value::Null);
+    let (b, _) = world.subscriber(1, "b", Value::Null);
+    for n in 1..=6 {
+        let (node, client) = if n % 2 == 0 { (0, a) } else { (1, b) };
+        assert_eq!(world.publish(node, client, n)["data"]["offset"], n);
+    }
+    assert_eq!(world.numbers(0, a), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(world.numbers(1, b), [1, 2, 3, 4, 5, 6]);
+    let stats = world.call(1, b, "presence_stats", json!({"channel": ROOM}));
+    assert_eq!(stats["data"]["clients"], 2);
+    world.nodes[0].drop_socket(a);
+    world.settle();
+    assert_eq!(world.nodes[1].take(b, "leave")["data"]["user_id"], "a");
+}
+
+#[test]
+fn what_the_broker_did_not_tell_is_filled_from_its_history() {
+    let mut world = World::new();
+    let (a, _) = world.subscriber(0, "a", Value::Null);
+    let (b, _) = world.subscriber(1, "b", Value::Null);
+    world.publish(0, a, 1);
+    world.deaf = true;
+    world.publish(0, a, 2);
+    world.publish(0, a, 3);
+    world.deaf = false;
+    world.publish(0, a, 4);
+    assert_eq!(world.numbers(1, b), [1, 2, 3, 4]);
+    // A quiet channel is found by the broker's own check.
+    world.deaf = true;
+    world.publish(0, a, 5);
+    world.deaf = false;
+    world.tell(1, &Arc::from(ROOM), ChannelUpdate::Behind);
+    world.settle();
+    assert_eq!(world.numbers(1, b), [5]);
+}
+
+#[test]
+fn a_client_recovers_on_the_other_node_even_when_its_copy_is_behind() {
+    let mut world = World::new();
+    let (a, _) = world.subscriber(0, "a", Value::Null);
+    let (_, _) = world.subscriber(1, "b", Value::Null);
+    let first = world.publish(0, a, 1)["data"].clone();
+    world.deaf = true;
+    let second = world.publish(0, a, 2)["data"].clone();
+    world.publish(0, a, 3);
+    world.deaf = false;
+    // The copy of node 1 stands at 1, the client comes from 2.
+    let (_, reply) = world.subscriber(1, "c", second);
+    assert_eq!((&reply["recovered"], &reply["offset"]), (&json!(true), &json!(3)));
+    assert_eq!(reply["messages"].as_array().unwrap().len(), 1);
+    let (_, reply) = world.subscriber(1, "d", first);
+    assert_eq!(reply["messages"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_lost_stream_is_told_and_goes_on() {
+    let mut world = World::new();
+    let (a, _) = world.subscriber(0, "a", Value::Null);
+    let (b, _) = world.subscriber(1, "b", Value::Null);
+    world.publish(0, a, 1);
+    assert_eq!(world.numbers(1, b), [1]);
+    let stream = world.streams.get_mut(ROOM).unwrap();
+    (stream.epoch, stream.kept) = (1, Vec::new());
+    stream.members.clear();
+    let reply = world.publish(0, a, 2);
+    assert_eq!(
+        (&reply["data"]["offset"], &reply["data"]["epoch"]),
+        (&json!(1), &json!("epoch001"))
+    );
+    for (node, client) in [(0, a), (1, b)] {
+        let lost = world.lost(node, client);
+        assert_eq!((&lost["reason"], &lost["epoch"]), (&json!("epoch"), &json!("epoch001")));
+    }
+    world.numbers(1, b);
+    world.publish(1, b, 3);
+    assert_eq!(world.numbers(0, a).last(), Some(&3));
+    assert_eq!(world.numbers(1, b), [3]);
+    // Both nodes have told the broker their members again.
+    assert_eq!(world.streams[ROOM].members.len(), 2);
+}
+
+#[test]
+fn without_the_broker_clients_are_let_in_and_nothing_is_claimed() {
+    let mut world = World::new();
+    world.away = true;
+    let (a, reply) = world.subscriber(0, "a", json!({"offset": 0, "epoch": ""}));
+    assert_eq!(reply["recovered"], false);
+    for (kind, data) in [
+        ("publish", json!({"channel": ROOM, "data": {"n": 1}})),
+        ("history", json!({"channel": ROOM, "limit": 1})),
+    ] {
+        assert_eq!(world.call(0, a, kind, data)["data"]["error_code"], "UNAVAILABLE", "{kind}");
+    }
+    world.come_back();
+    assert_eq!(world.lost(0, a)["reason"], "epoch");
+    assert_eq!(world.publish(0, a, 2)["data"]["offset"], 1);
+    assert_eq!(world.numbers(0, a), [2]);
+    assert_eq!(world.streams[ROOM].members.len(), 1);
+}
+
+#[test]
+fn a_channel_that_nobody_watches_is_let_go_after_the_delay() {
+    let mut world = World::new();
+    let (a, _) = world.subscriber(0, "a", Value::Null);
+    world.publish(0, a, 1);
+    world.nodes[0].drop_socket(a);
+    world.settle();
+    assert!(world.streams[ROOM].attached.contains(&0));
+    world.nodes[0].advance(Duration::from_secs(31));
+    world.settle();
+    assert!(!world.streams[ROOM].attached.contains(&0));
+    // It is found again, with its history.
+    let (_, reply) = world.subscriber(0, "b", json!({"offset": 0, "epoch": "epoch000"}));
+    assert_eq!(reply["recovered"], true, "{reply}");
+}

@@ -1,0 +1,500 @@
+//! Which channels the homes of this node are attached to, and the work of keeping that true.
+//!
+//! One task subscribes, reads snapshots and checks positions, in chunks; the table says what is still to be done for each
+//! channel, so that whatever fails is simply done again. A channel is subscribed first, that is confirmed by the server,
+//! and only then it is read: nothing can fall between.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fred::types::Value;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use gateway_core::broker::{ChannelUpdate, MemberId, Scope, Snapshot};
+use gateway_core::message::{ChannelName, Member, StreamPosition};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::mail::Mail;
+use super::names::Names;
+use super::nodes::Nodes;
+use super::scripts::{Script, ScriptError, Scripts};
+use super::subscriber::Subscriber;
+use super::{position, record};
+use crate::redis::Redis;
+
+/// Channels that are worked on together.
+const CHUNK: usize = 512;
+/// Before work that failed is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+/// From seeing a difference to believing it: a publication may be on its way.
+const DOUBT: Duration = Duration::from_millis(500);
+
+/// What is to be checked of a channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Check {
+    #[default]
+    Nothing,
+    /// Whether Redis stands where this node stands; a difference may be a publication on its way.
+    Position,
+    /// As before, for a difference that was seen already.
+    Doubted(StreamPosition),
+    /// As before, after publications may have been missed.
+    Missed,
+}
+
+/// One attached channel.
+#[derive(Debug)]
+struct Link {
+    scope: Scope,
+    subscribed: bool,
+    /// A snapshot is owed.
+    owed: bool,
+    /// From this position on.
+    known: Option<StreamPosition>,
+    check: Check,
+    /// The newest position that was passed on to the home.
+    seen: Option<StreamPosition>,
+    unlinked_told: bool,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    links: HashMap<ChannelName, Link>,
+    /// Channels with something to do.
+    work: HashSet<ChannelName>,
+    leaving: HashSet<ChannelName>,
+    /// Channels to look at again, and when, in order.
+    doubted: VecDeque<(Instant, ChannelName)>,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Links {
+    redis: Arc<Redis>,
+    scripts: Arc<Scripts>,
+    subscriber: Arc<Subscriber>,
+    names: Names,
+    mail: Arc<Mail>,
+    nodes: Arc<Nodes>,
+    position_ttl: Duration,
+    check_interval: Duration,
+    table: Mutex<Table>,
+    more: Notify,
+    snapshots: AtomicU64,
+    missed: AtomicU64,
+}
+
+/// What all parts of the broker use.
+#[derive(Clone, Debug)]
+pub(super) struct Common {
+    pub redis: Arc<Redis>,
+    pub scripts: Arc<Scripts>,
+    pub subscriber: Arc<Subscriber>,
+    pub names: Names,
+    pub mail: Arc<Mail>,
+    pub nodes: Arc<Nodes>,
+}
+
+impl Links {
+    pub(super) fn new(common: Common, position_ttl: Duration, check_interval: Duration) -> Self {
+        let Common { redis, scripts, subscriber, names, mail, nodes } = common;
+        Self {
+            redis,
+            scripts,
+            subscriber,
+            names,
+            mail,
+            nodes,
+            position_ttl,
+            check_interval,
+            table: Mutex::default(),
+            more: Notify::new(),
+            snapshots: AtomicU64::new(0),
+            missed: AtomicU64::new(0),
+        }
+    }
+
+    /// Attached channels.
+    pub(super) fn count(&self) -> usize {
+        self.table().links.len()
+    }
+
+    /// Snapshots read, and channels that were found behind Redis.
+    pub(super) fn counts(&self) -> [u64; 2] {
+        [&self.snapshots, &self.missed].map(|count| count.load(Ordering::Relaxed))
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // The table is only changed by whole operations, so a panic elsewhere leaves it sound.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A home wants a snapshot, and every publication from now on.
+    pub(super) fn want(&self, channel: &ChannelName, scope: Scope, known: Option<StreamPosition>) {
+        let mut table = self.table();
+        table.leaving.remove(channel);
+        let link = table.links.entry(ChannelName::clone(channel)).or_insert_with(|| Link {
+            scope,
+            subscribed: false,
+            owed: false,
+            known,
+            check: Check::Nothing,
+            seen: None,
+            unlinked_told: false,
+        });
+        link.scope = scope;
+        (link.owed, link.known) = (true, known);
+        link.unlinked_told = false;
+        table.work.insert(ChannelName::clone(channel));
+        drop(table);
+        self.more.notify_one();
+    }
+
+    /// A home has let a channel go.
+    pub(super) fn leave(&self, channel: &ChannelName) {
+        let mut table = self.table();
+        table.links.remove(channel);
+        table.work.remove(channel);
+        table.leaving.insert(ChannelName::clone(channel));
+        drop(table);
+        self.more.notify_one();
+    }
+
+    /// A publication came from Redis. Answers the channel's own name when a home is attached to it.
+    pub(super) fn saw(&self, channel: &str, position: StreamPosition) -> Option<ChannelName> {
+        let mut table = self.table();
+        let (name, _) = table.links.get_key_value(channel)?;
+        let name = ChannelName::clone(name);
+        if position.offset > 0
+            && let Some(link) = table.links.get_mut(channel)
+        {
+            link.seen = Some(position);
+        }
+        Some(name)
+    }
+
+    /// The connection of the subscriber is a new one: everything is subscribed anew, then checked.
+    pub(super) fn connection_is_new(&self) {
+        self.mark_all(true);
+    }
+
+    /// Publications may have been missed.
+    pub(super) fn may_have_missed(&self) {
+        self.mark_all(false);
+    }
+
+    fn mark_all(&self, resubscribe: bool) {
+        let mut table = self.table();
+        let Table { links, work, .. } = &mut *table;
+        for (channel, link) in links.iter_mut() {
+            link.subscribed &= !resubscribe;
+            link.check = Check::Missed;
+            work.insert(ChannelName::clone(channel));
+        }
+        drop(table);
+        self.more.notify_one();
+    }
+
+    /// Checks every attached channel once in each interval, evenly spread, until the future is dropped.
+    pub(super) async fn check_positions(&self) {
+        loop {
+            let channels: Vec<ChannelName> = self.table().links.keys().cloned().collect();
+            let chunks = channels.len().div_ceil(CHUNK).max(1);
+            let pause = self.check_interval / u32::try_from(chunks).unwrap_or(u32::MAX);
+            for chunk in channels.chunks(CHUNK) {
+                self.mark(chunk);
+                tokio::time::sleep(pause).await;
+            }
+            if channels.is_empty() {
+                tokio::time::sleep(self.check_interval).await;
+            }
+        }
+    }
+
+    fn mark(&self, channels: &[ChannelName]) {
+        let mut table = self.table();
+        let Table { links, work, .. } = &mut *table;
+        for channel in channels {
+            let Some(link) = links.get_mut(channel) else { continue };
+            if link.check == Check::Nothing {
+                link.check = Check::Position;
+                work.insert(ChannelName::clone(channel));
+            }
+        }
+        drop(table);
+        self.more.notify_one();
+    }
+
+    /// Does what is to be done until the future is dropped.
+    pub(super) async fn run(&self) {
+        loop {
+            let doubt = self.table().doubted.front().map(|(at, _)| *at);
+            tokio::select! {
+                () = self.more.notified() => {}
+                () = sleep_until(doubt) => self.look_again(),
+            }
+            while let Some(chunk) = self.next_chunk().await {
+                if self.work_on(&chunk).await.is_err() {
+                    self.put_back(&chunk);
+                    tokio::time::sleep(RETRY_INTERVAL).await;
+                }
+            }
+        }
+    }
+
+    fn look_again(&self) {
+        let mut table = self.table();
+        let Table { work, doubted, .. } = &mut *table;
+        while doubted.front().is_some_and(|(at, _)| *at <= Instant::now()) {
+            work.extend(doubted.pop_front().map(|(_, channel)| channel));
+        }
+    }
+
+    async fn next_chunk(&self) -> Option<Vec<ChannelName>> {
+        let leaving: Vec<ChannelName> = self.table().leaving.drain().collect();
+        if !leaving.is_empty() {
+            let topics = leaving.iter().map(|channel| self.names.topic(channel)).collect();
+            // One that cannot be left sends what nobody takes; it ends with the connection.
+            let _left = self.subscriber.unsubscribe(topics).await;
+        }
+        let mut table = self.table();
+        let chunk: Vec<ChannelName> = table.work.iter().take(CHUNK).cloned().collect();
+        for channel in &chunk {
+            table.work.remove(channel);
+        }
+        (!chunk.is_empty()).then_some(chunk)
+    }
+
+    /// What is left to do for `chunk` is done again; homes that wait for a first snapshot are told that it takes long.
+    fn put_back(&self, chunk: &[ChannelName]) {
+        let mut unlinked = Vec::new();
+        let mut table = self.table();
+        let Table { links, work, .. } = &mut *table;
+        for channel in chunk {
+            let Some(link) = links.get_mut(channel) else { continue };
+            if !link.subscribed || link.owed || link.check != Check::Nothing {
+                work.insert(ChannelName::clone(channel));
+            }
+            if link.owed && !link.unlinked_told {
+                link.unlinked_told = true;
+                unlinked.push(ChannelName::clone(channel));
+            }
+        }
+        drop(table);
+        for channel in unlinked {
+            self.mail.tell(&channel, ChannelUpdate::Unlinked);
+        }
+    }
+
+    async fn work_on(&self, chunk: &[ChannelName]) -> Result<(), ScriptError> {
+        self.subscribe(chunk).await?;
+        self.read(chunk).await?;
+        self.check(chunk).await
+    }
+
+    fn select(&self, chunk: &[ChannelName], wanted: impl Fn(&Link) -> bool) -> Vec<ChannelName> {
+        let table = self.table();
+        let is_wanted = |channel: &&ChannelName| table.links.get(*channel).is_some_and(&wanted);
+        chunk.iter().filter(is_wanted).cloned().collect()
+    }
+
+    async fn subscribe(&self, chunk: &[ChannelName]) -> Result<(), ScriptError> {
+        let fresh = self.select(chunk, |link| !link.subscribed);
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let connection = self.subscriber.connection();
+        let topics = fresh.iter().map(|channel| self.names.topic(channel)).collect();
+        self.subscriber.subscribe(topics).await?;
+        if self.subscriber.connection() != connection {
+            // It was made on a connection that is gone; all are marked again.
+            return Ok(());
+        }
+        let mut table = self.table();
+        for channel in &fresh {
+            if let Some(link) = table.links.get_mut(channel) {
+                link.subscribed = true;
+            }
+        }
+        Ok(())
+    }
+
+    async fn read(&self, chunk: &[ChannelName]) -> Result<(), ScriptError> {
+        let owed = self.select(chunk, |link| link.owed);
+        let mut reads: FuturesUnordered<_> =
+            owed.iter().map(|channel| self.read_one(channel)).collect();
+        let mut result = Ok(());
+        while let Some(read) = reads.next().await {
+            if let Err(error) = read {
+                result = Err(error);
+            }
+        }
+        result
+    }
+
+    async fn read_one(&self, channel: &ChannelName) -> Result<(), ScriptError> {
+        let Some((scope, known)) = self
+            .table()
+            .links
+            .get(channel)
+            .filter(|link| link.owed)
+            .map(|link| (link.scope, link.known))
+        else {
+            return Ok(());
+        };
+        let parts = || self.read_parts(channel, scope, known);
+        let answer = self.scripts.call_loaded(&self.redis, Script::Read, parts).await?;
+        self.snapshots.fetch_add(1, Ordering::Relaxed);
+        let Some(snapshot) = self.snapshot(answer, scope) else {
+            tracing::error!(category = "error", event = "redis_snapshot_unreadable", channel = %channel);
+            return Ok(());
+        };
+        let mut table = self.table();
+        let Some(link) = table.links.get_mut(channel) else { return Ok(()) };
+        if link.seen.is_none_or(|seen| is_behind(seen, snapshot.top)) {
+            link.seen = Some(snapshot.top);
+        }
+        if link.known == known {
+            link.owed = false;
+        }
+        drop(table);
+        self.mail.tell(channel, ChannelUpdate::Snapshot(Box::new(snapshot)));
+        Ok(())
+    }
+
+    fn read_parts(
+        &self,
+        channel: &str,
+        scope: Scope,
+        known: Option<StreamPosition>,
+    ) -> (Vec<String>, Vec<Value>) {
+        let names = self.names.keys(channel);
+        let (epoch, offset) = known
+            .map_or((String::new(), 0), |known| (known.epoch.as_str().to_owned(), known.offset));
+        let arguments = vec![
+            super::new_epoch().into(),
+            self.position_ttl.as_millis().to_string().into(),
+            epoch.into(),
+            offset.to_string().into(),
+            scope.history_size.to_string().into(),
+            (if scope.members { "1" } else { "0" }).into(),
+        ];
+        (vec![names.meta, names.stream, names.members], arguments)
+    }
+
+    fn snapshot(&self, answer: Value, scope: Scope) -> Option<Snapshot> {
+        let Value::Array(items) = answer else { return None };
+        let mut items = items.into_iter();
+        let top = position::read(&items.next()?.as_str()?)?;
+        let count: usize = items.next()?.as_str()?.parse().ok()?;
+        let oldest = super::unix_now().saturating_sub(scope.history_ttl);
+        let mut publications = Vec::with_capacity(count.min(CHUNK));
+        for _ in 0..count {
+            let offset: u64 = items.next()?.as_str()?.parse().ok()?;
+            let payload = bytes_of(items.next()?)?;
+            let position = StreamPosition { offset, ..top };
+            match self.nodes.placed(position, payload) {
+                Some(placed) if placed.unix >= oldest => publications.push(placed),
+                // Expired, though newer ones keep the stream alive.
+                Some(_) => {}
+                None => tracing::warn!(category = "error", event = "publication_unreadable"),
+            }
+        }
+        let members = scope.members.then(|| self.members(items));
+        Some(Snapshot { top, publications, members })
+    }
+
+    fn members(&self, mut items: impl Iterator<Item = Value>) -> Vec<(MemberId, Member)> {
+        let mut members = Vec::new();
+        while let (Some(field), Some(member)) = (items.next(), items.next()) {
+            let id = bytes_of(field).and_then(|field| record::member_id(&field));
+            let member = bytes_of(member).and_then(|mut bytes| record::take_member(&mut bytes));
+            if let (Some(id), Some(member)) = (id, member)
+                && self.nodes.note_foreign(id.node)
+            {
+                members.push((id, member));
+            }
+        }
+        members
+    }
+
+    async fn check(&self, chunk: &[ChannelName]) -> Result<(), ScriptError> {
+        let checked = self.select(chunk, |link| link.check != Check::Nothing);
+        // A Redis Cluster takes keys of one channel at a time.
+        let at_once = if self.redis.is_clustered() { 1 } else { CHUNK };
+        let mut calls: FuturesUnordered<_> =
+            checked.chunks(at_once).map(|part| self.check_part(part)).collect();
+        while let Some(checked) = calls.next().await {
+            checked?;
+        }
+        Ok(())
+    }
+
+    async fn check_part(&self, part: &[ChannelName]) -> Result<(), ScriptError> {
+        let parts = || {
+            let keys = part.iter().flat_map(|channel| {
+                let names = self.names.keys(channel);
+                [names.meta, names.stream, names.members]
+            });
+            let ttl = self.position_ttl.as_millis().to_string();
+            (keys.collect(), vec![super::new_epoch().into(), ttl.into()])
+        };
+        let answer = self.scripts.call_loaded(&self.redis, Script::Check, parts).await?;
+        let Value::Array(positions) = answer else { return Ok(()) };
+        for (channel, text) in part.iter().zip(positions) {
+            let Some(top) = text.as_str().and_then(|text| position::read(&text)) else { continue };
+            if self.compare(channel, top) {
+                let again = (Instant::now() + DOUBT, ChannelName::clone(channel));
+                self.table().doubted.push_back(again);
+            }
+        }
+        Ok(())
+    }
+
+    /// Redis stands at `top`. Answers whether that is to be looked at again.
+    fn compare(&self, channel: &ChannelName, top: StreamPosition) -> bool {
+        let mut table = self.table();
+        let Some(link) = table.links.get_mut(channel) else { return false };
+        let check = std::mem::take(&mut link.check);
+        let Some(seen) = link.seen else { return false };
+        let behind = match check {
+            Check::Position if is_behind(seen, top) => {
+                link.check = Check::Doubted(top);
+                return true;
+            }
+            Check::Nothing | Check::Position => false,
+            Check::Doubted(doubted) => is_behind(seen, doubted),
+            Check::Missed => is_behind(seen, top),
+        };
+        if behind {
+            drop(table);
+            self.missed.fetch_add(1, Ordering::Relaxed);
+            self.mail.tell(channel, ChannelUpdate::Behind);
+        }
+        false
+    }
+}
+
+/// Never, when there is no time.
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether `seen` lacks something of a stream that stands at `top`.
+fn is_behind(seen: StreamPosition, top: StreamPosition) -> bool {
+    seen.epoch != top.epoch || seen.offset < top.offset
+}
+
+pub(super) fn bytes_of(value: Value) -> Option<Bytes> {
+    match value {
+        Value::Bytes(bytes) => Some(bytes),
+        Value::String(text) => Some(text.into_inner()),
+        _ => None,
+    }
+}

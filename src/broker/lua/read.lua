@@ -1,0 +1,25 @@
+-- Where a channel stands, what it keeps, and who is in it.
+-- KEYS: metadata, stream, members. ARGV: epoch for a new stream, life of the metadata in ms, known epoch, known offset,
+-- publications wanted (0 = none), "1" when members are wanted.
+-- Answers the position, the number of publications, offset and payload of each that comes after the known position, then
+-- field and value of each member.
+local epoch, offset = stand(KEYS[1], KEYS[2], ARGV[1], ARGV[2])
+local from = '-'
+if ARGV[3] == epoch then
+  from = '(' .. ARGV[4] .. '-0'
+end
+local kept = {}
+if ARGV[5] ~= '0' then
+  kept = redis.call('XRANGE', KEYS[2], from, '+')
+end
+local answer = {epoch .. string.format('%.0f', offset), tostring(#kept)}
+for _, entry in ipairs(kept) do
+  answer[#answer + 1] = string.match(entry[1], '^%d+')
+  answer[#answer + 1] = entry[2][2]
+end
+if ARGV[6] == '1' then
+  for _, item in ipairs(redis.call('HGETALL', KEYS[3])) do
+    answer[#answer + 1] = item
+  end
+end
+return answer

@@ -1,0 +1,154 @@
+//! Which node is meant by the number in records and in members' fields: the last part of a node's id.
+//!
+//! A node that the cluster does not list any more is gone when its lease could have ended since it was last seen; then
+//! its members leave everywhere, once.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use gateway_core::broker::{BrokerUpdate, Placed};
+use gateway_core::message::StreamPosition;
+use gateway_core::time::Now;
+
+use super::mail::Mail;
+use super::record;
+use crate::bridge::Bridge;
+use crate::cluster::{Cluster, node_number};
+
+/// Nodes that are remembered to be gone; an older one is found anew.
+const GONE_MAX: usize = 4096;
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Other nodes, and when the cluster listed them last, or when they were first met.
+    foreign: HashMap<u64, Instant>,
+    gone: HashSet<u64>,
+    /// What this node was called before it was fenced.
+    former: HashSet<u64>,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    cluster: Arc<Cluster>,
+    bridge: Bridge,
+    own: AtomicU64,
+    known: Mutex<Known>,
+    lease_ttl: Duration,
+}
+
+impl Nodes {
+    pub(super) fn new(cluster: Arc<Cluster>, bridge: Bridge, lease_ttl: Duration) -> Self {
+        let own = AtomicU64::new(node_number(&cluster.id()));
+        Self { cluster, bridge, own, known: Mutex::default(), lease_ttl }
+    }
+
+    /// Number of this node.
+    pub(super) fn own(&self) -> u64 {
+        self.own.load(Ordering::Relaxed)
+    }
+
+    /// Other nodes that the cluster lists.
+    pub(super) fn others(&self) -> Vec<u64> {
+        let view = self.cluster.view();
+        let numbers = view.nodes.iter().map(|node| node_number(&node.id));
+        numbers.filter(|node| !self.is_own(*node)).collect()
+    }
+
+    /// The clock of the shards.
+    pub(super) fn now(&self) -> Now {
+        self.bridge.shards().now()
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is, or was, this node.
+    pub(super) fn is_own(&self, node: u64) -> bool {
+        node == self.own() || self.known().former.contains(&node)
+    }
+
+    /// Whether members of `node` are to be believed: it is another one, and not gone.
+    pub(super) fn note_foreign(&self, node: u64) -> bool {
+        if self.is_own(node) {
+            return false;
+        }
+        let mut known = self.known();
+        if known.gone.contains(&node) {
+            return false;
+        }
+        known.foreign.entry(node).or_insert_with(Instant::now);
+        true
+    }
+
+    /// Follows the cluster until the future is dropped.
+    pub(super) async fn watch(&self, mail: &Mail, interval: Duration) {
+        loop {
+            tokio::time::sleep(interval).await;
+            self.follow_own(mail);
+            for node in self.find_gone() {
+                tracing::info!(
+                    category = "system",
+                    event = "members_left",
+                    node = format!("{node:016x}")
+                );
+                mail.tell_all(|| BrokerUpdate::NodeLeft(node));
+            }
+        }
+    }
+
+    fn follow_own(&self, mail: &Mail) {
+        let own = node_number(&self.cluster.id());
+        let before = self.own.swap(own, Ordering::Relaxed);
+        if own != before {
+            self.known().former.insert(before);
+            mail.tell_all(|| BrokerUpdate::TellMembers);
+        }
+    }
+
+    fn find_gone(&self) -> Vec<u64> {
+        if self.cluster.is_stale() {
+            return Vec::new();
+        }
+        let view = self.cluster.view();
+        let mut known = self.known();
+        let now = Instant::now();
+        for node in view.nodes.iter().map(|node| node_number(&node.id)) {
+            known.gone.remove(&node);
+            if let Some(listed) = known.foreign.get_mut(&node) {
+                *listed = now;
+            }
+        }
+        let is_gone = |listed: Instant| now.duration_since(listed) > self.lease_ttl / 2;
+        let gone: Vec<u64> =
+            known.foreign.iter().filter(|(_, at)| is_gone(**at)).map(|(node, _)| *node).collect();
+        if known.gone.len() > GONE_MAX {
+            known.gone.clear();
+        }
+        for node in &gone {
+            known.foreign.remove(node);
+            known.gone.insert(*node);
+        }
+        gone
+    }
+
+    /// A publication as Redis gave it; `None` when it cannot be read.
+    pub(super) fn placed(&self, position: StreamPosition, payload: Bytes) -> Option<Placed> {
+        let (mut publish, stamp) = record::decode(payload)?;
+        let own = self.is_own(stamp.node);
+        if !own {
+            // Another node's monotonic clock means nothing here.
+            publish.accepted_at = self.now().mono;
+        }
+        Some(Placed {
+            position,
+            unix: stamp.unix,
+            publish: Arc::new(publish),
+            sender: stamp.sender.filter(|_| own),
+        })
+    }
+}

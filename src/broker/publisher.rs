@@ -1,0 +1,392 @@
+//! Writes to Redis: publishes, removals and members, in the order in which they came.
+//!
+//! Whatever waits is taken together: one script call carries up to `redis.batch_max` operations, and a few calls are under
+//! way at once on one connection, so their order is kept. A single operation is sent at once. What waits is bounded, has a
+//! deadline, and is always answered. When the server does not know the scripts nothing was done: then the calls under
+//! way are awaited, the scripts are loaded, and those calls are made again in their order.
+
+use std::collections::{HashSet, VecDeque};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use fred::types::Value;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use gateway_core::broker::ChannelUpdate;
+use gateway_core::error::{ClientError, ErrorCode};
+use gateway_core::message::{ChannelName, ChannelOutcome, ChannelReply, Origin, StreamPosition};
+use tokio::sync::Notify;
+
+use super::mail::Mail;
+use super::names::Names;
+use super::position;
+use super::scripts::{Script, ScriptError, Scripts};
+use crate::redis::Redis;
+
+/// Script calls under way at once: enough to keep the connection busy while answers are on their way.
+const CALLS_MAX: usize = 8;
+
+/// One operation.
+#[derive(Debug)]
+pub(super) struct Write {
+    pub channel: ChannelName,
+    pub kind: WriteKind,
+    pub payload: Vec<u8>,
+    pub at: Instant,
+}
+
+#[derive(Debug)]
+pub(super) enum WriteKind {
+    Publish {
+        origin: Origin,
+        size: u32,
+        ttl: Duration,
+        key: Option<Box<str>>,
+    },
+    PublishOutside {
+        origin: Origin,
+    },
+    Remove {
+        origin: Origin,
+    },
+    Joined {
+        field: String,
+        member: Vec<u8>,
+    },
+    Left {
+        field: String,
+    },
+    /// First part of the fields, and all members.
+    Members {
+        first: String,
+        members: Vec<(String, Vec<u8>)>,
+    },
+}
+
+impl Write {
+    fn origin(&self) -> Option<Origin> {
+        match self.kind {
+            WriteKind::Publish { origin, .. }
+            | WriteKind::PublishOutside { origin }
+            | WriteKind::Remove { origin } => Some(origin),
+            _ => None,
+        }
+    }
+}
+
+/// Bounds of the writer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WriteLimits {
+    pub waiting_max: usize,
+    pub batch_max: usize,
+    pub deadline: Duration,
+    /// Life of the metadata and members of a channel that nobody touches.
+    pub position_ttl: Duration,
+    pub idempotency_ttl: Duration,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    redis: Arc<Redis>,
+    scripts: Arc<Scripts>,
+    names: Names,
+    mail: Arc<Mail>,
+    limits: WriteLimits,
+    waiting: Mutex<VecDeque<Write>>,
+    more: Notify,
+    /// Channels whose members Redis may not know.
+    owed: Mutex<HashSet<ChannelName>>,
+    written: AtomicU64,
+    failed: AtomicU64,
+    refused: AtomicU64,
+    calls: AtomicU64,
+}
+
+/// A call that has ended.
+type Done = (Vec<Write>, Result<Value, ScriptError>);
+type Call<'a> = Pin<Box<dyn Future<Output = Done> + Send + 'a>>;
+
+impl Publisher {
+    pub(super) fn new(
+        (redis, scripts): (Arc<Redis>, Arc<Scripts>),
+        names: Names,
+        mail: Arc<Mail>,
+        limits: WriteLimits,
+    ) -> Self {
+        Self {
+            redis,
+            scripts,
+            names,
+            mail,
+            limits,
+            waiting: Mutex::default(),
+            more: Notify::new(),
+            owed: Mutex::default(),
+            written: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
+        }
+    }
+
+    /// Operations carried out, failed, and refused because too many waited; calls that carried them.
+    pub(super) fn counts(&self) -> [u64; 4] {
+        [&self.written, &self.failed, &self.refused, &self.calls]
+            .map(|count| count.load(Ordering::Relaxed))
+    }
+
+    /// Operations that wait to be sent.
+    pub(super) fn waiting(&self) -> usize {
+        self.queue().len()
+    }
+
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Write>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues an operation, or answers that there is no room.
+    pub(super) fn push(&self, write: Write) {
+        let mut queue = self.queue();
+        if queue.len() >= self.limits.waiting_max {
+            drop(queue);
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            self.fail(write, "too many publications wait for Redis; try again");
+            return;
+        }
+        queue.push_back(write);
+        drop(queue);
+        self.more.notify_one();
+    }
+
+    /// Writes until the future is dropped.
+    pub(super) async fn run(&self) {
+        let mut calls: FuturesUnordered<Call<'_>> = FuturesUnordered::new();
+        let mut again: VecDeque<Vec<Write>> = VecDeque::new();
+        loop {
+            while again.is_empty()
+                && calls.len() < CALLS_MAX
+                && let Some(batch) = self.next_batch()
+            {
+                let mut call: Call<'_> = Box::pin(self.call(batch));
+                // The first poll sends it, so that calls leave in order.
+                match poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await {
+                    Poll::Ready(done) => again.extend(self.finish(done)),
+                    Poll::Pending => calls.push(call),
+                }
+            }
+            if calls.is_empty() && !again.is_empty() {
+                self.load_and_repeat(&mut again).await;
+                continue;
+            }
+            tokio::select! {
+                Some(done) = calls.next() => again.extend(self.finish(done)),
+                () = self.more.notified(), if again.is_empty() && calls.len() < CALLS_MAX => {}
+            }
+        }
+    }
+
+    /// Makes calls again that the server did not know the script of.
+    async fn load_and_repeat(&self, again: &mut VecDeque<Vec<Write>>) {
+        let loaded = self.scripts.load(&self.redis).await;
+        while let Some(batch) = again.pop_front() {
+            let done = match &loaded {
+                Ok(()) => self.call(batch).await,
+                Err(_) => (batch, Err(ScriptError::NotLoaded)),
+            };
+            let (batch, answer) = done;
+            match answer {
+                Ok(answer) => self.succeed(batch, &answer),
+                Err(error) => self.fail_all(batch, &error),
+            }
+        }
+    }
+
+    /// What waits, in order, as far as one call may carry it. What has waited too long is answered.
+    fn next_batch(&self) -> Option<Vec<Write>> {
+        let mut batch = Vec::new();
+        let mut late = Vec::new();
+        {
+            let mut queue = self.queue();
+            while batch.len() < self.limits.batch_max
+                && let Some(write) = queue.pop_front()
+            {
+                if write.at.elapsed() >= self.limits.deadline {
+                    late.push(write);
+                    continue;
+                }
+                let alone = matches!(write.kind, WriteKind::Members { .. });
+                if alone && !batch.is_empty() {
+                    queue.push_front(write);
+                    break;
+                }
+                batch.push(write);
+                if alone {
+                    break;
+                }
+            }
+        }
+        for write in late {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+            self.fail(write, "Redis did not take the publication in time; try again");
+        }
+        (!batch.is_empty()).then_some(batch)
+    }
+
+    async fn call(&self, batch: Vec<Write>) -> Done {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let (script, keys, arguments) = match &batch[..] {
+            [write @ Write { kind: WriteKind::Members { .. }, .. }] => {
+                let (keys, arguments) = self.members_parts(write);
+                (Script::Members, keys, arguments)
+            }
+            writes => {
+                let (mut keys, mut arguments) = (Vec::new(), Vec::new());
+                for write in writes {
+                    self.add_parts(write, &mut keys, &mut arguments);
+                }
+                (Script::Write, keys, arguments)
+            }
+        };
+        let answer = self.scripts.call(&self.redis, script, (keys, arguments)).await;
+        (batch, answer)
+    }
+
+    fn add_parts(&self, write: &Write, keys: &mut Vec<String>, arguments: &mut Vec<Value>) {
+        let names = self.names.keys(&write.channel);
+        let none = || Value::from_static_str("0");
+        let (kind, extra, rest) = match &write.kind {
+            WriteKind::Publish { size, ttl, key, .. } => {
+                let idempotency_ttl =
+                    if key.is_some() { self.limits.idempotency_ttl } else { Duration::ZERO };
+                let key = key.as_ref().map_or_else(
+                    || names.members.clone(),
+                    |key| self.names.idempotency_key(&write.channel, key),
+                );
+                let size = if ttl.is_zero() { 0 } else { *size };
+                ("p", key, [text(size), millis(*ttl), millis(idempotency_ttl)])
+            }
+            WriteKind::PublishOutside { .. } => ("s", names.members, [none(), none(), none()]),
+            WriteKind::Remove { .. } => ("r", names.members, [none(), none(), none()]),
+            WriteKind::Joined { field, member } => {
+                let member = Value::Bytes(member.clone().into());
+                let ttl = millis(self.limits.position_ttl);
+                ("j", names.members, [field.as_str().into(), member, ttl])
+            }
+            WriteKind::Left { field } => {
+                ("l", names.members, [field.as_str().into(), none(), none()])
+            }
+            WriteKind::Members { .. } => unreachable!("it is called alone"),
+        };
+        keys.extend([names.meta, names.stream, extra]);
+        arguments.extend([
+            kind.into(),
+            self.names.topic(&write.channel).into(),
+            Value::Bytes(write.payload.clone().into()),
+            super::new_epoch().into(),
+            millis(self.limits.position_ttl),
+        ]);
+        arguments.extend(rest);
+    }
+
+    fn members_parts(&self, write: &Write) -> (Vec<String>, Vec<Value>) {
+        let WriteKind::Members { first, members } = &write.kind else { return Default::default() };
+        let mut arguments = vec![
+            self.names.topic(&write.channel).into(),
+            Value::Bytes(write.payload.clone().into()),
+            first.as_str().into(),
+            millis(self.limits.position_ttl),
+        ];
+        for (field, member) in members {
+            arguments.push(field.as_str().into());
+            arguments.push(Value::Bytes(member.clone().into()));
+        }
+        (vec![self.names.keys(&write.channel).members], arguments)
+    }
+
+    /// Answers what a call has come to; gives it back when it is to be made again.
+    fn finish(&self, (batch, answer): Done) -> Option<Vec<Write>> {
+        match answer {
+            Ok(answer) => self.succeed(batch, &answer),
+            Err(ScriptError::NotLoaded) => return Some(batch),
+            Err(error) => self.fail_all(batch, &error),
+        }
+        None
+    }
+
+    fn succeed(&self, batch: Vec<Write>, answer: &Value) {
+        self.written.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        let positions = match answer {
+            Value::Array(positions) => &positions[..],
+            _ => &[],
+        };
+        for (index, write) in batch.into_iter().enumerate() {
+            let Some(origin) = write.origin() else { continue };
+            let position = positions.get(index).and_then(Value::as_str);
+            let outcome = match position.as_deref().and_then(position::read) {
+                Some(position) => Ok(outcome_of(&write.kind, position)),
+                None => Err(unavailable("Redis answered something else than a position")),
+            };
+            self.mail.reply(ChannelReply { origin, channel: write.channel, outcome });
+        }
+        self.tell_owed();
+    }
+
+    /// Homes whose members Redis may not know tell them again.
+    pub(super) fn tell_owed(&self) {
+        let owed = std::mem::take(&mut *self.owed());
+        for channel in owed {
+            self.mail.tell(&channel, ChannelUpdate::TellMembers);
+        }
+    }
+
+    fn fail_all(&self, batch: Vec<Write>, error: &ScriptError) {
+        self.failed.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        tracing::debug!(category = "error", event = "redis_write_failed", writes = batch.len(), %error);
+        for write in batch {
+            self.fail(
+                write,
+                "Redis cannot be reached, or did not answer in time: it is not known whether it was \
+                 published; try again, with the same idempotency_key",
+            );
+        }
+    }
+
+    fn fail(&self, write: Write, message: &'static str) {
+        match write.origin() {
+            Some(origin) => {
+                let outcome = Err(unavailable(message));
+                self.mail.reply(ChannelReply { origin, channel: write.channel, outcome });
+            }
+            None => {
+                self.owed().insert(write.channel);
+            }
+        }
+    }
+
+    fn owed(&self) -> MutexGuard<'_, HashSet<ChannelName>> {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn outcome_of(kind: &WriteKind, position: StreamPosition) -> ChannelOutcome {
+    match kind {
+        WriteKind::Remove { .. } => ChannelOutcome::HistoryRemoved(position),
+        _ => ChannelOutcome::Published(position),
+    }
+}
+
+fn unavailable(message: &'static str) -> ClientError {
+    ClientError::new(ErrorCode::Unavailable, message)
+}
+
+fn text(number: u32) -> Value {
+    number.to_string().into()
+}
+
+fn millis(duration: Duration) -> Value {
+    duration.as_millis().to_string().into()
+}

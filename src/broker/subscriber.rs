@@ -1,0 +1,204 @@
+//! The connection on which publications arrive.
+//!
+//! The client reconnects by itself and drops the server's confirmations of subscriptions, so everything is proven here: a
+//! PING behind a SUBSCRIBE (the server answers in order), and a probe that goes through Redis and back. A probe that does not
+//! come back makes the client drop the connection.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use fred::clients::Client;
+use fred::error::Error;
+use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
+use fred::types::Message;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::redis::{Redis, RedisError};
+
+/// See the module's documentation.
+pub(super) struct Subscriber {
+    client: Client,
+    clustered: bool,
+    timeout: Duration,
+    /// Counts connections.
+    connection: AtomicU64,
+    /// The connection on which probes arrive.
+    probed: AtomicU64,
+    /// The newest probe that came back.
+    returned: watch::Sender<u64>,
+    probe_micros: AtomicU64,
+    reconnects: AtomicU64,
+}
+
+impl std::fmt::Debug for Subscriber {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Subscriber").finish_non_exhaustive()
+    }
+}
+
+impl Subscriber {
+    pub(super) fn new(client: Client, timeout: Duration) -> Self {
+        Self {
+            clustered: client.is_clustered(),
+            client,
+            timeout,
+            connection: AtomicU64::new(0),
+            probed: AtomicU64::new(0),
+            returned: watch::Sender::new(0),
+            probe_micros: AtomicU64::new(0),
+            reconnects: AtomicU64::new(0),
+        }
+    }
+
+    /// Begins to connect.
+    pub(super) fn connect(&self) {
+        // Ends when the client quits.
+        let _task = self.client.connect();
+    }
+
+    /// What arrives.
+    pub(super) fn messages(&self) -> Receiver<Message> {
+        self.client.message_rx()
+    }
+
+    /// A notice for every new connection.
+    pub(super) fn connections(&self) -> Receiver<fred::types::config::Server> {
+        self.client.reconnect_rx()
+    }
+
+    /// Which connection is in use.
+    pub(super) fn connection(&self) -> u64 {
+        self.connection.load(Ordering::Acquire)
+    }
+
+    pub(super) fn connection_is_new(&self) {
+        self.connection.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Subscribes to what every node listens to, probes among it; answers whether it will arrive.
+    /// Without probes the connection would not be watched, so it is made anew.
+    pub(super) async fn subscribe_own(&self, topics: Vec<String>) -> bool {
+        let connection = self.connection();
+        let subscribed = self.subscribe(topics).await.is_ok();
+        if subscribed {
+            self.probed.store(connection, Ordering::Release);
+        } else {
+            self.drop_connection().await;
+        }
+        subscribed
+    }
+
+    /// Times a connection was dropped because a probe did not come back.
+    pub(super) fn reconnects(&self) -> u64 {
+        self.reconnects.load(Ordering::Relaxed)
+    }
+
+    /// Duration of the last probe through Redis and back.
+    pub(super) fn probe_time(&self) -> Duration {
+        Duration::from_micros(self.probe_micros.load(Ordering::Relaxed))
+    }
+
+    /// Subscribes; done when the server has confirmed it.
+    pub(super) async fn subscribe(&self, topics: Vec<String>) -> Result<(), RedisError> {
+        let work = async {
+            if self.clustered {
+                for topic in topics {
+                    self.client.ssubscribe(topic).await?;
+                }
+                return Ok(());
+            }
+            self.client.subscribe(topics).await?;
+            self.client.ping::<()>(None).await
+        };
+        self.within_limit(work).await
+    }
+
+    /// Ends subscriptions.
+    pub(super) async fn unsubscribe(&self, topics: Vec<String>) -> Result<(), RedisError> {
+        let work = async {
+            if self.clustered {
+                for topic in topics {
+                    self.client.sunsubscribe(topic).await?;
+                }
+                return Ok(());
+            }
+            self.client.unsubscribe(topics).await
+        };
+        self.within_limit(work).await
+    }
+
+    async fn within_limit(
+        &self,
+        work: impl Future<Output = Result<(), Error>>,
+    ) -> Result<(), RedisError> {
+        match timeout(self.timeout, work).await {
+            Ok(done) => done.map_err(RedisError::Failed),
+            Err(_) => Err(RedisError::Timeout),
+        }
+    }
+
+    /// The probe with this number has come back.
+    pub(super) fn probe_returned(&self, number: u64) {
+        self.returned.send_replace(number);
+    }
+
+    /// Publishes a message to whoever is subscribed to `topic`.
+    pub(super) async fn send(
+        &self,
+        redis: &Redis,
+        topic: &str,
+        text: String,
+    ) -> Result<(), RedisError> {
+        let topic = topic.to_owned();
+        redis
+            .call(async |client: Client| {
+                if client.is_clustered() {
+                    client.spublish(topic, text).await
+                } else {
+                    client.publish(topic, text).await
+                }
+            })
+            .await
+    }
+
+    /// Sends probes until the future is dropped.
+    pub(super) async fn probe(&self, redis: &Redis, topic: &str, interval: Duration) {
+        for number in 1.. {
+            let connection = self.connection();
+            if connection == 0 || self.probed.load(Ordering::Acquire) != connection {
+                // Not connected, or about to be subscribed: nothing can come back.
+                tokio::time::sleep(interval / 4).await;
+                continue;
+            }
+            let mut returned = self.returned.subscribe();
+            let began = Instant::now();
+            if self.send(redis, topic, number.to_string()).await.is_ok() {
+                let came = returned.wait_for(|newest| *newest >= number);
+                if timeout(self.timeout, came).await.is_ok() {
+                    let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+                    self.probe_micros.store(micros, Ordering::Relaxed);
+                } else {
+                    self.drop_connection().await;
+                }
+            }
+            tokio::time::sleep(interval).await;
+        }
+    }
+
+    async fn drop_connection(&self) {
+        self.reconnects.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(
+            category = "connection",
+            event = "redis_probe_lost",
+            "a probe did not come back through Redis; the connection for publications is made anew",
+        );
+        let _forced = timeout(self.timeout, self.client.force_reconnection()).await;
+    }
+
+    pub(super) async fn quit(&self) {
+        // The process ends either way.
+        let _unheard = timeout(self.timeout, self.client.quit()).await;
+    }
+}

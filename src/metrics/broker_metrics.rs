@@ -1,0 +1,64 @@
+//! What the broker between nodes counts.
+
+use super::families::Families;
+use crate::broker::BrokerCounts;
+
+/// Counters and gauges of the broker.
+pub(super) fn collect(families: &mut Families, counts: &BrokerCounts) {
+    families.counters(
+        "archmesh_broker_writes_total",
+        "Publications, removals and members by what became of them; refused ones found too many waiting.",
+        &["outcome"],
+        ["written", "failed", "refused"]
+            .into_iter()
+            .zip(counts.writes)
+            .map(|(outcome, count)| (outcome.to_owned(), count as f64)),
+    );
+    for (name, help, count) in [
+        ("archmesh_broker_calls_total", "Script calls that carried writes.", counts.calls),
+        ("archmesh_broker_messages_total", "Messages received from Redis.", counts.received),
+        (
+            "archmesh_broker_messages_unreadable_total",
+            "Messages from Redis that could not be read.",
+            counts.unreadable,
+        ),
+        (
+            "archmesh_broker_lagged_total",
+            "Times this node was too slow for what Redis sent; all channels were checked.",
+            counts.lagged,
+        ),
+        (
+            "archmesh_broker_given_up_total",
+            "Publications given up because a shard was too slow; its channels were read again.",
+            counts.given_up,
+        ),
+        ("archmesh_broker_snapshots_total", "Channels read from Redis.", counts.snapshots),
+        (
+            "archmesh_broker_missed_total",
+            "Channels that a check found behind Redis; they were read again.",
+            counts.missed,
+        ),
+        (
+            "archmesh_broker_probe_reconnects_total",
+            "Connections made anew because a probe did not come back through Redis.",
+            counts.probe_reconnects,
+        ),
+    ] {
+        families.counter(name, help, count as f64);
+    }
+    families.gauge(
+        "archmesh_broker_writes_waiting",
+        "Writes that wait to be sent to Redis.",
+        counts.waiting as f64,
+    );
+    families.gauge(
+        "archmesh_broker_channels",
+        "Channels that this node is subscribed to in Redis.",
+        counts.channels as f64,
+    );
+    families.gauge(
+        "archmesh_broker_probe_seconds",
+        "Duration of the last probe through Redis and back.",
+        counts.probe.as_secs_f64(),
+    );
+}

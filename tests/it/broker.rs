@@ -1,0 +1,377 @@
+//! Setup: two nodes and a real Redis, which is cut, hung, emptied and replaced under them.
+//!
+//! Must hold: a channel is one stream on all nodes (order, history, recovery, idempotency, presence); whatever happens to
+//! Redis, a subscriber gets every acknowledged publication once and in order, or is told that it did not.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::gateway::{Gateway, Setup};
+use crate::redis::Redis;
+use crate::socket::{Opening, Socket};
+use crate::support::{eventually, token_with, unix_now, within};
+
+const ROOM: &str = "session:room";
+/// A server that hangs is found after 3 seconds with the default timeouts; the rest is for a busy machine.
+const REPAIRED_MAX: Duration = Duration::from_secs(30);
+
+fn node(redis: &str, name: &str) -> Setup {
+    Setup::new()
+        .set("node.name", name)
+        .set("redis.url", redis)
+        .set("redis.check_interval", "500ms")
+        .set("cluster.lease_interval", "200ms")
+        .set("cluster.lease_ttl", "1s")
+}
+
+fn pair(redis: &Redis) -> (Gateway, Gateway) {
+    let a = node(&redis.url(), "a").start();
+    let b = node(&redis.url(), "b").start();
+    for gateway in [&a, &b] {
+        gateway.await_metric("archmesh_broker_probe_seconds", &[], |seconds| seconds > 0.0);
+    }
+    (a, b)
+}
+
+fn numbers(messages: &[Value]) -> Vec<u64> {
+    messages.iter().map(|message| message["data"]["n"].as_u64().unwrap()).collect()
+}
+
+fn take_numbers(socket: &mut Socket, count: usize) -> Vec<u64> {
+    let messages: Vec<Value> = (0..count).map(|_| socket.take("message")).collect();
+    numbers(&messages)
+}
+
+fn history(socket: &mut Socket) -> Value {
+    let reply = socket.call("history", json!({"channel": ROOM, "limit": 100}));
+    assert_eq!(reply["type"], "history", "{reply}");
+    reply["data"].clone()
+}
+
+fn members(gateway: &Gateway) -> u64 {
+    let answer = gateway.result("presence_stats", &json!({"channel": ROOM}));
+    answer["num_clients"].as_u64().unwrap()
+}
+
+/// Publishes until it is taken, as a client would that retries with its key. Answers the position.
+fn insist(socket: &mut Socket, n: u64) -> Value {
+    within(REPAIRED_MAX, "a publish is acknowledged", || {
+        let body = json!({"channel": ROOM, "data": {"n": n}, "idempotency_key": format!("k{n}")});
+        let reply = socket.call("publish", body);
+        if reply["type"] == "published" {
+            return Some(reply["data"].clone());
+        }
+        assert_eq!(reply["data"]["error_details"]["temporary"], true, "{reply}");
+        None
+    })
+}
+
+/// What a subscriber saw: publications by epoch and offset, and whether something was told to be lost.
+#[derive(Debug, Default)]
+struct Seen {
+    numbers: Vec<u64>,
+    places: HashSet<(String, u64)>,
+    told: bool,
+    last: Option<(String, u64)>,
+}
+
+impl Seen {
+    /// Takes what came. Fails on a duplicate and on a gap that was not told.
+    fn note(&mut self, socket: &mut Socket) {
+        while socket.poll() {}
+        for message in socket.drain_of(&["message", "lost"]) {
+            if message["channel"] != ROOM {
+                continue;
+            }
+            if message["type"] == "lost" {
+                self.note_loss(&message["data"]);
+                continue;
+            }
+            let place = (
+                message["epoch"].as_str().unwrap().to_owned(),
+                message["offset"].as_u64().unwrap(),
+            );
+            assert!(self.places.insert(place.clone()), "twice: {message}");
+            if let Some((epoch, offset)) = &self.last {
+                let follows = *epoch == place.0 && place.1 == offset + 1;
+                assert!(follows, "a silent gap from {offset} to {message}");
+            }
+            self.last = Some(place);
+            self.numbers.push(message["data"]["n"].as_u64().unwrap());
+        }
+    }
+
+    fn note_loss(&mut self, lost: &Value) {
+        self.told = true;
+        self.last = if lost["reason"] == "epoch" {
+            Some((lost["epoch"].as_str().unwrap().to_owned(), lost["offset"].as_u64().unwrap()))
+        } else {
+            let epoch = self.last.take().map(|(epoch, _)| epoch);
+            epoch.zip(lost["to_offset"].as_u64())
+        };
+    }
+
+    /// Waits until a new epoch is told, and answers it.
+    fn await_epoch(&mut self, socket: &mut Socket, epoch: &Value) {
+        within(REPAIRED_MAX, &format!("epoch {epoch} is told"), || {
+            self.note(socket);
+            self.last.as_ref().filter(|(last, _)| epoch == last).map(|_| ())
+        });
+        assert!(self.told);
+    }
+
+    fn await_number(&mut self, socket: &mut Socket, n: u64) {
+        within(REPAIRED_MAX, &format!("publication {n} arrives"), || {
+            self.note(socket);
+            self.numbers.contains(&n).then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_channel_is_one_stream_on_all_nodes() {
+    let redis = Redis::start(&[]);
+    let (a, b) = pair(&redis);
+    let mut on_a = Socket::connect(&a, "ada");
+    let mut on_b = Socket::connect(&b, "bob");
+    assert_eq!(on_a.subscribe(ROOM), on_b.subscribe(ROOM));
+    for n in 1..=20 {
+        let publisher = if n % 2 == 0 { &mut on_a } else { &mut on_b };
+        let reply = publisher.publish(ROOM, json!({"n": n}));
+        assert_eq!(reply["offset"], n, "{reply}");
+    }
+    let expected: Vec<u64> = (1..=20).collect();
+    assert_eq!(take_numbers(&mut on_a, 20), expected);
+    assert_eq!(take_numbers(&mut on_b, 20), expected);
+    // A third one, from a backend, to the node without its subscribers.
+    let answer = b.publish(ROOM, json!({"n": 21}));
+    assert_eq!(answer["offset"], 21, "{answer}");
+    assert_eq!(take_numbers(&mut on_a, 1), [21]);
+    assert_eq!(history(&mut on_a), history(&mut on_b));
+    assert_eq!(history(&mut on_b)["messages"].as_array().unwrap().len(), 21);
+    // The same idempotency key on another node answers the first position.
+    let body = json!({"channel": ROOM, "data": {"n": 22}, "idempotency_key": "same"});
+    let once = on_a.call("publish", body.clone());
+    let again = on_b.call("publish", body);
+    assert_eq!(once["data"]["offset"], 22, "{once}");
+    assert_eq!(once["data"], again["data"]);
+    // Removed on one node, gone on both.
+    a.result("history_remove", &json!({"channel": ROOM}));
+    eventually("b forgets the publications", || {
+        history(&mut on_b)["messages"].as_array().unwrap().is_empty().then_some(())
+    });
+    assert_eq!(a.metric("archmesh_broker_writes_total", &[("outcome", "failed")]), 0.0);
+}
+
+#[test]
+fn a_client_recovers_on_another_node() {
+    let redis = Redis::start(&[]);
+    let (a, b) = pair(&redis);
+    let mut on_a = Socket::connect(&a, "ada");
+    on_a.subscribe(ROOM);
+    let mut publisher = Socket::connect(&a, "bob");
+    publisher.publish(ROOM, json!({"n": 1}));
+    let position = on_a.take("message");
+    on_a.close();
+    for n in 2..=5 {
+        publisher.publish(ROOM, json!({"n": n}));
+    }
+    let position = json!({"offset": position["offset"], "epoch": position["epoch"]});
+    let mut on_b = Socket::connect(&b, "ada");
+    let reply = on_b.recover(ROOM, &position);
+    assert_eq!(reply["recovered"], true, "{reply}");
+    assert_eq!(numbers(reply["messages"].as_array().unwrap()), [2, 3, 4, 5]);
+    publisher.publish(ROOM, json!({"n": 6}));
+    assert_eq!(take_numbers(&mut on_b, 1), [6]);
+}
+
+#[test]
+fn presence_is_that_of_all_nodes_and_a_dead_node_takes_its_members_along() {
+    let redis = Redis::start(&[]);
+    let (mut a, b) = pair(&redis);
+    let mut on_b = Socket::connect(&b, "bob");
+    on_b.subscribe(ROOM);
+    let mut on_a = Socket::connect(&a, "ada");
+    on_a.subscribe(ROOM);
+    let join = on_b.take("join");
+    assert_eq!(join["data"]["user_id"], "ada");
+    for gateway in [&a, &b] {
+        eventually("both are present", || (members(gateway) == 2).then_some(()));
+    }
+    let mut also_on_a = Socket::connect(&a, "eve");
+    also_on_a.subscribe(ROOM);
+    assert_eq!(on_b.take("join")["data"]["user_id"], "eve");
+    also_on_a.close();
+    assert_eq!(on_b.take("leave")["data"]["user_id"], "eve");
+    a.signal("KILL");
+    a.await_exit(Duration::from_secs(10));
+    assert_eq!(on_b.take("leave")["data"]["user_id"], "ada");
+    assert_eq!(members(&b), 1);
+    assert!(on_b.settled("leave").is_empty());
+    // A node that comes later does not meet the ghost either.
+    let c = node(&redis.url(), "c").start();
+    eventually("only bob is left", || (members(&c) == 1).then_some(()));
+}
+
+#[test]
+fn a_cut_subscription_is_repaired_without_a_gap() {
+    let redis = Redis::start(&[]);
+    let (a, b) = pair(&redis);
+    let mut on_b = Socket::connect(&b, "bob");
+    on_b.subscribe(ROOM);
+    let mut publisher = Socket::connect(&a, "ada");
+    let mut seen = Seen::default();
+    for n in 1..=80 {
+        if n % 20 == 0 {
+            redis.ask("client kill type pubsub");
+        }
+        insist(&mut publisher, n);
+    }
+    seen.await_number(&mut on_b, 80);
+    assert_eq!(seen.numbers, (1..=80).collect::<Vec<u64>>());
+    assert!(!seen.told, "everything was in the history");
+}
+
+#[test]
+fn a_hung_redis_refuses_publishes_and_loses_none() {
+    let redis = Redis::start(&[]);
+    let (a, b) = pair(&redis);
+    let mut on_b = Socket::connect(&b, "bob");
+    on_b.subscribe(ROOM);
+    let mut publisher = Socket::connect(&a, "ada");
+    let mut seen = Seen::default();
+    insist(&mut publisher, 1);
+    seen.await_number(&mut on_b, 1);
+    redis.signal("STOP");
+    let body = json!({"channel": ROOM, "data": {"n": 2}, "idempotency_key": "k2"});
+    let refused = publisher.call("publish", body);
+    assert_eq!(refused["data"]["error_code"], "UNAVAILABLE", "{refused}");
+    // Clients come and go meanwhile; nobody who is subscribed already is disturbed.
+    let mut late = Socket::connect(&b, "eve");
+    late.subscribe(ROOM);
+    redis.signal("CONT");
+    for n in 2..=5 {
+        insist(&mut publisher, n);
+    }
+    seen.await_number(&mut on_b, 5);
+    assert_eq!(seen.numbers, [1, 2, 3, 4, 5]);
+}
+
+/// An empty restart and a flush lose the stream: it begins anew, and every subscriber is told.
+#[test]
+fn a_redis_that_lost_its_data_begins_streams_anew_and_says_so() {
+    let mut redis = Redis::start(&[]);
+    let (a, b) = pair(&redis);
+    let mut on_b = Socket::connect(&b, "bob");
+    on_b.subscribe(ROOM);
+    let mut publisher = Socket::connect(&a, "ada");
+    let mut seen = Seen::default();
+    let before = insist(&mut publisher, 1);
+    seen.await_number(&mut on_b, 1);
+    redis.kill();
+    redis.restart();
+    let after = insist(&mut publisher, 2);
+    assert_ne!(before["epoch"], after["epoch"]);
+    seen.await_epoch(&mut on_b, &after["epoch"]);
+    redis.ask("flushall");
+    let last = insist(&mut publisher, 3);
+    assert_ne!(after["epoch"], last["epoch"]);
+    seen.await_epoch(&mut on_b, &last["epoch"]);
+    insist(&mut publisher, 4);
+    seen.await_number(&mut on_b, 4);
+    // A position of the first epoch recovers nothing, and that is said.
+    let mut returning = Socket::connect(&b, "eve");
+    let reply = returning.recover(ROOM, &before);
+    assert_eq!(reply["recovered"], false, "{reply}");
+    eventually("both are members again", || (members(&a) == 2).then_some(()));
+}
+
+/// The same with a Redis that keeps its data: nobody can know whether the newest part is still there.
+#[test]
+fn a_restart_with_a_log_begins_streams_anew_too() {
+    let mut redis = Redis::start(&["--appendonly", "yes"]);
+    let (a, b) = pair(&redis);
+    let mut on_b = Socket::connect(&b, "bob");
+    on_b.subscribe(ROOM);
+    let mut publisher = Socket::connect(&a, "ada");
+    let mut seen = Seen::default();
+    let before = insist(&mut publisher, 1);
+    seen.await_number(&mut on_b, 1);
+    redis.kill();
+    redis.restart();
+    let after = insist(&mut publisher, 2);
+    assert_ne!(before["epoch"], after["epoch"]);
+    seen.await_epoch(&mut on_b, &after["epoch"]);
+    insist(&mut publisher, 3);
+    seen.await_number(&mut on_b, 3);
+}
+
+#[test]
+fn without_redis_clients_are_let_in_and_told_when_it_comes() {
+    let mut redis = Redis::start(&[]);
+    redis.kill();
+    let a = node(&redis.url(), "a").start();
+    let mut socket = Socket::connect(&a, "ada");
+    let reply = socket.recover(ROOM, &json!({"offset": 0, "epoch": ""}));
+    assert_eq!(reply["recovered"], false, "{reply}");
+    let refused = socket.call("history", json!({"channel": ROOM, "limit": 10}));
+    assert_eq!(refused["data"]["error_code"], "UNAVAILABLE", "{refused}");
+    let refused = socket.call("publish", json!({"channel": ROOM, "data": {"n": 1}}));
+    assert_eq!(refused["data"]["error_code"], "UNAVAILABLE", "{refused}");
+    redis.restart();
+    let told = within(REPAIRED_MAX, "the subscriber is told", || {
+        while socket.poll() {}
+        socket.drain("lost").into_iter().find(|lost| lost["data"]["channel"] == ROOM)
+    });
+    assert_eq!(told["data"]["reason"], "epoch", "{told}");
+    let position = insist(&mut socket, 1);
+    assert_eq!(position["epoch"], told["data"]["epoch"]);
+    assert_eq!(take_numbers(&mut socket, 1), [1]);
+}
+
+#[test]
+fn users_are_reached_on_every_node_and_revocations_outlive_a_cut() {
+    let redis = Redis::start(&[]);
+    let (a, b) = pair(&redis);
+    eventually("b is listed", || {
+        (a.metric("archmesh_cluster_nodes", &[("state", "up")]) == 2.0).then_some(())
+    });
+    let (mut on_a, mut on_b) = (Socket::connect(&a, "ada"), Socket::connect(&b, "ada"));
+    let subscribed = a.result("subscribe", &json!({"user": "ada", "channel": ROOM}));
+    assert_eq!(subscribed["affected"], 2);
+    assert_eq!(on_b.take("subscribed")["data"]["by_server"], true);
+    let gone = a.result("unsubscribe", &json!({"user": "ada", "channel": ROOM}));
+    assert_eq!(gone["affected"], 2);
+    assert_eq!(b.result("disconnect", &json!({"user": "ada"}))["affected"], 2);
+    assert!(on_a.wait_close().code.is_some() && on_b.wait_close().code.is_some());
+    // A node that starts later refuses what was revoked before.
+    let ended = unix_now() + 3600;
+    let token = token_with("eve", json!({"jti": "stolen"}));
+    let mut eve = Socket::connect_with(&b, &token);
+    let revoked = a.result("revoke", &json!({"token_id": "stolen", "expires_at": ended}));
+    assert_eq!(revoked["affected"], 1);
+    eve.wait_close();
+    let c = node(&redis.url(), "c").start();
+    eventually("c has learned of it", || {
+        (Socket::open(&c, &Opening::with_token(&token)).err() == Some(401)).then_some(())
+    });
+}
+
+/// Who cannot be asked may have been missed, and the caller is told.
+#[test]
+fn an_order_that_not_every_node_heard_is_no_success() {
+    let redis = Redis::start(&[]);
+    let (a, b) = pair(&redis);
+    eventually("b is listed", || {
+        (a.metric("archmesh_cluster_nodes", &[("state", "up")]) == 2.0).then_some(())
+    });
+    let mut on_a = Socket::connect(&a, "ada");
+    redis.signal("STOP");
+    let answer = a.api("disconnect", &json!({"user": "ada"}));
+    assert!(answer["error"].is_object(), "{answer}");
+    on_a.wait_close();
+    redis.signal("CONT");
+    drop(b);
+}

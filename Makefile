@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-.PHONY: help run run-enterprise test lint fmt bench bench-save bench-peers flamegraph loadtest conformance fuzz docker clean deps-test deps-conformance deps-peers lint-tools audit
+.PHONY: help run run-enterprise test lint fmt bench bench-save bench-peers flamegraph loadtest conformance chaos fuzz docker clean deps-test deps-conformance deps-peers lint-tools audit
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ loadtest: ## Load a gateway, reports in reports/ (SIZE=small|medium|large|enterp
 
 conformance: ## Autobahn suite, all 517 cases (QUICK=1: the 337 of CI)
 	@scripts/conformance.sh
+
+chaos: ## Two nodes, a real Redis and CHAOS_FAULTS (100) faults; CHAOS_SEED repeats a run
+	@scripts/chaos.sh
 
 fuzz: ## Run every fuzz target for FUZZ_SECONDS (10) seconds
 	@scripts/fuzz.sh

@@ -201,6 +201,8 @@ impl Links {
     /// Checks every attached channel once in each interval, evenly spread, until the future is dropped.
     pub(super) async fn check_positions(&self) {
         loop {
+            // Without an answer the next round asks again.
+            let _verified = self.scripts.verify(&self.redis).await;
             let channels: Vec<ChannelName> = self.table().links.keys().cloned().collect();
             let chunks = channels.len().div_ceil(CHUNK).max(1);
             let pause = self.check_interval / u32::try_from(chunks).unwrap_or(u32::MAX);

@@ -5,13 +5,12 @@
 //! by its hash only: another run does not know the hash, and the scripts are loaded anew under another name. A stream
 //! that was written under another name begins anew (`lua/stream.lua`).
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use fred::interfaces::{ClientLike, LuaInterface};
 use fred::types::{InfoKind, Value};
+use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 
 use crate::redis::{Redis, RedisError};
@@ -144,11 +143,25 @@ impl Scripts {
         Err(RedisError::Changing)
     }
 
+    /// The name of the server's run.
+    async fn run(&self, redis: &Redis, server: &str) -> Result<String, RedisError> {
+        let (key, server) = (self.run_key.clone(), server.to_owned());
+        redis.call(async |client| client.eval(RUN, vec![key], vec![server]).await).await
+    }
+
+    /// Scripts of a run that goes by another name now, because its key was lost, are loaded anew: two nodes with two names
+    /// would begin every stream anew in turns.
+    pub(super) async fn verify(&self, redis: &Redis) -> Result<(), RedisError> {
+        let Some(loaded) = self.loaded.load_full() else { return Ok(()) };
+        let server = identity(redis).await?;
+        if self.run(redis, &server).await? != loaded.run {
+            self.forget();
+        }
+        Ok(())
+    }
+
     async fn load_for(&self, redis: &Redis, server: &str) -> Result<Loaded, RedisError> {
-        let (key, name) = (self.run_key.clone(), new_run());
-        let arguments = vec![server.to_owned(), name];
-        let run: String =
-            redis.call(async |client| client.eval(RUN, vec![key], arguments).await).await?;
+        let run = self.run(redis, server).await?;
         let mut hashes = [const { String::new() }; BODIES.len()];
         for (hash, body) in hashes.iter_mut().zip(BODIES) {
             let text = format!(
@@ -169,13 +182,13 @@ impl Scripts {
     }
 }
 
-/// Which processes answer: the run ids of all masters.
+/// Which processes answer: a digest of the run ids of all masters.
 async fn identity(redis: &Redis) -> Result<String, RedisError> {
     let masters = redis.masters();
     if masters.is_empty() {
         let text: String =
             redis.call(async |client| client.info(Some(InfoKind::Server)).await).await?;
-        return Ok(run_id(&text));
+        return Ok(digest(&run_id(&text)));
     }
     let mut ids = Vec::with_capacity(masters.len());
     for master in masters {
@@ -187,7 +200,7 @@ async fn identity(redis: &Redis) -> Result<String, RedisError> {
         ids.push(run_id(&text));
     }
     ids.sort_unstable();
-    Ok(ids.join("+"))
+    Ok(digest(&ids.join("+")))
 }
 
 fn run_id(info: &str) -> String {
@@ -195,8 +208,9 @@ fn run_id(info: &str) -> String {
     line.unwrap_or_default().trim().to_owned()
 }
 
-fn new_run() -> String {
-    format!("{:016x}", RandomState::new().hash_one("run"))
+fn digest(ids: &str) -> String {
+    let digest = Sha256::digest(ids);
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -210,6 +224,7 @@ mod tests {
             "0a1b2c"
         );
         assert_eq!(run_id(""), "");
-        assert_ne!(new_run(), new_run());
+        assert_eq!(digest("a").len(), 16);
+        assert_ne!(digest("a"), digest("b"));
     }
 }

@@ -13,7 +13,7 @@ use crate::redis::Redis;
 use crate::socket::{Opening, Socket};
 use crate::support::{eventually, token_with, unix_now, within};
 
-const ROOM: &str = "session:room";
+pub const ROOM: &str = "session:room";
 /// A server that hangs is found after 3 seconds with the default timeouts; the rest is for a busy machine.
 const REPAIRED_MAX: Duration = Duration::from_secs(30);
 
@@ -26,7 +26,8 @@ fn node(redis: &str, name: &str) -> Setup {
         .set("cluster.lease_ttl", "1s")
 }
 
-fn pair(redis: &Redis) -> (Gateway, Gateway) {
+/// Two nodes whose publications pass through `redis`.
+pub fn pair(redis: &Redis) -> (Gateway, Gateway) {
     let a = node(&redis.url(), "a").start();
     let b = node(&redis.url(), "b").start();
     for gateway in [&a, &b] {
@@ -56,7 +57,7 @@ fn members(gateway: &Gateway) -> u64 {
 }
 
 /// Publishes until it is taken, as a client would that retries with its key. Answers the position.
-fn insist(socket: &mut Socket, n: u64) -> Value {
+pub fn insist(socket: &mut Socket, n: u64) -> Value {
     within(REPAIRED_MAX, "a publish is acknowledged", || {
         let body = json!({"channel": ROOM, "data": {"n": n}, "idempotency_key": format!("k{n}")});
         let reply = socket.call("publish", body);
@@ -70,16 +71,16 @@ fn insist(socket: &mut Socket, n: u64) -> Value {
 
 /// What a subscriber saw: publications by epoch and offset, and whether something was told to be lost.
 #[derive(Debug, Default)]
-struct Seen {
-    numbers: Vec<u64>,
+pub struct Seen {
+    pub numbers: Vec<u64>,
     places: HashSet<(String, u64)>,
-    told: bool,
+    pub told: bool,
     last: Option<(String, u64)>,
 }
 
 impl Seen {
     /// Takes what came. Fails on a duplicate and on a gap that was not told.
-    fn note(&mut self, socket: &mut Socket) {
+    pub fn note(&mut self, socket: &mut Socket) {
         while socket.poll() {}
         for message in socket.drain_of(&["message", "lost"]) {
             if message["channel"] != ROOM {
@@ -101,6 +102,11 @@ impl Seen {
             self.last = Some(place);
             self.numbers.push(message["data"]["n"].as_u64().unwrap());
         }
+    }
+
+    /// Epoch and offset up to which everything came or was told to be lost.
+    pub fn position(&self) -> Option<(&str, u64)> {
+        self.last.as_ref().map(|(epoch, offset)| (epoch.as_str(), *offset))
     }
 
     fn note_loss(&mut self, lost: &Value) {

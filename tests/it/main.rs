@@ -21,6 +21,7 @@ mod abuse;
 mod auth;
 mod broker;
 mod capacity;
+mod chaos;
 mod churn;
 mod clients;
 mod cluster;

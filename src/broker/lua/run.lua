@@ -1,6 +1,8 @@
--- The name of the server's run that all nodes agree on.
--- KEYS: hash. ARGV: identity of the server, name for a run that nobody has named yet.
+-- The name of the server's run that all nodes agree on. It is the same again after the key was lost, unless the server had
+-- come and gone in between.
+-- KEYS: hash. ARGV: name of the server's process.
 if redis.call('HGET', KEYS[1], 'server') ~= ARGV[1] then
-  redis.call('HSET', KEYS[1], 'server', ARGV[1], 'run', ARGV[2])
+  redis.call('HSET', KEYS[1], 'server', ARGV[1])
+  redis.call('HINCRBY', KEYS[1], 'count', 1)
 end
-return redis.call('HGET', KEYS[1], 'run')
+return ARGV[1] .. '-' .. redis.call('HGET', KEYS[1], 'count')

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Faults without end for two nodes and a real Redis, in an order that CHAOS_SEED decides; the checker is the test's own.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+need_toolchain
+scripts/deps-test.sh
+eval "$(scripts/deps-test.sh --env)"
+export CHAOS_FAULTS=${CHAOS_FAULTS:-100}
+exec cargo test --package archmesh-gateway --test it -- --nocapture chaos::

@@ -210,7 +210,8 @@ fn run_id(info: &str) -> String {
 
 fn digest(ids: &str) -> String {
     let digest = Sha256::digest(ids);
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    let first = digest.first_chunk().copied().unwrap_or_default();
+    format!("{:016x}", u64::from_be_bytes(first))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use gateway_core::settings::Settings;
 use super::requests::{DisconnectRequest, RevokeRequest, SubscriptionRequest, UserStatusRequest};
 use super::results::{AffectedResult, UserStatus, UserStatusResult};
 use super::{ApiError, payload};
-use crate::broker::orders::{self, Affected, Order};
+use crate::broker::orders::{self, Affected, Order, Whom};
 use crate::plane::SharedPlane;
 
 /// Subscribes connections by the server's will.
@@ -16,9 +16,9 @@ pub(super) async fn subscribe(
 ) -> Result<AffectedResult, ApiError> {
     let settings = plane.settings.load_full();
     let SubscriptionRequest { user, session, channel } = request;
-    check_target(user.as_deref(), session.as_deref(), &settings)?;
+    let whom = whom(user, session, &settings)?;
     payload::check_channel(&channel, &settings)?;
-    affect(plane, &Order::Subscribe { user, session, channel }).await
+    affect(plane, &Order::Subscribe { whom, channel }).await
 }
 
 /// Unsubscribes connections.
@@ -28,9 +28,9 @@ pub(super) async fn unsubscribe(
 ) -> Result<AffectedResult, ApiError> {
     let settings = plane.settings.load_full();
     let SubscriptionRequest { user, session, channel } = request;
-    check_target(user.as_deref(), session.as_deref(), &settings)?;
+    let whom = whom(user, session, &settings)?;
     payload::check_channel(&channel, &settings)?;
-    affect(plane, &Order::Unsubscribe { user, session, channel }).await
+    affect(plane, &Order::Unsubscribe { whom, channel }).await
 }
 
 /// Ends connections.
@@ -40,8 +40,8 @@ pub(super) async fn disconnect(
 ) -> Result<AffectedResult, ApiError> {
     let settings = plane.settings.load_full();
     let DisconnectRequest { user, session, reconnect } = request;
-    check_target(user.as_deref(), session.as_deref(), &settings)?;
-    affect(plane, &Order::Disconnect { user, session, reconnect }).await
+    let whom = whom(user, session, &settings)?;
+    affect(plane, &Order::Disconnect { whom, reconnect }).await
 }
 
 /// Refuses tokens from now on and ends the connections that hold one.
@@ -93,14 +93,20 @@ async fn affect(plane: &SharedPlane, order: &Order) -> Result<AffectedResult, Ap
     if partial { Err(ApiError::partial()) } else { Ok(AffectedResult { affected: count }) }
 }
 
-fn check_target(
-    user: Option<&str>,
-    session: Option<&str>,
+fn whom(
+    user: Option<String>,
+    session: Option<String>,
     settings: &Settings,
-) -> Result<(), ApiError> {
+) -> Result<Whom, ApiError> {
     match (user, session) {
-        (_, Some(session)) => payload::check_text("session", session, &settings.limits),
-        (Some(user), None) => payload::check_text("user", user, &settings.limits),
+        (_, Some(session)) => {
+            payload::check_text("session", &session, &settings.limits)?;
+            Ok(Whom::Session(session))
+        }
+        (Some(user), None) => {
+            payload::check_text("user", &user, &settings.limits)?;
+            Ok(Whom::User(user))
+        }
         (None, None) => Err(ApiError::bad_request("missing field `user` (or `session`)")),
     }
 }

@@ -31,11 +31,11 @@ const RETENTION: Duration = Duration::from_secs(30 * 86_400);
 #[serde(rename_all = "snake_case", tag = "do")]
 pub(crate) enum Order {
     /// End connections.
-    Disconnect { user: Option<String>, session: Option<String>, reconnect: bool },
+    Disconnect { whom: Whom, reconnect: bool },
     /// Subscribe connections.
-    Subscribe { user: Option<String>, session: Option<String>, channel: String },
+    Subscribe { whom: Whom, channel: String },
     /// Unsubscribe connections.
-    Unsubscribe { user: Option<String>, session: Option<String>, channel: String },
+    Unsubscribe { whom: Whom, channel: String },
     /// Refuse tokens of a user.
     RevokeUser { user: String, issued_before: u64 },
     /// Refuse one token.
@@ -44,29 +44,43 @@ pub(crate) enum Order {
     RevokeBefore { issued_before: u64 },
 }
 
+/// Connections that an order is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Whom {
+    /// All connections of a user.
+    User(String),
+    /// One connection, by public session id.
+    Session(String),
+}
+
+impl Whom {
+    fn target(&self) -> Target {
+        match self {
+            Self::User(user) => Target::User(user.as_str().into()),
+            Self::Session(session) => Target::Session(session.as_str().into()),
+        }
+    }
+}
+
 impl Order {
-    /// What a shard is asked. `None` for an order without a target.
-    fn op(&self) -> Option<ShardOp> {
-        let target = |user: &Option<String>, session: &Option<String>| match (user, session) {
-            (_, Some(session)) => Some(Target::Session(session.as_str().into())),
-            (Some(user), None) => Some(Target::User(user.as_str().into())),
-            (None, None) => None,
-        };
-        Some(match self {
-            Self::Disconnect { user, session, reconnect } => ShardOp::Disconnect {
-                target: target(user, session)?,
+    /// What a shard is asked.
+    fn op(&self) -> ShardOp {
+        match self {
+            Self::Disconnect { whom, reconnect } => ShardOp::Disconnect {
+                target: whom.target(),
                 reason: if *reconnect {
                     Disconnect::ForceReconnect
                 } else {
                     Disconnect::ForceNoReconnect
                 },
             },
-            Self::Subscribe { user, session, channel } => ShardOp::Subscribe {
-                target: target(user, session)?,
+            Self::Subscribe { whom, channel } => ShardOp::Subscribe {
+                target: whom.target(),
                 channel: ChannelName::from(channel.as_str()),
             },
-            Self::Unsubscribe { user, session, channel } => ShardOp::Unsubscribe {
-                target: target(user, session)?,
+            Self::Unsubscribe { whom, channel } => ShardOp::Unsubscribe {
+                target: whom.target(),
                 channel: ChannelName::from(channel.as_str()),
             },
             Self::RevokeUser { user, issued_before } => ShardOp::Revoke(Revocation::User {
@@ -80,7 +94,7 @@ impl Order {
             Self::RevokeBefore { issued_before } => {
                 ShardOp::Revoke(Revocation::IssuedBefore(Duration::from_secs(*issued_before)))
             }
-        })
+        }
     }
 
     /// Until when it is kept for nodes that do not hear it now (Unix); `None` when it is for now only.
@@ -104,11 +118,7 @@ pub(crate) struct Affected {
 
 /// Carries an order out on this node.
 pub(crate) async fn carry_out(bridge: &Bridge, order: &Order) -> Affected {
-    if order.op().is_none() {
-        return Affected { count: 0, partial: true };
-    }
-    let make = || order.op().unwrap_or(ShardOp::Channels { prefix: "".into(), limit: 0 });
-    let Ok(gathered) = bridge.ask_all(make).await else {
+    let Ok(gathered) = bridge.ask_all(|| order.op()).await else {
         return Affected { count: 0, partial: true };
     };
     let mut affected = Affected { count: 0, partial: gathered.partial };

@@ -327,8 +327,8 @@ fn an_expired_token_ends_the_connection_unless_refreshed() {
 fn revocation_works_at_once_and_for_new_connections() {
     let gateway = Gateway::start();
     let now = unix_now();
-    let by_id = token_with("ada", json!({"jti": "token-17"}));
-    let of_ada = token_with("ada", json!({"jti": "token-18"}));
+    let by_id = token_with("ada", json!({"jti": "token-17", "iat": now}));
+    let of_ada = token_with("ada", json!({"jti": "token-18", "iat": now}));
     let old = token_with("bob", json!({"iat": now - 100}));
     let mut first = Socket::connect_with(&gateway, &by_id);
     let mut second = Socket::connect_with(&gateway, &of_ada);

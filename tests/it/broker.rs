@@ -265,6 +265,23 @@ fn a_hung_redis_refuses_publishes_and_loses_none() {
     assert_eq!(seen.numbers, [1, 2, 3, 4, 5]);
 }
 
+/// Publishes 1 and 2 with a killed and restarted Redis between; the watcher must be told of the new epoch. Answers both
+/// positions.
+fn restart_between(
+    redis: &mut Redis,
+    publisher: &mut Socket,
+    (seen, watcher): (&mut Seen, &mut Socket),
+) -> (Value, Value) {
+    let before = insist(publisher, 1);
+    seen.await_number(watcher, 1);
+    redis.kill();
+    redis.restart();
+    let after = insist(publisher, 2);
+    assert_ne!(before["epoch"], after["epoch"]);
+    seen.await_epoch(watcher, &after["epoch"]);
+    (before, after)
+}
+
 /// An empty restart and a flush lose the stream: it begins anew, and every subscriber is told.
 #[test]
 fn a_redis_that_lost_its_data_begins_streams_anew_and_says_so() {
@@ -274,13 +291,7 @@ fn a_redis_that_lost_its_data_begins_streams_anew_and_says_so() {
     on_b.subscribe(ROOM);
     let mut publisher = Socket::connect(&a, "ada");
     let mut seen = Seen::default();
-    let before = insist(&mut publisher, 1);
-    seen.await_number(&mut on_b, 1);
-    redis.kill();
-    redis.restart();
-    let after = insist(&mut publisher, 2);
-    assert_ne!(before["epoch"], after["epoch"]);
-    seen.await_epoch(&mut on_b, &after["epoch"]);
+    let (before, after) = restart_between(&mut redis, &mut publisher, (&mut seen, &mut on_b));
     redis.ask("flushall");
     let last = insist(&mut publisher, 3);
     assert_ne!(after["epoch"], last["epoch"]);
@@ -303,13 +314,7 @@ fn a_restart_with_a_log_begins_streams_anew_too() {
     on_b.subscribe(ROOM);
     let mut publisher = Socket::connect(&a, "ada");
     let mut seen = Seen::default();
-    let before = insist(&mut publisher, 1);
-    seen.await_number(&mut on_b, 1);
-    redis.kill();
-    redis.restart();
-    let after = insist(&mut publisher, 2);
-    assert_ne!(before["epoch"], after["epoch"]);
-    seen.await_epoch(&mut on_b, &after["epoch"]);
+    restart_between(&mut redis, &mut publisher, (&mut seen, &mut on_b));
     insist(&mut publisher, 3);
     seen.await_number(&mut on_b, 3);
 }

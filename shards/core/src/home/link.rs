@@ -193,7 +193,9 @@ impl Homes {
     fn drop_waiting(&mut self, env: &mut HomeEnv<'_>, name: &str, connection: ConnectionId) {
         let Some(index) = self.find(name) else { return };
         let Some(channel) = self.channel_mut(index) else { return };
-        let Link::Attaching(waiting) = &mut channel.link else { return };
+        let (Link::Attaching(waiting) | Link::Syncing(waiting)) = &mut channel.link else {
+            return;
+        };
         let is_its = |request: &mut ChannelRequest| {
             matches!(request.origin, Origin::Connection { id, .. } if id == connection)
                 && matches!(request.op, ChannelOp::Subscribe(_))

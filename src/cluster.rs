@@ -13,12 +13,14 @@ pub(crate) mod routes;
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use fred::interfaces::LuaInterface;
+use futures_util::future::join_all;
+use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
 use crate::config::Config;
@@ -55,6 +57,12 @@ struct Lease {
 #[derive(Debug)]
 pub(crate) struct Cluster {
     redis: Arc<Redis>,
+    /// Servers that keep channels, when these are others.
+    channel_servers: Vec<Arc<Redis>>,
+    /// What the channels of all nodes must have in common.
+    channels_on: String,
+    /// Whether some node has its channels elsewhere.
+    divided: AtomicBool,
     keys: [String; 2],
     name: String,
     url: Option<String>,
@@ -88,15 +96,26 @@ impl Cluster {
                 "cluster.url is not set: no client is sent to this node by others or by /connect",
             );
         }
-        let redis = Redis::connect(url.expose(), &config.redis)?;
-        Ok(Some(Arc::new(Self::new(config, Arc::new(redis)))))
+        let redis = Redis::connect("redis.url", url.expose(), &config.redis)?;
+        let mut channel_servers: Vec<Arc<Redis>> = Vec::new();
+        for url in &config.redis.channel_urls {
+            let server = Redis::connect("redis.channel_urls", url.expose(), &config.redis)?;
+            if channel_servers.iter().any(|other| other.name() == server.name()) {
+                return Err(RedisUrlError::Twice(server.name().to_owned()));
+            }
+            channel_servers.push(Arc::new(server));
+        }
+        Ok(Some(Arc::new(Self::new(config, Arc::new(redis), channel_servers))))
     }
 
-    fn new(config: &Config, redis: Arc<Redis>) -> Self {
+    fn new(config: &Config, redis: Arc<Redis>, channel_servers: Vec<Arc<Redis>>) -> Self {
         let RedisSection { prefix, .. } = &config.redis;
         let cluster = &config.cluster;
         Self {
+            channels_on: digest_of(&channel_servers),
             redis,
+            channel_servers,
+            divided: AtomicBool::new(false),
             // The part in braces keeps both on one node of a Redis Cluster.
             keys: [format!("{prefix}:{{nodes}}:leases"), format!("{prefix}:{{nodes}}:nodes")],
             lease: Mutex::new(Lease { id: new_id(&config.node.name), held: false }),
@@ -113,9 +132,24 @@ impl Cluster {
         }
     }
 
-    /// The connection to Redis.
+    /// The Redis where the nodes meet.
     pub(crate) fn redis(&self) -> &Arc<Redis> {
         &self.redis
+    }
+
+    /// Servers that keep channels; none when these are kept where the nodes meet.
+    pub(crate) fn channel_servers(&self) -> &[Arc<Redis>] {
+        &self.channel_servers
+    }
+
+    /// Every server of this node.
+    pub(crate) fn all_servers(&self) -> impl Iterator<Item = &Arc<Redis>> {
+        std::iter::once(&self.redis).chain(&self.channel_servers)
+    }
+
+    /// Whether some node has its channels on other servers, so that they are not the same channels.
+    pub(crate) fn is_divided(&self) -> bool {
+        self.divided.load(Ordering::Relaxed)
     }
 
     fn lease(&self) -> MutexGuard<'_, Lease> {
@@ -171,9 +205,9 @@ impl Cluster {
         self.renew_now.notify_one();
     }
 
-    /// Watches Redis until the future is dropped.
+    /// Watches all servers until the future is dropped.
     pub(crate) async fn watch_redis(self: Arc<Self>) {
-        self.redis.watch().await;
+        join_all(self.all_servers().map(|server| server.watch())).await;
     }
 
     /// Renews the lease until the future is dropped.
@@ -233,6 +267,7 @@ impl Cluster {
             shards: plane.bridge.shards().count(),
             connections: totals.connections,
             connections_max: self.connections_max,
+            channels_on: self.channels_on.clone(),
             load_permille: loads.iter().sum::<u32>() / loads.len().max(1) as u32,
             weight: self.weight,
         }
@@ -259,6 +294,7 @@ impl Cluster {
             }
         }
         self.note_changes(&nodes);
+        self.note_division(&nodes);
         self.chooser.nodes_seen(&nodes);
         self.view.store(Arc::new(View { nodes, seen_at: Some(Instant::now()) }));
         lost
@@ -280,6 +316,22 @@ impl Cluster {
         }
     }
 
+    /// Nodes with different lists of servers would publish where the others do not listen.
+    fn note_division(&self, nodes: &[Node]) {
+        let other = nodes.iter().find(|node| node.channels_on != self.channels_on);
+        let before = self.divided.swap(other.is_some(), Ordering::Relaxed);
+        match other {
+            Some(node) if !before => tracing::error!(
+                category = "error",
+                event = "channels_divided",
+                node = node.id,
+                "this node and the other have different redis.channel_urls: their channels do not meet",
+            ),
+            None if before => tracing::info!(category = "system", event = "channels_united"),
+            _ => {}
+        }
+    }
+
     /// Ends the lease; the others forget this node at once.
     pub(crate) async fn leave(&self) {
         let (keys, id) = (self.keys.to_vec(), self.id());
@@ -288,8 +340,20 @@ impl Cluster {
         if let Err(error) = left {
             tracing::warn!(category = "system", event = "lease_not_ended", %error);
         }
-        self.redis.quit().await;
+        join_all(self.all_servers().map(|server| server.quit())).await;
     }
+}
+
+/// The same for the same servers in any order; empty when channels are kept where the nodes meet.
+fn digest_of(servers: &[Arc<Redis>]) -> String {
+    let mut names: Vec<&str> = servers.iter().map(|server| server.name()).collect();
+    names.sort_unstable();
+    if names.is_empty() {
+        return String::new();
+    }
+    let digest = Sha256::digest(names.join(" "));
+    let first = digest.first_chunk().copied().unwrap_or_default();
+    format!("{:016x}", u64::from_be_bytes(first))
 }
 
 fn held_word(held: bool) -> &'static str {

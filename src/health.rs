@@ -6,6 +6,7 @@
 
 mod websocket;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
@@ -20,8 +21,10 @@ use serde_json::{Value, json};
 pub(crate) use websocket::{health as websocket_health, metrics as websocket_metrics};
 
 use crate::bridge::Shards;
+use crate::cluster::Cluster;
 use crate::metrics::loop_lag_json;
 use crate::plane::{Plane, SharedPlane};
+use crate::redis::Redis;
 
 /// Where the process stands in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +90,7 @@ impl Plane {
     fn status(&self) -> &'static str {
         match self.health.phase() {
             _ if self.health.any_stalled(self.bridge.shards()) => "unhealthy",
-            LifePhase::Ready if self.is_without_redis() => "degraded",
+            LifePhase::Ready if self.is_without_redis() || self.is_divided() => "degraded",
             LifePhase::Ready => "healthy",
             phase => phase.as_str(),
         }
@@ -95,7 +98,12 @@ impl Plane {
 
     /// Whether there is a Redis that does not answer.
     fn is_without_redis(&self) -> bool {
-        self.cluster.as_ref().is_some_and(|cluster| !cluster.redis().is_up())
+        let is_down = |cluster: &Arc<Cluster>| cluster.all_servers().any(|server| !server.is_up());
+        self.cluster.as_ref().is_some_and(is_down)
+    }
+
+    fn is_divided(&self) -> bool {
+        self.cluster.as_ref().is_some_and(|cluster| cluster.is_divided())
     }
 }
 
@@ -193,20 +201,29 @@ fn serves(status: &str) -> bool {
 
 fn redis(plane: &Plane) -> Value {
     let Some(cluster) = &plane.cluster else { return json!({"status": "not_configured"}) };
-    let redis = cluster.redis();
-    json!({
-        "status": if redis.is_up() { "healthy" } else { "unavailable" },
-        "breaker": redis.breaker_state().as_str(),
-        "ping_seconds": redis.ping_time().as_secs_f64(),
-        "last_error": redis.last_error(),
-    })
+    let one = |redis: &Redis| {
+        json!({
+            "server": redis.name(),
+            "status": if redis.is_up() { "healthy" } else { "unavailable" },
+            "breaker": redis.breaker_state().as_str(),
+            "ping_seconds": redis.ping_time().as_secs_f64(),
+            "last_error": redis.last_error(),
+        })
+    };
+    let mut answer = one(cluster.redis());
+    if !cluster.channel_servers().is_empty() {
+        let servers = cluster.channel_servers().iter().map(|server| one(server));
+        answer["channel_servers"] = servers.collect();
+    }
+    answer
 }
 
 fn cluster(plane: &Plane) -> Value {
     let Some(cluster) = &plane.cluster else { return json!({"status": "not_configured"}) };
     let held = cluster.holds_lease();
     json!({
-        "status": if held { "healthy" } else { "degraded" },
+        "status": if held && !cluster.is_divided() { "healthy" } else { "degraded" },
+        "divided": cluster.is_divided(),
         "node": cluster.id(),
         "lease": if held { "held" } else { "not_held" },
         "nodes": cluster.view().nodes.len(),

@@ -10,9 +10,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fred::clients::Client;
-use fred::interfaces::{ClientLike, ClusterInterface};
-use fred::types::config::{Config, ReconnectPolicy, Server};
-use fred::types::{Builder, RespVersion};
+use fred::interfaces::{ClientLike, ClusterInterface, EventInterface, LuaInterface};
+use fred::types::config::{Config, ReconnectPolicy, Server, ServerConfig};
+use fred::types::{Builder, ClusterStateChange, CustomCommand, RespVersion};
+use tokio::sync::Notify;
+use tokio::sync::broadcast::Receiver;
 use tokio::time::timeout;
 
 use crate::breaker::{Breaker, BreakerLimits, BreakerState, Change};
@@ -43,10 +45,21 @@ pub(crate) enum RedisError {
     Failed(#[from] fred::error::Error),
 }
 
-/// The configured URL cannot be used.
+/// Configured URLs cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("redis.url cannot be used: {0}; see docs/redis.md for its form")]
-pub(crate) struct RedisUrlError(#[from] fred::error::Error);
+pub(crate) enum RedisUrlError {
+    /// One of them.
+    #[error("{key} cannot be used: {source}; see docs/redis.md for its form")]
+    Unusable {
+        /// Key of the configuration.
+        key: &'static str,
+        /// What is wrong.
+        source: fred::error::Error,
+    },
+    /// Two of them are the same.
+    #[error("redis.channel_urls names {0} twice; name every server once")]
+    Twice(String),
+}
 
 /// Outcomes of commands, in order of the counters.
 pub(crate) const OUTCOMES: [&str; 4] = ["ok", "error", "timeout", "refused"];
@@ -55,6 +68,8 @@ pub(crate) const OUTCOMES: [&str; 4] = ["ok", "error", "timeout", "refused"];
 pub(crate) struct Redis {
     client: Client,
     config: Config,
+    key: &'static str,
+    name: String,
     section: RedisSection,
     command_timeout: Duration,
     ping_interval: Duration,
@@ -62,6 +77,8 @@ pub(crate) struct Redis {
     outcomes: [AtomicU64; OUTCOMES.len()],
     last_error: Mutex<Option<String>>,
     ping_micros: AtomicU64,
+    /// The server takes no writes: it is a replica now, and the master is somewhere else.
+    demoted: Notify,
 }
 
 /// The client's own form is pages long and contains the password.
@@ -72,14 +89,21 @@ impl std::fmt::Debug for Redis {
 }
 
 impl Redis {
-    /// Begins to connect; does not wait for it. Must be called inside the runtime.
-    pub(crate) fn connect(url: &str, section: &RedisSection) -> Result<Self, RedisUrlError> {
-        let config = Config { fail_fast: false, ..Config::from_url(url)? };
-        let client = builder(config.clone(), section).build()?;
+    /// Begins to connect to the `url` that stands under `key`; does not wait for it. Must be called inside the runtime.
+    pub(crate) fn connect(
+        key: &'static str,
+        url: &str,
+        section: &RedisSection,
+    ) -> Result<Self, RedisUrlError> {
+        let unusable = |source| RedisUrlError::Unusable { key, source };
+        let config = Config { fail_fast: false, ..Config::from_url(url).map_err(unusable)? };
+        let client = builder(config.clone(), section).build().map_err(unusable)?;
         // Ends when the client quits.
         let _task = client.connect();
         Ok(Self {
             client,
+            key,
+            name: name_of(&config),
             config,
             section: section.clone(),
             command_timeout: section.command_timeout,
@@ -91,6 +115,7 @@ impl Redis {
             outcomes: Default::default(),
             last_error: Mutex::default(),
             ping_micros: AtomicU64::new(0),
+            demoted: Notify::new(),
         })
     }
 
@@ -103,8 +128,14 @@ impl Redis {
             .with_performance_config(|performance| {
                 performance.broadcast_channel_capacity = messages_max;
             })
-            .build()?;
+            .build()
+            .map_err(|source| RedisUrlError::Unusable { key: self.key, source })?;
         Ok(client)
+    }
+
+    /// Hosts and ports, the service behind Sentinels and the database; no user and no password.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Whether it is a Redis Cluster.
@@ -117,6 +148,31 @@ impl Redis {
         self.client
             .cached_cluster_state()
             .map_or_else(Vec::new, |state| state.unique_primary_nodes())
+    }
+
+    /// Loads a script on every master. Answers its hash.
+    pub(crate) async fn script_load(&self, text: String) -> Result<String, RedisError> {
+        let slots: Vec<u16> = self.client.cached_cluster_state().map_or_else(Vec::new, |state| {
+            let masters = state.unique_primary_nodes().into_iter();
+            let slot_of = |master| state.slots().iter().find(|range| range.primary == master);
+            masters.filter_map(slot_of).map(|range| range.start).collect()
+        });
+        let mut hash = String::new();
+        for slot in slots {
+            // The client sends its own form of this command to where the text would hash, whichever node it is told.
+            let command = CustomCommand::new_static("SCRIPT", slot, false);
+            let arguments = vec!["LOAD".to_owned(), text.clone()];
+            hash = self.call(async |client| client.custom(command, arguments).await).await?;
+        }
+        if !self.is_clustered() {
+            hash = self.call(async |client| client.script_load(text).await).await?;
+        }
+        Ok(hash)
+    }
+
+    /// A notice whenever slots of a Redis Cluster turn out to be elsewhere.
+    pub(crate) fn slot_changes(&self) -> Receiver<Vec<ClusterStateChange>> {
+        self.client.cluster_change_rx()
     }
 
     /// Whether it answers, as far as is known; not before the first answer.
@@ -163,7 +219,12 @@ impl Redis {
                 Err(RedisError::Timeout)
             }
             Ok(Err(error)) if error.details().starts_with("NOSCRIPT") => Err(RedisError::NoScript),
-            Ok(Err(error)) => Err(RedisError::Failed(error)),
+            Ok(Err(error)) => {
+                if error.details().starts_with("READONLY") {
+                    self.demoted.notify_one();
+                }
+                Err(RedisError::Failed(error))
+            }
             Err(_) => Err(RedisError::Timeout),
         };
         self.count(match &answer {
@@ -204,11 +265,29 @@ impl Redis {
                 Ok(()) => {
                     let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
                     self.ping_micros.store(micros, Ordering::Relaxed);
-                    tokio::time::sleep(self.ping_interval).await;
+                    self.rest().await;
                 }
                 Err(RedisError::Timeout) => self.drop_connection().await,
                 // Answered at once, so it must not be repeated at once.
                 Err(_) => tokio::time::sleep(self.ping_interval / 4).await,
+            }
+        }
+    }
+
+    /// Until the next PING is due. A server that was found to be a replica keeps its sockets and answers; only a new
+    /// connection is made to the master. At most one in each interval: perhaps there is no other.
+    async fn rest(&self) {
+        let due = tokio::time::Instant::now() + self.ping_interval;
+        tokio::select! {
+            () = tokio::time::sleep_until(due) => {}
+            () = self.demoted.notified() => {
+                tracing::warn!(
+                    category = "connection",
+                    event = "redis_read_only",
+                    "the server takes no writes; the connection is made anew to find the master",
+                );
+                self.drop_connection().await;
+                tokio::time::sleep_until(due).await;
             }
         }
     }
@@ -225,6 +304,25 @@ impl Redis {
     pub(crate) async fn quit(&self) {
         // The process ends either way.
         let _unheard = timeout(self.command_timeout, self.client.quit()).await;
+    }
+}
+
+/// The same for every node, whatever the order in which its URL names hosts.
+fn name_of(config: &Config) -> String {
+    let mut hosts: Vec<String> = config
+        .server
+        .hosts()
+        .into_iter()
+        .map(|server| format!("{}:{}", server.host, server.port))
+        .collect();
+    hosts.sort_unstable();
+    let mut name = hosts.join(",");
+    if let ServerConfig::Sentinel { service_name, .. } = &config.server {
+        name = format!("{name}/{service_name}");
+    }
+    match config.database {
+        Some(database) if database > 0 => format!("{name}#{database}"),
+        _ => name,
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,13 +17,8 @@ use gateway_core::message::{ChannelName, Member, StreamPosition};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::mail::Mail;
-use super::names::Names;
-use super::nodes::Nodes;
-use super::scripts::{Script, ScriptError, Scripts};
-use super::subscriber::Subscriber;
-use super::{position, record};
-use crate::redis::Redis;
+use super::scripts::{Script, ScriptError};
+use super::{Common, position, record};
 
 /// Channels that are worked on together.
 const CHUNK: usize = 512;
@@ -73,12 +68,7 @@ struct Table {
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Links {
-    redis: Arc<Redis>,
-    scripts: Arc<Scripts>,
-    subscriber: Arc<Subscriber>,
-    names: Names,
-    mail: Arc<Mail>,
-    nodes: Arc<Nodes>,
+    common: Common,
     position_ttl: Duration,
     check_interval: Duration,
     table: Mutex<Table>,
@@ -87,27 +77,10 @@ pub(super) struct Links {
     missed: AtomicU64,
 }
 
-/// What all parts of the broker use.
-#[derive(Clone, Debug)]
-pub(super) struct Common {
-    pub redis: Arc<Redis>,
-    pub scripts: Arc<Scripts>,
-    pub subscriber: Arc<Subscriber>,
-    pub names: Names,
-    pub mail: Arc<Mail>,
-    pub nodes: Arc<Nodes>,
-}
-
 impl Links {
     pub(super) fn new(common: Common, position_ttl: Duration, check_interval: Duration) -> Self {
-        let Common { redis, scripts, subscriber, names, mail, nodes } = common;
         Self {
-            redis,
-            scripts,
-            subscriber,
-            names,
-            mail,
-            nodes,
+            common,
             position_ttl,
             check_interval,
             table: Mutex::default(),
@@ -202,7 +175,7 @@ impl Links {
     pub(super) async fn check_positions(&self) {
         loop {
             // Without an answer the next round asks again.
-            let _verified = self.scripts.verify(&self.redis).await;
+            let _verified = self.common.scripts.verify(&self.common.redis).await;
             let channels: Vec<ChannelName> = self.table().links.keys().cloned().collect();
             let chunks = channels.len().div_ceil(CHUNK).max(1);
             let pause = self.check_interval / u32::try_from(chunks).unwrap_or(u32::MAX);
@@ -258,9 +231,9 @@ impl Links {
     async fn next_chunk(&self) -> Option<Vec<ChannelName>> {
         let leaving: Vec<ChannelName> = self.table().leaving.drain().collect();
         if !leaving.is_empty() {
-            let topics = leaving.iter().map(|channel| self.names.topic(channel)).collect();
+            let topics = leaving.iter().map(|channel| self.common.names.topic(channel)).collect();
             // One that cannot be left sends what nobody takes; it ends with the connection.
-            let _left = self.subscriber.unsubscribe(topics).await;
+            let _left = self.common.subscriber.unsubscribe(topics).await;
         }
         let mut table = self.table();
         let chunk: Vec<ChannelName> = table.work.iter().take(CHUNK).cloned().collect();
@@ -287,7 +260,7 @@ impl Links {
         }
         drop(table);
         for channel in unlinked {
-            self.mail.tell(&channel, ChannelUpdate::Unlinked);
+            self.common.mail.tell(&channel, ChannelUpdate::Unlinked);
         }
     }
 
@@ -308,10 +281,10 @@ impl Links {
         if fresh.is_empty() {
             return Ok(());
         }
-        let connection = self.subscriber.connection();
-        let topics = fresh.iter().map(|channel| self.names.topic(channel)).collect();
-        self.subscriber.subscribe(topics).await?;
-        if self.subscriber.connection() != connection {
+        let connection = self.common.subscriber.connection();
+        let topics = fresh.iter().map(|channel| self.common.names.topic(channel)).collect();
+        self.common.subscriber.subscribe(topics).await?;
+        if self.common.subscriber.connection() != connection {
             // It was made on a connection that is gone; all are marked again.
             return Ok(());
         }
@@ -348,7 +321,8 @@ impl Links {
             return Ok(());
         };
         let parts = || self.read_parts(channel, scope, known);
-        let answer = self.scripts.call_loaded(&self.redis, Script::Read, parts).await?;
+        let answer =
+            self.common.scripts.call_loaded(&self.common.redis, Script::Read, parts).await?;
         self.snapshots.fetch_add(1, Ordering::Relaxed);
         let Some(snapshot) = self.snapshot(answer, scope) else {
             tracing::error!(category = "error", event = "redis_snapshot_unreadable", channel = %channel);
@@ -363,7 +337,7 @@ impl Links {
             link.owed = false;
         }
         drop(table);
-        self.mail.tell(channel, ChannelUpdate::Snapshot(Box::new(snapshot)));
+        self.common.mail.tell(channel, ChannelUpdate::Snapshot(Box::new(snapshot)));
         Ok(())
     }
 
@@ -373,7 +347,7 @@ impl Links {
         scope: Scope,
         known: Option<StreamPosition>,
     ) -> (Vec<String>, Vec<Value>) {
-        let names = self.names.keys(channel);
+        let names = self.common.names.keys(channel);
         let (epoch, offset) = known
             .map_or((String::new(), 0), |known| (known.epoch.as_str().to_owned(), known.offset));
         let arguments = vec![
@@ -398,7 +372,7 @@ impl Links {
             let offset: u64 = items.next()?.as_str()?.parse().ok()?;
             let payload = bytes_of(items.next()?)?;
             let position = StreamPosition { offset, ..top };
-            match self.nodes.placed(position, payload) {
+            match self.common.nodes.placed(position, payload) {
                 Some(placed) if placed.unix >= oldest => publications.push(placed),
                 // Expired, though newer ones keep the stream alive.
                 Some(_) => {}
@@ -415,7 +389,7 @@ impl Links {
             let id = bytes_of(field).and_then(|field| record::member_id(&field));
             let member = bytes_of(member).and_then(|mut bytes| record::take_member(&mut bytes));
             if let (Some(id), Some(member)) = (id, member)
-                && self.nodes.note_foreign(id.node)
+                && self.common.nodes.note_foreign(id.node)
             {
                 members.push((id, member));
             }
@@ -426,7 +400,7 @@ impl Links {
     async fn check(&self, chunk: &[ChannelName]) -> Result<(), ScriptError> {
         let checked = self.select(chunk, |link| link.check != Check::Nothing);
         // A Redis Cluster takes keys of one channel at a time.
-        let at_once = if self.redis.is_clustered() { 1 } else { CHUNK };
+        let at_once = if self.common.redis.is_clustered() { 1 } else { CHUNK };
         let mut calls: FuturesUnordered<_> =
             checked.chunks(at_once).map(|part| self.check_part(part)).collect();
         while let Some(checked) = calls.next().await {
@@ -438,13 +412,14 @@ impl Links {
     async fn check_part(&self, part: &[ChannelName]) -> Result<(), ScriptError> {
         let parts = || {
             let keys = part.iter().flat_map(|channel| {
-                let names = self.names.keys(channel);
+                let names = self.common.names.keys(channel);
                 [names.meta, names.stream, names.members]
             });
             let ttl = self.position_ttl.as_millis().to_string();
             (keys.collect(), vec![super::new_epoch().into(), ttl.into()])
         };
-        let answer = self.scripts.call_loaded(&self.redis, Script::Check, parts).await?;
+        let answer =
+            self.common.scripts.call_loaded(&self.common.redis, Script::Check, parts).await?;
         let Value::Array(positions) = answer else { return Ok(()) };
         for (channel, text) in part.iter().zip(positions) {
             let Some(top) = text.as_str().and_then(|text| position::read(&text)) else { continue };
@@ -472,9 +447,13 @@ impl Links {
             Check::Missed => is_behind(seen, top),
         };
         if behind {
+            // Perhaps the subscription is what was lost: a slot that moved to another node of a Redis Cluster ends it.
+            link.subscribed = false;
+            table.work.insert(ChannelName::clone(channel));
             drop(table);
+            self.more.notify_one();
             self.missed.fetch_add(1, Ordering::Relaxed);
-            self.mail.tell(channel, ChannelUpdate::Behind);
+            self.common.mail.tell(channel, ChannelUpdate::Behind);
         }
         false
     }

@@ -9,7 +9,7 @@ use std::collections::{HashSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -17,14 +17,14 @@ use fred::types::Value;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use gateway_core::broker::ChannelUpdate;
 use gateway_core::error::{ClientError, ErrorCode};
-use gateway_core::message::{ChannelName, ChannelOutcome, ChannelReply, Origin, StreamPosition};
+use gateway_core::message::{
+    ChannelName, ChannelOutcome, ChannelReply, Epoch, Origin, StreamPosition,
+};
 use tokio::sync::Notify;
 
-use super::mail::Mail;
-use super::names::Names;
-use super::position;
-use super::scripts::{Script, ScriptError, Scripts};
-use crate::redis::Redis;
+use super::scripts::{Script, ScriptError};
+use super::{Common, position};
+use crate::redis::RedisError;
 
 /// Script calls under way at once: enough to keep the connection busy while answers are on their way.
 const CALLS_MAX: usize = 8;
@@ -82,19 +82,20 @@ impl Write {
 pub(super) struct WriteLimits {
     pub waiting_max: usize,
     pub batch_max: usize,
+    /// A Redis Cluster takes keys of one channel at a time.
+    pub one_channel: bool,
     pub deadline: Duration,
     /// Life of the metadata and members of a channel that nobody touches.
     pub position_ttl: Duration,
     pub idempotency_ttl: Duration,
+    /// Whether what is not kept reaches the subscribers of this node without Redis.
+    pub fan_out_locally: bool,
 }
 
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Publisher {
-    redis: Arc<Redis>,
-    scripts: Arc<Scripts>,
-    names: Names,
-    mail: Arc<Mail>,
+    common: Common,
     limits: WriteLimits,
     waiting: Mutex<VecDeque<Write>>,
     more: Notify,
@@ -103,6 +104,7 @@ pub(super) struct Publisher {
     written: AtomicU64,
     failed: AtomicU64,
     refused: AtomicU64,
+    local: AtomicU64,
     calls: AtomicU64,
 }
 
@@ -111,17 +113,9 @@ type Done = (Vec<Write>, Result<Value, ScriptError>);
 type Call<'a> = Pin<Box<dyn Future<Output = Done> + Send + 'a>>;
 
 impl Publisher {
-    pub(super) fn new(
-        (redis, scripts): (Arc<Redis>, Arc<Scripts>),
-        names: Names,
-        mail: Arc<Mail>,
-        limits: WriteLimits,
-    ) -> Self {
+    pub(super) fn new(common: Common, limits: WriteLimits) -> Self {
         Self {
-            redis,
-            scripts,
-            names,
-            mail,
+            common,
             limits,
             waiting: Mutex::default(),
             more: Notify::new(),
@@ -129,14 +123,17 @@ impl Publisher {
             written: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            local: AtomicU64::new(0),
             calls: AtomicU64::new(0),
         }
     }
 
-    /// Operations carried out, failed, and refused because too many waited; calls that carried them.
-    pub(super) fn counts(&self) -> [u64; 4] {
-        [&self.written, &self.failed, &self.refused, &self.calls]
-            .map(|count| count.load(Ordering::Relaxed))
+    /// Operations carried out, failed, refused because too many waited, and publications that reached this node only;
+    /// calls that carried them.
+    pub(super) fn counts(&self) -> ([u64; 4], u64) {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let writes = [&self.written, &self.failed, &self.refused, &self.local].map(load);
+        (writes, load(&self.calls))
     }
 
     /// Operations that wait to be sent.
@@ -191,7 +188,10 @@ impl Publisher {
 
     /// Makes calls again that the server did not know the script of.
     async fn load_and_repeat(&self, again: &mut VecDeque<Vec<Write>>) {
-        let loaded = self.scripts.load(&self.redis).await;
+        let loaded = self.common.scripts.load(&self.common.redis).await;
+        if let Err(error) = &loaded {
+            tracing::debug!(category = "error", event = "redis_scripts_not_loaded", %error);
+        }
         while let Some(batch) = again.pop_front() {
             let done = match &loaded {
                 Ok(()) => self.call(batch).await,
@@ -218,22 +218,24 @@ impl Publisher {
                     late.push(write);
                     continue;
                 }
-                let alone = matches!(write.kind, WriteKind::Members { .. });
-                if alone && !batch.is_empty() {
+                if batch.first().is_some_and(|first| !self.goes_with(first, &write)) {
                     queue.push_front(write);
                     break;
                 }
                 batch.push(write);
-                if alone {
-                    break;
-                }
             }
         }
         for write in late {
-            self.failed.fetch_add(1, Ordering::Relaxed);
-            self.fail(write, "Redis did not take the publication in time; try again");
+            self.fail_unsent(write);
         }
         (!batch.is_empty()).then_some(batch)
+    }
+
+    /// Whether one call may carry both: `write` and what is `first` in it.
+    fn goes_with(&self, first: &Write, write: &Write) -> bool {
+        let alone = |write: &Write| matches!(write.kind, WriteKind::Members { .. });
+        let together = !self.limits.one_channel || first.channel == write.channel;
+        together && !alone(first) && !alone(write)
     }
 
     async fn call(&self, batch: Vec<Write>) -> Done {
@@ -251,12 +253,12 @@ impl Publisher {
                 (Script::Write, keys, arguments)
             }
         };
-        let answer = self.scripts.call(&self.redis, script, (keys, arguments)).await;
+        let answer = self.common.scripts.call(&self.common.redis, script, (keys, arguments)).await;
         (batch, answer)
     }
 
     fn add_parts(&self, write: &Write, keys: &mut Vec<String>, arguments: &mut Vec<Value>) {
-        let names = self.names.keys(&write.channel);
+        let names = self.common.names.keys(&write.channel);
         let none = || Value::from_static_str("0");
         let (kind, extra, rest) = match &write.kind {
             WriteKind::Publish { size, ttl, key, .. } => {
@@ -264,7 +266,7 @@ impl Publisher {
                     if key.is_some() { self.limits.idempotency_ttl } else { Duration::ZERO };
                 let key = key.as_ref().map_or_else(
                     || names.members.clone(),
-                    |key| self.names.idempotency_key(&write.channel, key),
+                    |key| self.common.names.idempotency_key(&write.channel, key),
                 );
                 let size = if ttl.is_zero() { 0 } else { *size };
                 ("p", key, [text(size), millis(*ttl), millis(idempotency_ttl)])
@@ -284,7 +286,7 @@ impl Publisher {
         keys.extend([names.meta, names.stream, extra]);
         arguments.extend([
             kind.into(),
-            self.names.topic(&write.channel).into(),
+            self.common.names.topic(&write.channel).into(),
             Value::Bytes(write.payload.clone().into()),
             super::new_epoch().into(),
             millis(self.limits.position_ttl),
@@ -295,7 +297,7 @@ impl Publisher {
     fn members_parts(&self, write: &Write) -> (Vec<String>, Vec<Value>) {
         let WriteKind::Members { first, members } = &write.kind else { return Default::default() };
         let mut arguments = vec![
-            self.names.topic(&write.channel).into(),
+            self.common.names.topic(&write.channel).into(),
             Value::Bytes(write.payload.clone().into()),
             first.as_str().into(),
             millis(self.limits.position_ttl),
@@ -304,7 +306,7 @@ impl Publisher {
             arguments.push(field.as_str().into());
             arguments.push(Value::Bytes(member.clone().into()));
         }
-        (vec![self.names.keys(&write.channel).members], arguments)
+        (vec![self.common.names.keys(&write.channel).members], arguments)
     }
 
     /// Answers what a call has come to; gives it back when it is to be made again.
@@ -330,7 +332,7 @@ impl Publisher {
                 Some(position) => Ok(outcome_of(&write.kind, position)),
                 None => Err(unavailable("Redis answered something else than a position")),
             };
-            self.mail.reply(ChannelReply { origin, channel: write.channel, outcome });
+            self.common.mail.reply(ChannelReply { origin, channel: write.channel, outcome });
         }
         self.tell_owed();
     }
@@ -339,14 +341,19 @@ impl Publisher {
     pub(super) fn tell_owed(&self) {
         let owed = std::mem::take(&mut *self.owed());
         for channel in owed {
-            self.mail.tell(&channel, ChannelUpdate::TellMembers);
+            self.common.mail.tell(&channel, ChannelUpdate::TellMembers);
         }
     }
 
     fn fail_all(&self, batch: Vec<Write>, error: &ScriptError) {
-        self.failed.fetch_add(batch.len() as u64, Ordering::Relaxed);
         tracing::debug!(category = "error", event = "redis_write_failed", writes = batch.len(), %error);
+        let unsent = matches!(error, ScriptError::NotLoaded | ScriptError::Redis(RedisError::Open));
         for write in batch {
+            if unsent {
+                self.fail_unsent(write);
+                continue;
+            }
+            self.failed.fetch_add(1, Ordering::Relaxed);
             self.fail(
                 write,
                 "Redis cannot be reached, or did not answer in time: it is not known whether it was \
@@ -355,11 +362,43 @@ impl Publisher {
         }
     }
 
+    /// Redis has certainly not got it.
+    fn fail_unsent(&self, write: Write) {
+        if !self.deliver_here(&write) {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+            self.fail(write, "Redis cannot be reached: nothing was published; try again");
+        }
+    }
+
+    /// What nobody keeps needs no place in the stream: it still reaches the subscribers of this node, outside of the stream.
+    /// With an idempotency key it could reach them twice.
+    fn deliver_here(&self, write: &Write) -> bool {
+        let origin = match write.kind {
+            WriteKind::Publish { origin, size: 0, key: None, .. }
+            | WriteKind::PublishOutside { origin }
+                if self.limits.fan_out_locally =>
+            {
+                origin
+            }
+            _ => return false,
+        };
+        let position = StreamPosition { offset: 0, epoch: Epoch::NONE };
+        let Some(placed) = self.common.nodes.placed(position, write.payload.clone().into()) else {
+            return false;
+        };
+        self.local.fetch_add(1, Ordering::Relaxed);
+        self.common.mail.tell(&write.channel, ChannelUpdate::Published(placed));
+        let channel = ChannelName::clone(&write.channel);
+        let outcome = Ok(ChannelOutcome::Published(position));
+        self.common.mail.reply(ChannelReply { origin, channel, outcome });
+        true
+    }
+
     fn fail(&self, write: Write, message: &'static str) {
         match write.origin() {
             Some(origin) => {
                 let outcome = Err(unavailable(message));
-                self.mail.reply(ChannelReply { origin, channel: write.channel, outcome });
+                self.common.mail.reply(ChannelReply { origin, channel: write.channel, outcome });
             }
             None => {
                 self.owed().insert(write.channel);

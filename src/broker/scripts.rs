@@ -168,15 +168,7 @@ impl Scripts {
                 "local RUN = '{run}'\nlocal PUBLISH = '{}'\n{STREAM}\n{body}",
                 self.publish
             );
-            for master in redis.masters() {
-                let text = text.clone();
-                *hash = redis
-                    .call(async |client| client.with_cluster_node(master).script_load(text).await)
-                    .await?;
-            }
-            if !redis.is_clustered() {
-                *hash = redis.call(async |client| client.script_load(text).await).await?;
-            }
+            *hash = redis.script_load(text).await?;
         }
         Ok(Loaded { run, hashes })
     }

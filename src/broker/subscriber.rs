@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use fred::clients::Client;
 use fred::error::Error;
-use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
+use fred::interfaces::{ClientLike, ClusterInterface, EventInterface, PubsubInterface};
 use fred::types::Message;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::watch;
@@ -104,6 +104,7 @@ impl Subscriber {
     pub(super) async fn subscribe(&self, topics: Vec<String>) -> Result<(), RedisError> {
         let work = async {
             if self.clustered {
+                // The client waits for the confirmation of this one, and follows where the slot has gone.
                 for topic in topics {
                     self.client.ssubscribe(topic).await?;
                 }
@@ -113,6 +114,23 @@ impl Subscriber {
             self.client.ping::<()>(None).await
         };
         self.within_limit(work).await
+    }
+
+    /// Slots of a Redis Cluster have moved: subscriptions to them ended without a word.
+    pub(super) async fn follow_slots(&self) {
+        // What cannot be subscribed after this shows whether the cluster is there.
+        let _synced = timeout(self.timeout, self.client.sync_cluster()).await;
+    }
+
+    /// Whether every node of a Redis Cluster answers on its connection for publications; a probe goes through one of them
+    /// only.
+    async fn masters_answer(&self, redis: &Redis) -> bool {
+        let pings = redis
+            .masters()
+            .into_iter()
+            .map(|master| async { self.client.with_cluster_node(master).ping::<()>(None).await });
+        let all = timeout(self.timeout, futures_util::future::try_join_all(pings)).await;
+        matches!(all, Ok(Ok(_)))
     }
 
     /// Ends subscriptions.
@@ -176,7 +194,8 @@ impl Subscriber {
             let began = Instant::now();
             if self.send(redis, topic, number.to_string()).await.is_ok() {
                 let came = returned.wait_for(|newest| *newest >= number);
-                if timeout(self.timeout, came).await.is_ok() {
+                let came = timeout(self.timeout, came).await.is_ok();
+                if came && self.masters_answer(redis).await {
                     let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
                     self.probe_micros.store(micros, Ordering::Relaxed);
                 } else {

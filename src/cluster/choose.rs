@@ -129,6 +129,7 @@ mod tests {
             connections_max: 10_000,
             load_permille: 0,
             weight: 100,
+            channels_on: String::new(),
         }
     }
 

@@ -40,6 +40,9 @@ pub(crate) struct Node {
     pub load_permille: u32,
     /// Share of new clients, relative to the other nodes.
     pub weight: u32,
+    /// Digest of the servers that keep its channels; the same for all nodes, empty without `redis.channel_urls`.
+    #[serde(default)]
+    pub channels_on: String,
 }
 
 impl Node {

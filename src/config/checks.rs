@@ -388,32 +388,28 @@ impl Checker<'_> {
     }
 
     fn cluster(&mut self) {
-        const SCHEMES: [&str; 8] = [
-            "redis://",
-            "rediss://",
-            "redis-sentinel://",
-            "rediss-sentinel://",
-            "redis-cluster://",
-            "rediss-cluster://",
-            "valkey://",
-            "valkeys://",
-        ];
         let (redis, cluster) = (&self.config.redis, &self.config.cluster);
-        let known = redis.url.as_ref().is_none_or(|url| {
-            let mut rests = SCHEMES.iter().filter_map(|scheme| url.expose().strip_prefix(scheme));
-            rests.any(|rest| !rest.is_empty() && !rest.contains(char::is_whitespace))
-        });
-        self.require(
-            known,
-            &["redis.url"],
-            "is not the URL of a Redis server",
-            "give one such as redis://user:password@redis.example.com:6379/0 (docs/redis.md)",
-        );
+        let urls = [("redis.url", redis.url.as_slice())];
+        for (key, urls) in urls.into_iter().chain([("redis.channel_urls", &redis.channel_urls[..])])
+        {
+            self.require(
+                urls.iter().all(|url| is_redis_url(url.expose())),
+                &[key],
+                "is not the URL of a Redis server",
+                "give one such as redis://user:password@redis.example.com:6379/0 (docs/redis.md)",
+            );
+        }
         self.require(
             redis.url.is_some() || cluster.url.is_none(),
             &["cluster.url", "redis.url"],
             "is set, but nodes meet in Redis, and redis.url is not set",
             "set redis.url, or unset cluster.url",
+        );
+        self.require(
+            redis.url.is_some() || redis.channel_urls.is_empty(),
+            &["redis.channel_urls", "redis.url"],
+            "is set, but nodes meet in redis.url, which is not set",
+            "set redis.url to one of them, or to another server",
         );
         self.require(
             cluster.lease_ttl >= 3 * cluster.lease_interval,
@@ -491,4 +487,19 @@ impl Checker<'_> {
             );
         }
     }
+}
+
+fn is_redis_url(url: &str) -> bool {
+    const SCHEMES: [&str; 8] = [
+        "redis://",
+        "rediss://",
+        "redis-sentinel://",
+        "rediss-sentinel://",
+        "redis-cluster://",
+        "rediss-cluster://",
+        "valkey://",
+        "valkeys://",
+    ];
+    let mut rests = SCHEMES.iter().filter_map(|scheme| url.strip_prefix(scheme));
+    rests.any(|rest| !rest.is_empty() && !rest.contains(char::is_whitespace))
 }

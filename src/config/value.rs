@@ -234,7 +234,11 @@ impl Kind {
 
     /// Whether values of this kind are hidden.
     pub fn is_secret(&self) -> bool {
-        matches!(self, Self::Secret)
+        match self {
+            Self::Secret => true,
+            Self::List(kind, ..) => kind.is_secret(),
+            _ => false,
+        }
     }
 }
 

@@ -7,9 +7,9 @@ use crate::broker::BrokerCounts;
 pub(super) fn collect(families: &mut Families, counts: &BrokerCounts) {
     families.counters(
         "archmesh_broker_writes_total",
-        "Publications, removals and members by what became of them; refused ones found too many waiting.",
+        "Publications, removals and members by what became of them; refused ones found too many waiting, local ones no Redis.",
         &["outcome"],
-        ["written", "failed", "refused"]
+        ["written", "failed", "refused", "local"]
             .into_iter()
             .zip(counts.writes)
             .map(|(outcome, count)| (outcome.to_owned(), count as f64)),

@@ -13,7 +13,7 @@ use super::families::Families;
 use crate::breaker::BreakerState;
 use crate::cluster::{Cluster, NodeState};
 use crate::plane::Plane;
-use crate::redis::OUTCOMES;
+use crate::redis::{OUTCOMES, Redis};
 
 /// Upper bounds of request durations in seconds.
 const REQUEST_SECONDS: &[f64] =
@@ -124,34 +124,37 @@ impl ControlMetrics {
 
 /// Redis and the other nodes.
 fn collect_cluster(families: &mut Families, cluster: &Cluster) {
-    let redis = cluster.redis();
-    families.gauge(
+    let servers = |value: fn(&Redis) -> f64| {
+        cluster.all_servers().map(move |server| (server.name().to_owned(), value(server)))
+    };
+    families.gauges(
         "archmesh_redis_up",
-        "1 when Redis answers.",
-        f64::from(u8::from(redis.is_up())),
+        "1 when the server answers.",
+        &["server"],
+        servers(|server| f64::from(u8::from(server.is_up()))),
     );
-    families.gauge(
+    families.gauges(
         "archmesh_redis_breaker_state",
-        "Breaker in front of Redis: 0 closed, 1 half open, 2 open.",
-        match redis.breaker_state() {
+        "Breaker in front of the server: 0 closed, 1 half open, 2 open.",
+        &["server"],
+        servers(|server| match server.breaker_state() {
             BreakerState::Closed => 0.0,
             BreakerState::HalfOpen => 1.0,
             BreakerState::Open => 2.0,
-        },
+        }),
     );
-    families.gauge(
+    families.gauges(
         "archmesh_redis_ping_seconds",
         "Round trip of the last answered PING.",
-        redis.ping_time().as_secs_f64(),
+        &["server"],
+        servers(|server| server.ping_time().as_secs_f64()),
     );
+    let sum = |at: usize| cluster.all_servers().map(|server| server.outcomes()[at]).sum::<u64>();
     families.counters(
         "archmesh_redis_commands_total",
-        "Commands to Redis by outcome; refused ones were not sent.",
+        "Commands to all servers by outcome; refused ones were not sent.",
         &["outcome"],
-        OUTCOMES
-            .iter()
-            .zip(redis.outcomes())
-            .map(|(outcome, count)| ((*outcome).to_owned(), count as f64)),
+        OUTCOMES.iter().enumerate().map(|(at, outcome)| ((*outcome).to_owned(), sum(at) as f64)),
     );
     let view = cluster.view();
     let states = [
@@ -167,6 +170,11 @@ fn collect_cluster(families: &mut Families, cluster: &Cluster) {
             let count = view.nodes.iter().filter(|node| node.state == state).count();
             (name.to_owned(), count as f64)
         }),
+    );
+    families.gauge(
+        "archmesh_cluster_divided",
+        "1 when some node has its channels on other servers.",
+        f64::from(u8::from(cluster.is_divided())),
     );
     families.gauge(
         "archmesh_cluster_lease_held",

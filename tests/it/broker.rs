@@ -3,17 +3,19 @@
 //! Must hold: a channel is one stream on all nodes (order, history, recovery, idempotency, presence); whatever happens to
 //! Redis, a subscriber gets every acknowledged publication once and in order, or is told that it did not.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::gateway::{Gateway, Setup};
 use crate::redis::Redis;
+use crate::seen::Seen;
 use crate::socket::{Opening, Socket};
 use crate::support::{eventually, token_with, unix_now, within};
 
-pub const ROOM: &str = "session:room";
+const ROOM: &str = "session:room";
+/// A channel without history.
+const FEED: &str = "feed:news";
 /// A server that hangs is found after 3 seconds with the default timeouts; the rest is for a busy machine.
 const REPAIRED_MAX: Duration = Duration::from_secs(30);
 
@@ -27,7 +29,7 @@ fn node(redis: &str, name: &str) -> Setup {
 }
 
 /// Two nodes whose publications pass through `redis`.
-pub fn pair(redis: &Redis) -> (Gateway, Gateway) {
+fn pair(redis: &Redis) -> (Gateway, Gateway) {
     let a = node(&redis.url(), "a").start();
     let b = node(&redis.url(), "b").start();
     for gateway in [&a, &b] {
@@ -57,7 +59,7 @@ fn members(gateway: &Gateway) -> u64 {
 }
 
 /// Publishes until it is taken, as a client would that retries with its key. Answers the position.
-pub fn insist(socket: &mut Socket, n: u64) -> Value {
+fn insist(socket: &mut Socket, n: u64) -> Value {
     within(REPAIRED_MAX, "a publish is acknowledged", || {
         let body = json!({"channel": ROOM, "data": {"n": n}, "idempotency_key": format!("k{n}")});
         let reply = socket.call("publish", body);
@@ -69,71 +71,20 @@ pub fn insist(socket: &mut Socket, n: u64) -> Value {
     })
 }
 
-/// What a subscriber saw: publications by epoch and offset, and whether something was told to be lost.
-#[derive(Debug, Default)]
-pub struct Seen {
-    pub numbers: Vec<u64>,
-    places: HashSet<(String, u64)>,
-    pub told: bool,
-    last: Option<(String, u64)>,
+/// Waits until a new epoch is told.
+fn await_epoch(seen: &mut Seen, socket: &mut Socket, epoch: &Value) {
+    within(REPAIRED_MAX, &format!("epoch {epoch} is told"), || {
+        seen.note_all(socket, ROOM);
+        seen.position().filter(|(last, _)| epoch == last).map(|_| ())
+    });
+    assert!(seen.told);
 }
 
-impl Seen {
-    /// Takes what came. Fails on a duplicate and on a gap that was not told.
-    pub fn note(&mut self, socket: &mut Socket) {
-        while socket.poll() {}
-        for message in socket.drain_of(&["message", "lost"]) {
-            if message["channel"] != ROOM {
-                continue;
-            }
-            if message["type"] == "lost" {
-                self.note_loss(&message["data"]);
-                continue;
-            }
-            let place = (
-                message["epoch"].as_str().unwrap().to_owned(),
-                message["offset"].as_u64().unwrap(),
-            );
-            assert!(self.places.insert(place.clone()), "twice: {message}");
-            if let Some((epoch, offset)) = &self.last {
-                let follows = *epoch == place.0 && place.1 == offset + 1;
-                assert!(follows, "a silent gap from {offset} to {message}");
-            }
-            self.last = Some(place);
-            self.numbers.push(message["data"]["n"].as_u64().unwrap());
-        }
-    }
-
-    /// Epoch and offset up to which everything came or was told to be lost.
-    pub fn position(&self) -> Option<(&str, u64)> {
-        self.last.as_ref().map(|(epoch, offset)| (epoch.as_str(), *offset))
-    }
-
-    fn note_loss(&mut self, lost: &Value) {
-        self.told = true;
-        self.last = if lost["reason"] == "epoch" {
-            Some((lost["epoch"].as_str().unwrap().to_owned(), lost["offset"].as_u64().unwrap()))
-        } else {
-            let epoch = self.last.take().map(|(epoch, _)| epoch);
-            epoch.zip(lost["to_offset"].as_u64())
-        };
-    }
-
-    /// Waits until a new epoch is told, and answers it.
-    fn await_epoch(&mut self, socket: &mut Socket, epoch: &Value) {
-        within(REPAIRED_MAX, &format!("epoch {epoch} is told"), || {
-            self.note(socket);
-            self.last.as_ref().filter(|(last, _)| epoch == last).map(|_| ())
-        });
-        assert!(self.told);
-    }
-
-    fn await_number(&mut self, socket: &mut Socket, n: u64) {
-        within(REPAIRED_MAX, &format!("publication {n} arrives"), || {
-            self.note(socket);
-            self.numbers.contains(&n).then_some(())
-        });
-    }
+fn await_number(seen: &mut Seen, socket: &mut Socket, n: u64) {
+    within(REPAIRED_MAX, &format!("publication {n} arrives"), || {
+        seen.note_all(socket, ROOM);
+        seen.numbers.contains(&n).then_some(())
+    });
 }
 
 #[test]
@@ -235,7 +186,7 @@ fn a_cut_subscription_is_repaired_without_a_gap() {
         }
         insist(&mut publisher, n);
     }
-    seen.await_number(&mut on_b, 80);
+    await_number(&mut seen, &mut on_b, 80);
     assert_eq!(seen.numbers, (1..=80).collect::<Vec<u64>>());
     assert!(!seen.told, "everything was in the history");
 }
@@ -249,7 +200,7 @@ fn a_hung_redis_refuses_publishes_and_loses_none() {
     let mut publisher = Socket::connect(&a, "ada");
     let mut seen = Seen::default();
     insist(&mut publisher, 1);
-    seen.await_number(&mut on_b, 1);
+    await_number(&mut seen, &mut on_b, 1);
     redis.signal("STOP");
     let body = json!({"channel": ROOM, "data": {"n": 2}, "idempotency_key": "k2"});
     let refused = publisher.call("publish", body);
@@ -261,7 +212,7 @@ fn a_hung_redis_refuses_publishes_and_loses_none() {
     for n in 2..=5 {
         insist(&mut publisher, n);
     }
-    seen.await_number(&mut on_b, 5);
+    await_number(&mut seen, &mut on_b, 5);
     assert_eq!(seen.numbers, [1, 2, 3, 4, 5]);
 }
 
@@ -273,12 +224,12 @@ fn restart_between(
     (seen, watcher): (&mut Seen, &mut Socket),
 ) -> (Value, Value) {
     let before = insist(publisher, 1);
-    seen.await_number(watcher, 1);
+    await_number(seen, watcher, 1);
     redis.kill();
     redis.restart();
     let after = insist(publisher, 2);
     assert_ne!(before["epoch"], after["epoch"]);
-    seen.await_epoch(watcher, &after["epoch"]);
+    await_epoch(seen, watcher, &after["epoch"]);
     (before, after)
 }
 
@@ -295,9 +246,9 @@ fn a_redis_that_lost_its_data_begins_streams_anew_and_says_so() {
     redis.ask("flushall");
     let last = insist(&mut publisher, 3);
     assert_ne!(after["epoch"], last["epoch"]);
-    seen.await_epoch(&mut on_b, &last["epoch"]);
+    await_epoch(&mut seen, &mut on_b, &last["epoch"]);
     insist(&mut publisher, 4);
-    seen.await_number(&mut on_b, 4);
+    await_number(&mut seen, &mut on_b, 4);
     // A position of the first epoch recovers nothing, and that is said.
     let mut returning = Socket::connect(&b, "eve");
     let reply = returning.recover(ROOM, &before);
@@ -316,7 +267,7 @@ fn a_restart_with_a_log_begins_streams_anew_too() {
     let mut seen = Seen::default();
     restart_between(&mut redis, &mut publisher, (&mut seen, &mut on_b));
     insist(&mut publisher, 3);
-    seen.await_number(&mut on_b, 3);
+    await_number(&mut seen, &mut on_b, 3);
 }
 
 #[test]
@@ -340,6 +291,42 @@ fn without_redis_clients_are_let_in_and_told_when_it_comes() {
     let position = insist(&mut socket, 1);
     assert_eq!(position["epoch"], told["data"]["epoch"]);
     assert_eq!(take_numbers(&mut socket, 1), [1]);
+}
+
+/// What nobody keeps needs no place in a stream; what somebody may rely on is refused.
+#[test]
+fn without_redis_what_is_not_kept_reaches_the_subscribers_of_this_node() {
+    let mut redis = Redis::start(&[]);
+    let (a, b) = pair(&redis);
+    let (mut on_a, mut on_b) = (Socket::connect(&a, "ada"), Socket::connect(&b, "bob"));
+    for socket in [&mut on_a, &mut on_b] {
+        socket.subscribe(FEED);
+        socket.subscribe(ROOM);
+    }
+    redis.kill();
+    // One that was under way when the server died is refused: nobody knows whether it was made.
+    let published = within(REPAIRED_MAX, "a publish is acknowledged", || {
+        let reply = on_a.call("publish", json!({"channel": FEED, "data": {"n": 1}}));
+        (reply["type"] == "published").then(|| reply["data"].clone())
+    });
+    assert_eq!(published["offset"], 0);
+    let message = on_a.take("message");
+    assert_eq!((&message["data"]["n"], &message["offset"]), (&json!(1), &Value::Null));
+    let kept = json!({"channel": ROOM, "data": {"n": 1}});
+    let keyed = json!({"channel": FEED, "data": {"n": 1}, "idempotency_key": "once"});
+    for body in [kept, keyed] {
+        let refused = on_a.call("publish", body);
+        assert_eq!(refused["data"]["error_code"], "UNAVAILABLE", "{refused}");
+    }
+    assert!(a.metric("archmesh_broker_writes_total", &[("outcome", "local")]) >= 1.0);
+    redis.restart();
+    let reached = within(REPAIRED_MAX, "the other node is reached again", || {
+        let reply = on_a.call("publish", json!({"channel": FEED, "data": {"n": 2}}));
+        assert_eq!(reply["type"], "published", "{reply}");
+        while on_b.poll() {}
+        on_b.drain("message").into_iter().find(|message| message["channel"] == FEED)
+    });
+    assert_eq!(reached["data"]["n"], 2, "{reached}");
 }
 
 #[test]
@@ -368,6 +355,54 @@ fn users_are_reached_on_every_node_and_revocations_outlive_a_cut() {
     eventually("c has learned of it", || {
         (Socket::open(&c, &Opening::with_token(&token)).err() == Some(401)).then_some(())
     });
+}
+
+/// Each server has its part of the channels, and only that part is lost with it.
+#[test]
+fn channels_are_spread_over_independent_servers() {
+    let (first, mut second) = (Redis::start(&[]), Redis::start(&[]));
+    let urls = format!("{},{}", first.url(), second.url());
+    let [a, b] = ["a", "b"].map(|name| {
+        node(&first.url(), name)
+            .set("redis.channel_urls", &urls)
+            .set("redis.breaker_open", "200ms")
+            .start()
+    });
+    let (mut on_a, mut on_b) = (Socket::connect(&a, "ada"), Socket::connect(&b, "bob"));
+    let channels: Vec<String> = (0..8).map(|n| format!("session:{n}")).collect();
+    for channel in &channels {
+        on_b.subscribe(channel);
+        on_a.publish(channel, json!({"n": 1}));
+        assert_eq!(on_b.take("message")["channel"], **channel);
+    }
+    let is_on = |server: &Redis, channel: &String| {
+        server.ask(&format!("EXISTS archmesh:{{{channel}}}:meta")) == ":1"
+    };
+    let (on_first, on_second): (Vec<&String>, Vec<&String>) =
+        channels.iter().partition(|channel| is_on(&first, channel));
+    assert!(!on_first.is_empty() && !on_second.is_empty(), "{on_first:?} {on_second:?}");
+    assert!(on_second.iter().all(|channel| is_on(&second, channel)));
+    second.kill();
+    for channel in on_first {
+        on_a.publish(channel, json!({"n": 2}));
+        assert_eq!(on_b.take("message")["channel"], **channel);
+    }
+    let refused = on_a.call("publish", json!({"channel": on_second[0], "data": {"n": 2}}));
+    assert_eq!(refused["data"]["error_code"], "UNAVAILABLE", "{refused}");
+    eventually("health says so", || {
+        (a.get("/health").json()["status"] == "degraded").then_some(())
+    });
+    second.restart();
+    eventually("health is well again", || {
+        (a.get("/health").json()["status"] == "healthy").then_some(())
+    });
+    // A node that has its channels elsewhere is found.
+    let stranger = node(&first.url(), "c").start();
+    for gateway in [&a, &stranger] {
+        gateway.await_metric("archmesh_cluster_divided", &[], |divided| divided == 1.0);
+    }
+    drop(stranger);
+    a.await_metric("archmesh_cluster_divided", &[], |divided| divided == 0.0);
 }
 
 /// Who cannot be asked may have been missed, and the caller is told.

@@ -1,45 +1,33 @@
-//! Setup: two nodes, a real Redis, and a seed that decides which faults come in which order while clients publish.
+//! Setup: three nodes, a real Redis in one of four layouts, a publisher and a watcher at every node, and a seed that
+//! decides which faults come in which order while they are at work.
 //!
-//! Must hold, whatever came: every acknowledged publication reaches every subscriber once and in order, or the subscriber is
-//! told that something is missing; nobody is told twice; all is well again when the faults are over. `CHAOS_SEED` repeats a
-//! run, `CHAOS_FAULTS` makes it longer (`make chaos`).
+//! Must hold, whatever came: every acknowledged publication reaches every watcher once and in order, or the watcher is
+//! told that something is missing; nobody is told a wrong `recovered`; all is well again when the faults are over.
+//! `CHAOS_SEED` repeats a run, `CHAOS_FAULTS` makes it longer (`make chaos`), `CHAOS_FAULT` is the beginning of the name of
+//! the only fault.
 
-use std::collections::BTreeSet;
+mod clients;
+mod fault;
+mod layout;
+
 use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
-use crate::broker::{ROOM, Seen, insist, pair};
+use crate::gateway::{Gateway, Setup};
 use crate::redis::Redis;
-use crate::socket::Socket;
-use crate::support::{eventually, unix_now};
+use crate::support::{unix_now, within};
+use clients::Clients;
+use fault::faults_of;
+use layout::{Layout, addresses};
 
+/// Nodes of a run.
+const NODES: usize = 3;
 /// Faults of a run in the test suite.
-const FAULTS: u64 = 8;
-/// Publications between two faults.
-const CALM: u64 = 12;
-
-#[derive(Clone, Copy, Debug)]
-enum Fault {
-    CutSubscribers,
-    CutEveryone,
-    HangShortly,
-    Flush,
-    KillAndEmpty,
-    ForgetScripts,
-    PauseNode,
-}
-
-const ALL: [Fault; 7] = [
-    Fault::CutSubscribers,
-    Fault::CutEveryone,
-    Fault::HangShortly,
-    Fault::Flush,
-    Fault::KillAndEmpty,
-    Fault::ForgetScripts,
-    Fault::PauseNode,
-];
+const FAULTS: u64 = 6;
+/// Acknowledged publications between two faults.
+const CALM: usize = 60;
+/// From the end of a fault to its last effect: a node that was cut off, a slow machine, and a Sentinel that waits.
+const WELL_MAX: Duration = Duration::from_secs(60);
 
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
@@ -51,7 +39,16 @@ fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
+/// Lets a fault last: its length is what is tested.
+pub fn hold(duration: Duration) {
+    let until = Instant::now() + duration;
+    while let Some(left) = until.checked_duration_since(Instant::now()) {
+        std::thread::park_timeout(left);
+    }
+}
+
 /// A stream of numbers from a seed: xorshift.
+#[derive(Debug)]
 struct Dice(u64);
 
 impl Dice {
@@ -63,83 +60,134 @@ impl Dice {
     }
 }
 
-/// Whether both come to `place`, within less time than a publisher would wait for.
-fn within_calm(watchers: &mut [Socket], seen: &mut [Seen], place: &(String, u64)) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(2);
-    while Instant::now() < deadline {
-        for (socket, seen) in watchers.iter_mut().zip(seen.iter_mut()) {
-            seen.note(socket);
+/// Everything that a run consists of.
+#[derive(Debug)]
+pub struct World {
+    layout: Layout,
+    nodes: Vec<Gateway>,
+    clients: Clients,
+    dice: Dice,
+}
+
+impl World {
+    fn start(layout: Layout, dice: Dice) -> Self {
+        let nodes: Vec<Gateway> = (0..NODES).map(|index| node(&layout, index).start()).collect();
+        for gateway in &nodes {
+            gateway.await_metric("archmesh_broker_probe_seconds", &[], |seconds| seconds > 0.0);
         }
-        if seen.iter().all(|seen| seen.position() == Some((&place.0, place.1))) {
-            return true;
+        let clients = Clients::start(&addresses(&nodes));
+        Self { layout, nodes, clients, dice }
+    }
+
+    fn choose_node(&mut self) -> usize {
+        self.dice.throw(self.nodes.len())
+    }
+
+    fn serving(&self) -> &Redis {
+        &self.layout.servers()[self.layout.serving()]
+    }
+
+    fn ask_all(&self, command: &str) {
+        for server in self.layout.servers() {
+            server.ask(command);
         }
     }
-    false
+
+    fn make_large(&self, large: bool) {
+        self.clients.shared.large.store(large, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// A new node takes the place of one that has ended.
+    fn replace(&mut self, index: usize) {
+        self.nodes[index] = node(&self.layout, index).start();
+        self.clients.moved(index, self.nodes[index].public);
+    }
+
+    /// Until some publications were acknowledged, or the time is over.
+    fn calm_or(&self, limit: Duration) {
+        let (from, began) = (self.clients.acknowledged(), Instant::now());
+        while self.clients.acknowledged() < from + CALM && began.elapsed() < limit {
+            hold(Duration::from_millis(5));
+        }
+    }
+
+    fn await_calm(&self) {
+        let from = self.clients.acknowledged();
+        within(WELL_MAX, "publications are acknowledged again", || {
+            assert!(!self.clients.has_failed(), "a client has failed; its message is above");
+            (self.clients.acknowledged() >= from + CALM).then_some(())
+        });
+    }
+
+    /// What is published when all is well reaches everyone, at the same place.
+    fn await_even(&self) {
+        within(WELL_MAX, "the publishers pause", || self.clients.pause().then_some(()));
+        let began = Instant::now();
+        while !self.clients.is_even() {
+            assert!(!self.clients.has_failed(), "a client has failed; its message is above");
+            assert!(began.elapsed() < WELL_MAX, "not even: {:?}", self.clients.positions());
+            hold(Duration::from_millis(5));
+        }
+        self.clients.go_on();
+    }
+}
+
+fn node(layout: &Layout, index: usize) -> Setup {
+    layout
+        .configure(index, Setup::new())
+        .set("node.name", format!("n{index}"))
+        .set("redis.check_interval", "500ms")
+        .set("redis.breaker_open", "300ms")
+        .set("cluster.lease_interval", "200ms")
+        .set("cluster.lease_ttl", "1s")
+        .set("drain.timeout", "5s")
+        .set("drain.reconnect_delay_max", "1ms")
+}
+
+fn run(name: &str, layout: Layout) {
+    let seed = variable("CHAOS_SEED").unwrap_or_else(unix_now);
+    let faults = variable("CHAOS_FAULTS").unwrap_or(FAULTS);
+    say(&format!("{name}: CHAOS_SEED={seed} CHAOS_FAULTS={faults}"));
+    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut choices = faults_of(&layout, faults > FAULTS);
+    if let Ok(wanted) = std::env::var("CHAOS_FAULT") {
+        choices.retain(|fault| format!("{fault:?}").starts_with(&wanted));
+        assert!(!choices.is_empty(), "CHAOS_FAULT={wanted} is none of this layout");
+    }
+    // Every fault comes once before one comes again.
+    for at in (1..choices.len()).rev() {
+        choices.swap(at, dice.throw(at + 1));
+    }
+    let mut world = World::start(layout, dice);
+    world.await_calm();
+    let began = Instant::now();
+    for fault in choices.into_iter().cycle().take(faults as usize) {
+        let (at, seconds) = (world.clients.acknowledged(), began.elapsed().as_secs());
+        say(&format!("{name} {seconds:>4} s, {at} acknowledged: {fault:?}"));
+        fault.happen(&mut world);
+        world.await_calm();
+    }
+    world.await_even();
+    let (acknowledged, told) = world.clients.finish();
+    say(&format!("{name}: {acknowledged} acknowledged, {told} of {NODES} watchers told of a loss"));
 }
 
 #[test]
-fn whatever_happens_to_redis_nothing_is_lost_silently() {
-    let seed = variable("CHAOS_SEED").unwrap_or_else(unix_now);
-    let faults = variable("CHAOS_FAULTS").unwrap_or(FAULTS);
-    say(&format!("CHAOS_SEED={seed} CHAOS_FAULTS={faults}"));
-    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let mut redis = Redis::start(&[]);
-    let (a, b) = pair(&redis);
-    let mut watchers = [Socket::connect(&a, "ann"), Socket::connect(&b, "bob")];
-    let mut seen = [Seen::default(), Seen::default()];
-    for socket in &mut watchers {
-        socket.subscribe(ROOM);
-    }
-    let mut publishers = [Socket::connect(&a, "ada"), Socket::connect(&b, "eve")];
-    let mut n = 0;
-    for _ in 0..faults {
-        let fault = ALL[dice.throw(ALL.len())];
-        say(&format!("after publication {n}: {fault:?}"));
-        let hung = matches!(fault, Fault::HangShortly);
-        match fault {
-            Fault::CutSubscribers => drop(redis.ask("client kill type pubsub")),
-            Fault::CutEveryone => drop(redis.ask("client kill type normal skipme yes")),
-            Fault::HangShortly => redis.signal("STOP"),
-            Fault::Flush => drop(redis.ask("flushall")),
-            Fault::KillAndEmpty => {
-                redis.kill();
-                redis.restart();
-            }
-            Fault::ForgetScripts => drop(redis.ask("script flush")),
-            Fault::PauseNode => b.signal("STOP"),
-        }
-        if hung {
-            let body = json!({"channel": ROOM, "data": {"n": 0}});
-            let refused = publishers[0].call("publish", body);
-            assert_eq!(refused["data"]["error_details"]["temporary"], true, "{refused}");
-            redis.signal("CONT");
-        }
-        let paused = matches!(fault, Fault::PauseNode);
-        for _ in 0..CALM {
-            n += 1;
-            let from = if paused { 0 } else { dice.throw(publishers.len()) };
-            insist(&mut publishers[from], n);
-        }
-        if paused {
-            b.signal("CONT");
-        }
-        for (socket, seen) in watchers.iter_mut().zip(&mut seen) {
-            seen.note(socket);
-        }
-    }
-    // What is published when all is well reaches everyone, at the same place.
-    eventually("both watchers are where the last publication is", || {
-        n += 1;
-        let last = insist(&mut publishers[0], n);
-        let place = (last["epoch"].as_str()?.to_owned(), last["offset"].as_u64()?);
-        within_calm(&mut watchers, &mut seen, &place).then_some(())
-    });
-    for (index, seen) in seen.iter().enumerate() {
-        // Number 0 was refused, and perhaps published all the same.
-        let came: BTreeSet<u64> = seen.numbers.iter().copied().filter(|n| *n > 0).collect();
-        assert!(seen.told || came.len() as u64 == n, "watcher {index}: {seen:?}");
-    }
-    for publisher in &mut publishers {
-        assert!(publisher.settled("error").is_empty());
-    }
+fn single_redis_loses_nothing_silently() {
+    run("single", Layout::single(NODES));
+}
+
+#[test]
+fn sentinel_loses_nothing_silently() {
+    run("sentinel", Layout::sentinel());
+}
+
+#[test]
+fn redis_cluster_loses_nothing_silently() {
+    run("cluster", Layout::cluster());
+}
+
+#[test]
+fn independent_servers_lose_nothing_silently() {
+    run("independent", Layout::spread());
 }

@@ -1,19 +1,22 @@
 //! End-to-end tests of the built binary: a real process, real sockets, and clients that nobody here wrote.
 //!
-//! `gateway`, `http`, `socket` and `support` are the harness; every other file is one hazard, and its header says the
-//! setup and what must hold. Nothing here sleeps: a test waits for what it can observe, with a deadline. The foreign
-//! clients and tools are installed by `make test`; without them the tests that need them fail and say so.
+//! `gate`, `gateway`, `http`, `redis`, `seen`, `socket` and `support` are the harness; every other file is one hazard,
+//! and its header says the setup and what must hold. Nothing here sleeps: a test waits for what it can observe, with a
+//! deadline. The foreign clients and tools are installed by `make test`; without them the tests that need them fail and
+//! say so.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs, unreachable_pub)]
 #![allow(clippy::float_cmp, reason = "counters are whole numbers, which a float holds exactly")]
 #![allow(clippy::needless_pass_by_value, reason = "`json!` at the call reads best by value")]
 #![allow(clippy::format_collect, clippy::large_stack_arrays, reason = "test data, made once")]
 
+mod gate;
 mod gateway;
 mod http;
 mod program;
 mod raw;
 mod redis;
+mod seen;
 mod socket;
 mod support;
 

@@ -80,18 +80,28 @@ impl Redis {
         format!("redis://{}", self.address)
     }
 
-    fn try_ask(&self, command: &str) -> Option<String> {
+    fn send(&self, command: &str) -> Option<BufReader<TcpStream>> {
         let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(1)).ok()?;
         stream.set_read_timeout(Some(WAIT)).ok()?;
         stream.write_all(format!("{command}\r\n").as_bytes()).ok()?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line).ok()?;
-        Some(line.trim_end().to_owned())
+        Some(BufReader::new(stream))
+    }
+
+    fn try_ask(&self, command: &str) -> Option<String> {
+        read_line(&mut self.send(command)?)
     }
 
     /// First line of the answer to a command.
     pub fn ask(&self, command: &str) -> String {
         self.try_ask(command).unwrap_or_else(|| panic!("redis-server answers {command}"))
+    }
+
+    /// The texts and numbers of a whole answer, in order.
+    pub fn ask_all(&self, command: &str) -> Vec<String> {
+        let mut texts = Vec::new();
+        let read = self.send(command).and_then(|mut answer| read_answer(&mut answer, &mut texts));
+        read.unwrap_or_else(|| panic!("redis-server answers {command}"));
+        texts
     }
 
     /// Sends a signal.
@@ -107,9 +117,47 @@ impl Redis {
 
     /// Starts it again on its port, with what it had kept on disk.
     pub fn restart(&mut self) {
-        self.child = spawn(&self.folder, &self.arguments);
+        self.restart_with(&[]);
+    }
+
+    /// As [`Self::restart`], with more arguments for this time.
+    pub fn restart_with(&mut self, more: &[&str]) {
+        let more = more.iter().map(|&text| text.to_owned());
+        let arguments: Vec<String> = self.arguments.iter().cloned().chain(more).collect();
+        self.child = spawn(&self.folder, &arguments);
         assert!(self.await_ready(), "redis-server starts again on its port");
     }
+
+    /// Removes what a killed one has kept on disk.
+    pub fn forget_data(&self) {
+        // Without a log there is none.
+        let _ = fs::remove_dir_all(self.folder.path().join("appendonlydir"));
+    }
+}
+
+fn read_line(answer: &mut impl BufRead) -> Option<String> {
+    let mut line = String::new();
+    answer.read_line(&mut line).ok()?;
+    Some(line.trim_end().to_owned())
+}
+
+fn read_answer(answer: &mut impl BufRead, texts: &mut Vec<String>) -> Option<()> {
+    let line = read_line(answer)?;
+    let (kind, rest) = line.split_at_checked(1)?;
+    match kind {
+        "*" => {
+            for _ in 0..rest.parse().ok()? {
+                read_answer(answer, texts)?;
+            }
+        }
+        "$" => {
+            let mut text = vec![0; rest.parse::<usize>().ok()? + 2];
+            answer.read_exact(&mut text).ok()?;
+            texts.push(String::from_utf8(text).ok()?.trim_end().to_owned());
+        }
+        _ => texts.push(line),
+    }
+    Some(())
 }
 
 fn spawn(folder: &TempDir, arguments: &[String]) -> Child {

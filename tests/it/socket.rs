@@ -2,8 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustls::ClientConfig;
 use serde_json::{Value, json};
 use socket2::SockRef;
 use tungstenite::client::client_with_config;
@@ -67,8 +70,17 @@ impl Socket {
     /// Opens the WebSocket; nothing is waited for. The error is the HTTP status of the refusal, or 0 when the socket
     /// ended without an answer.
     pub fn open(gateway: &Gateway, opening: &Opening) -> Result<Self, u16> {
-        let scheme = if gateway.tls.is_some() { "wss" } else { "ws" };
-        let uri: Uri = format!("{scheme}://{}{}", gateway.public, opening.target).parse().unwrap();
+        Self::open_at(gateway.public, gateway.tls.as_ref(), opening)
+    }
+
+    /// As [`Self::open`], at any address.
+    pub fn open_at(
+        address: SocketAddr,
+        tls: Option<&Arc<ClientConfig>>,
+        opening: &Opening,
+    ) -> Result<Self, u16> {
+        let scheme = if tls.is_some() { "wss" } else { "ws" };
+        let uri: Uri = format!("{scheme}://{address}{}", opening.target).parse().unwrap();
         let mut request = ClientRequestBuilder::new(uri);
         for (name, value) in &opening.headers {
             request = request.with_header(name.clone(), value.clone());
@@ -76,7 +88,7 @@ impl Socket {
         for name in &opening.subprotocols {
             request = request.with_sub_protocol(name.clone());
         }
-        let stream = Stream::connect(gateway.public, gateway.tls.as_ref()).map_err(|_| 0_u16)?;
+        let stream = Stream::connect(address, tls).map_err(|_| 0_u16)?;
         if let Some(bytes) = opening.receive_buffer {
             SockRef::from(stream.socket()).set_recv_buffer_size(bytes).unwrap();
         }
@@ -148,6 +160,35 @@ impl Socket {
     pub fn call(&mut self, kind: &str, data: Value) -> Value {
         let id = self.send(kind, &data);
         self.reply(&id)
+    }
+
+    /// As [`Self::call`], for a gateway that may be gone any time: `None` when the connection has ended or `given_up` says so.
+    pub fn call_unless(
+        &mut self,
+        kind: &str,
+        data: Value,
+        given_up: impl Fn() -> bool,
+    ) -> Option<Value> {
+        self.last_id += 1;
+        let id = format!("t{}", self.last_id);
+        let message = json!({"type": kind, "id": id, "data": data}).to_string();
+        if !self.send_text(&message) {
+            return None;
+        }
+        loop {
+            if let Some(at) = self.inbox.iter().position(|message| message["reply_to"] == id) {
+                return self.inbox.remove(at);
+            }
+            if self.closed.is_some() || given_up() {
+                return None;
+            }
+            self.poll();
+        }
+    }
+
+    /// Whether the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.closed.is_some()
     }
 
     /// Waits for the answer to a command.

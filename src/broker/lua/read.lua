@@ -3,7 +3,8 @@
 -- publications wanted (0 = none), "1" when members are wanted.
 -- Answers the position, the number of publications, offset and payload of each that comes after the known position, then
 -- field and value of each member.
-local epoch, offset = stand(KEYS[1], KEYS[2], ARGV[1], ARGV[2])
+local epoch, offset = stand(KEYS[1], KEYS[2], ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
 local from = '-'
 if ARGV[3] == epoch then
   from = '(' .. ARGV[4] .. '-0'

@@ -15,12 +15,13 @@ for i = 0, #KEYS / 3 - 1 do
   local a, b, c = ARGV[i * 8 + 6], ARGV[i * 8 + 7], ARGV[i * 8 + 8]
   local position = ''
   if kind == 'p' then
-    local epoch, offset = stand(meta, stream, candidate, ttl)
+    local epoch, offset = stand(meta, stream, candidate)
     local earlier = c ~= '0' and redis.call('GET', extra)
     if earlier and string.sub(earlier, 1, 8) == epoch then
       position = earlier
     else
       offset = redis.call('HINCRBY', meta, 'o', 1)
+      redis.call('PEXPIRE', meta, ttl)
       position = epoch .. string.format('%.0f', offset)
       if a ~= '0' then
         redis.call('XADD', stream, 'MAXLEN', '=', a, string.format('%.0f-0', offset), 'p', payload)
@@ -32,11 +33,13 @@ for i = 0, #KEYS / 3 - 1 do
       redis.call(PUBLISH, channel, 'p' .. position .. ':' .. payload)
     end
   elseif kind == 's' then
-    local epoch = stand(meta, stream, candidate, ttl)
+    local epoch = stand(meta, stream, candidate)
+    redis.call('PEXPIRE', meta, ttl)
     position = epoch .. '0'
     redis.call(PUBLISH, channel, 'p' .. position .. ':' .. payload)
   elseif kind == 'r' then
-    local epoch, offset = stand(meta, stream, candidate, ttl)
+    local epoch, offset = stand(meta, stream, candidate)
+    redis.call('PEXPIRE', meta, ttl)
     redis.call('DEL', stream)
     position = epoch .. string.format('%.0f', offset)
     redis.call(PUBLISH, channel, 'r' .. position .. ':')

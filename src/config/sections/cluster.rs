@@ -13,6 +13,9 @@ section! {
         /// `redis://`, `rediss://` (TLS), `redis-sentinel://` or `redis-cluster://` URL, with user and password when the
         /// server wants them. Forms: docs/redis.md.
         url: Option<Secret<String>> = Kind::Secret, Restart;
+        /// Independent servers over which channels are spread, the same list on every node: each keeps its part of them, and
+        /// `redis.url` only has what the nodes need to meet. Empty: it has everything.
+        channel_urls: Vec<Secret<String>> = Kind::List(&Kind::Secret, 0, 64), Restart;
         /// First part of every key, so that several clusters can share a server.
         prefix: String = Kind::Text(64), Restart;
         /// For a connection with its handshake.
@@ -45,6 +48,9 @@ section! {
         detach_delay: Duration = Kind::Duration(0, 3_600_000), Restart;
         /// Publications of at least this size are compressed (LZ4) between nodes; 0 = none.
         compression_bytes_min: usize = Kind::Size(0, 1 << 30), Restart;
+        /// Whether publications that are not kept (no history, `skip_history`) reach the subscribers of this node while Redis is
+        /// away. Otherwise they are refused like all others.
+        fan_out_locally: bool = Kind::Bool, Restart;
         /// Whether a node without Redis is not ready, so that balancers take it out. Otherwise it is degraded and goes on.
         required: bool = Kind::Bool, Restart;
     }

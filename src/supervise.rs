@@ -2,9 +2,10 @@
 //!
 //! systemd's watchdog is fed only while every shard turns. Without systemd the process ends itself when a shard stands
 //! still for `engine.watchdog_timeout`, because a half-dead node is worse than a restarted one: its channels would
-//! answer nobody.
+//! answer nobody. A process that stood still as a whole (a paused container or virtual machine) is not ended for that when
+//! it goes on: only time that this watchdog itself saw pass counts.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gateway_core::ids::ShardId;
 use sd_notify::NotifyState;
@@ -28,22 +29,43 @@ pub(crate) fn notify(state: NotifyState<'_>) {
 pub(crate) async fn run(plane: SharedPlane, watchdog_timeout: Duration) {
     let systemd = sd_notify::watchdog_enabled();
     let shortest = systemd.map_or(watchdog_timeout, |limit| limit.min(watchdog_timeout));
-    let mut looks = tokio::time::interval((shortest / LOOKS_PER_LIMIT).min(LOOK_INTERVAL_MAX));
+    let interval = (shortest / LOOKS_PER_LIMIT).min(LOOK_INTERVAL_MAX);
+    let mut looks = tokio::time::interval(interval);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut stalled_before = vec![false; usize::from(plane.bridge.shards().count())];
+    let count = usize::from(plane.bridge.shards().count());
+    let mut stalled_before = vec![false; count];
+    let mut still = vec![Still::default(); count];
+    let mut last_look = Instant::now();
     loop {
         looks.tick().await;
         let shards = plane.bridge.shards();
+        let between = last_look.elapsed();
+        last_look += between;
         for shard in plane.bridge.shard_ids() {
             let stalled = plane.health.is_stalled(shards, shard);
             report(shards, shard, stalled, &mut stalled_before[shard.index()]);
-            if shards.heartbeat_age(shard) > watchdog_timeout {
+            let age = shards.heartbeat_age(shard);
+            if still[shard.index()].look(age, between, 2 * interval) > watchdog_timeout {
                 give_up(shards, shard);
             }
         }
         if systemd.is_some() && !plane.health.any_stalled(shards) {
             notify(NotifyState::Watchdog);
         }
+    }
+}
+
+/// For how long a shard was seen to stand still.
+#[derive(Clone, Copy, Debug, Default)]
+struct Still(Duration);
+
+impl Still {
+    /// A look at a shard whose heartbeat is `age` old, `between` after the last look. A longer time between looks than `most`
+    /// was not spent looking.
+    fn look(&mut self, age: Duration, between: Duration, most: Duration) -> Duration {
+        let turned = age < between;
+        self.0 = if turned { age.min(most) } else { self.0 + between.min(most) };
+        self.0
     }
 }
 
@@ -67,4 +89,27 @@ fn give_up(shards: &dyn Shards, shard: ShardId) -> ! {
         "shard {shard} has not turned for {age_ms} ms; the process ends"
     ));
     std::process::abort()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn only_what_was_seen_counts() {
+        let mut still = Still::default();
+        let mut look = |age: u32, between: u32| {
+            still.look(age * SECOND, between * SECOND, 2 * SECOND).as_secs()
+        };
+        assert_eq!(look(0, 1), 0);
+        assert_eq!([look(1, 1), look(2, 1), look(3, 1)], [1, 2, 3]);
+        assert_eq!(look(0, 1), 0, "it turns again");
+        // The whole process was paused for half a minute.
+        assert_eq!(look(30, 30), 2);
+        assert_eq!(look(0, 1), 0);
+        assert_eq!(look(29, 30), 2, "it turned once before the pause");
+        assert_eq!([look(30, 1), look(31, 1)], [3, 4], "and never after it");
+    }
 }

@@ -37,6 +37,10 @@ use slow::SlowCounts;
 pub(crate) struct Environment {
     /// WebSocket endpoints, taken in turns.
     pub(crate) targets: Vec<Target>,
+    /// Endpoints of other nodes, for publishers and for those who come back.
+    pub(crate) others: Vec<Target>,
+    /// Process that is killed when everybody is cut off.
+    pub(crate) kill_pid: Option<u32>,
     /// Metrics endpoint.
     pub(crate) metrics: Target,
     /// Publishes through the server API when given.
@@ -56,9 +60,11 @@ pub(crate) struct Environment {
 }
 
 impl Environment {
-    /// Endpoint of the connection with this number; always the same one.
-    pub(crate) fn target(&self, number: u32) -> &Target {
-        &self.targets[number as usize % self.targets.len()]
+    /// Endpoint of the connection with this number; always the same one. With other nodes `elsewhere` is one of them.
+    pub(crate) fn target(&self, number: u32, elsewhere: bool) -> &Target {
+        let targets =
+            if elsewhere && !self.others.is_empty() { &self.others } else { &self.targets };
+        &targets[number as usize % targets.len()]
     }
 
     /// Makes tokens for channels that begin with `stem`.
@@ -137,6 +143,8 @@ pub(crate) struct Load {
     /// Members to be dialed.
     queue: VecDeque<u32>,
     dialing: u32,
+    /// Whether those who are dialed are dialed at the other nodes.
+    moved: bool,
     ready: u32,
     next_dial_at: Nanos,
     last_progress: (Nanos, u64),
@@ -192,6 +200,7 @@ impl Load {
             by_slot: Vec::new(),
             queue: VecDeque::new(),
             dialing: 0,
+            moved: false,
             ready: 0,
             next_dial_at: 0,
             last_progress: (0, 0),

@@ -35,6 +35,13 @@ pub(crate) struct Options {
     /// must lead to one gateway.
     #[arg(long = "url", value_delimiter = ',', default_value = "ws://127.0.0.1:8080/ws")]
     urls: Vec<Target>,
+    /// Endpoints of other nodes of the same cluster. Publishers are there from the beginning, and `reconnect` brings everybody
+    /// back there.
+    #[arg(long = "other-url", value_delimiter = ',')]
+    other_urls: Vec<Target>,
+    /// Process that `reconnect` kills in the moment in which it cuts everybody off: the node they are on.
+    #[arg(long, value_name = "PID", requires = "other_urls")]
+    kill_pid: Option<u32>,
     /// PEM file of a certificate authority to trust besides those of the system.
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
@@ -136,12 +143,16 @@ impl Options {
         for target in &mut targets {
             target.settle()?;
         }
+        let mut others = self.other_urls.clone();
+        for target in &mut others {
+            target.settle()?;
+        }
         let first = targets.first().ok_or("an empty --url")?;
         let mut metrics = self.metrics_url.clone().unwrap_or_else(|| first.with_path("/metrics"));
         metrics.settle()?;
         let mut api = self.api_url.clone();
         api.as_mut().map_or(Ok(()), Target::settle)?;
-        let all = || targets.iter().chain([&metrics]).chain(&api);
+        let all = || targets.iter().chain(&others).chain([&metrics]).chain(&api);
         if all().any(Target::is_secure) {
             let trust = match &self.ca {
                 _ if self.insecure => Trust::Anybody,
@@ -149,12 +160,15 @@ impl Options {
                 None => Trust::System,
             };
             let config = tls::client(&trust)?;
-            for target in targets.iter_mut().chain([&mut metrics]).chain(&mut api) {
+            let all = targets.iter_mut().chain(&mut others).chain([&mut metrics]).chain(&mut api);
+            for target in all {
                 target.trust(&config);
             }
         }
         Ok(Environment {
             targets,
+            others,
+            kill_pid: self.kill_pid,
             metrics,
             deflate: self.deflate,
             local_addresses: self.local_addresses.clone(),
@@ -218,6 +232,11 @@ mod tests {
         let environment = Options::try_parse_from(line).unwrap().environment().unwrap();
         let paths: Vec<_> = environment.targets.iter().map(|target| &*target.path).collect();
         assert_eq!(paths, ["/a", "/b", "/"]);
+        assert_eq!(environment.target(4, true).path, "/b", "there are no others");
+        let line = ["x", "--url", "ws://127.0.0.1:1/a", "--other-url", "ws://127.0.0.1:2/b"];
+        let environment = Options::try_parse_from(line).unwrap().environment().unwrap();
+        assert_eq!(environment.target(4, false).path, "/a");
+        assert_eq!(environment.target(4, true).path, "/b");
     }
 
     #[test]
@@ -237,6 +256,7 @@ mod tests {
             &["--threshold", "p99=5"],
             &["--processes", "0"],
             &["--insecure", "--ca", "x.pem"],
+            &["--kill-pid", "1"],
             &["--local-addresses", "localhost"],
             &["--connections", "0"],
             &["--duration", "5"],

@@ -246,7 +246,12 @@ impl Publisher {
                 (Script::Members, keys, arguments)
             }
             writes => {
-                let (mut keys, mut arguments) = (Vec::new(), Vec::new());
+                let mut keys = Vec::with_capacity(3 * writes.len());
+                let mut arguments = vec![
+                    super::new_epoch().into(),
+                    millis(self.limits.position_ttl),
+                    millis(super::unix_now()),
+                ];
                 for write in writes {
                     self.add_parts(write, &mut keys, &mut arguments);
                 }
@@ -257,41 +262,36 @@ impl Publisher {
         (batch, answer)
     }
 
+    /// Keys and arguments in the order of `lua/write.lua`.
     fn add_parts(&self, write: &Write, keys: &mut Vec<String>, arguments: &mut Vec<Value>) {
         let names = self.common.names.keys(&write.channel);
-        let none = || Value::from_static_str("0");
-        let (kind, extra, rest) = match &write.kind {
+        keys.extend([names.meta, names.stream]);
+        let payload = Value::Bytes(write.payload.clone().into());
+        match &write.kind {
             WriteKind::Publish { size, ttl, key, .. } => {
-                let idempotency_ttl =
-                    if key.is_some() { self.limits.idempotency_ttl } else { Duration::ZERO };
-                let key = key.as_ref().map_or_else(
-                    || names.members.clone(),
-                    |key| self.common.names.idempotency_key(&write.channel, key),
-                );
                 let size = if ttl.is_zero() { 0 } else { *size };
-                ("p", key, [text(size), millis(*ttl), millis(idempotency_ttl)])
+                let mut key_ttl = Duration::ZERO;
+                if let Some(key) = key {
+                    key_ttl = self.limits.idempotency_ttl;
+                    if !key_ttl.is_zero() {
+                        keys.push(self.common.names.idempotency_key(&write.channel, key));
+                    }
+                }
+                arguments.extend([kind("p"), payload, text(size), millis(*ttl), millis(key_ttl)]);
             }
-            WriteKind::PublishOutside { .. } => ("s", names.members, [none(), none(), none()]),
-            WriteKind::Remove { .. } => ("r", names.members, [none(), none(), none()]),
+            WriteKind::PublishOutside { .. } => arguments.extend([kind("s"), payload]),
+            WriteKind::Remove { .. } => arguments.extend([kind("r"), payload]),
             WriteKind::Joined { field, member } => {
+                keys.push(names.members);
                 let member = Value::Bytes(member.clone().into());
-                let ttl = millis(self.limits.position_ttl);
-                ("j", names.members, [field.as_str().into(), member, ttl])
+                arguments.extend([kind("j"), payload, field.as_str().into(), member]);
             }
             WriteKind::Left { field } => {
-                ("l", names.members, [field.as_str().into(), none(), none()])
+                keys.push(names.members);
+                arguments.extend([kind("l"), payload, field.as_str().into()]);
             }
             WriteKind::Members { .. } => unreachable!("it is called alone"),
-        };
-        keys.extend([names.meta, names.stream, extra]);
-        arguments.extend([
-            kind.into(),
-            self.common.names.topic(&write.channel).into(),
-            Value::Bytes(write.payload.clone().into()),
-            super::new_epoch().into(),
-            millis(self.limits.position_ttl),
-        ]);
-        arguments.extend(rest);
+        }
     }
 
     fn members_parts(&self, write: &Write) -> (Vec<String>, Vec<Value>) {
@@ -420,6 +420,10 @@ fn outcome_of(kind: &WriteKind, position: StreamPosition) -> ChannelOutcome {
 
 fn unavailable(message: &'static str) -> ClientError {
     ClientError::new(ErrorCode::Unavailable, message)
+}
+
+fn kind(letter: &'static str) -> Value {
+    Value::from_static_str(letter)
 }
 
 fn text(number: u32) -> Value {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::gateway::{Gateway, Setup};
 use crate::redis::Redis;
 use crate::support::{unix_now, within};
-use clients::Clients;
+use clients::{Clients, Evenness};
 use fault::faults_of;
 use layout::{Layout, addresses};
 
@@ -121,14 +121,22 @@ impl World {
 
     /// What is published when all is well reaches everyone, at the same place.
     fn await_even(&self) {
-        within(WELL_MAX, "the publishers pause", || self.clients.pause().then_some(()));
         let began = Instant::now();
-        while !self.clients.is_even() {
-            assert!(!self.clients.has_failed(), "a client has failed; its message is above");
+        loop {
+            within(WELL_MAX, "the publishers pause", || self.clients.pause().then_some(()));
+            while began.elapsed() < WELL_MAX {
+                assert!(!self.clients.has_failed(), "a client has failed; its message is above");
+                match self.clients.evenness() {
+                    Evenness::Even => return self.clients.go_on(),
+                    // The stream has begun anew since the last publication.
+                    Evenness::Empty => break,
+                    Evenness::Uneven => hold(Duration::from_millis(5)),
+                }
+            }
             assert!(began.elapsed() < WELL_MAX, "not even: {:?}", self.clients.positions());
-            hold(Duration::from_millis(5));
+            self.clients.go_on();
+            self.await_calm();
         }
-        self.clients.go_on();
     }
 }
 
@@ -166,6 +174,9 @@ fn run(name: &str, layout: Layout) {
         say(&format!("{name} {seconds:>4} s, {at} acknowledged: {fault:?}"));
         fault.happen(&mut world);
         world.await_calm();
+        for node in &mut world.nodes {
+            assert!(node.is_running(), "a node has ended by itself");
+        }
     }
     world.await_even();
     let (acknowledged, told) = world.clients.finish();

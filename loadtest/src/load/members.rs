@@ -104,7 +104,8 @@ impl Load {
                 return;
             }
         };
-        let target = self.environment.target(number);
+        let elsewhere = self.moved || index < self.plan.publishers;
+        let target = self.environment.target(number, elsewhere);
         let head = fleet::request(target, &token, self.environment.deflate);
         let id = fleet.dial(target, head, None);
         let member = &mut self.members[index as usize];
@@ -201,6 +202,11 @@ impl Load {
                 fleet.abort(id);
             }
         }
+    }
+
+    /// Whoever is dialed from now on is dialed at the other nodes.
+    pub(crate) fn move_elsewhere(&mut self) {
+        self.moved = true;
     }
 
     /// Closes a member's connection politely. It keeps its positions.

@@ -77,7 +77,7 @@ impl Churn<'_> {
             let every = self.plan.abort_every;
             let abandon = (every > 0 && nth % every == every - 1)
                 .then(|| WAYS[(nth / every) as usize % WAYS.len()]);
-            let target = self.environment.target(nth);
+            let target = self.environment.target(nth, false);
             let head = fleet::request(target, &token, self.environment.deflate);
             let id = fleet.dial(target, head, abandon);
             self.active.insert(id, Cycle { dialed_at: now, welcomed: false });

@@ -1,6 +1,8 @@
 //! Everybody but the publishers is cut off at once, misses publications, and comes back in a storm while publishing
 //! goes on. Each subscription must recover exactly what it missed.
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::{CHECK_INTERVAL, Middle};
 use crate::fleet::{Fleet, Next};
 use crate::latencies::Latency;
@@ -68,12 +70,16 @@ impl Middle for Reconnect {
         match self.step {
             Step::Returning { .. } => {}
             Step::Seeding => {
+                if let Some(pid) = load.environment.kill_pid {
+                    kill(pid);
+                }
                 load.cut_off(fleet, away);
                 let missed = load.plan.missed;
                 load.publish_everywhere(fleet, missed, now);
                 self.step = Step::Missing;
             }
             Step::Missing => {
+                load.move_elsewhere();
                 load.connect(away);
                 // The first connects were no storm.
                 load.latencies.connect = Latency::default();
@@ -90,5 +96,13 @@ impl Middle for Reconnect {
         if let (Notice::Ready(_), Step::Returning { since, .. }) = (notice, &self.step) {
             load.latencies.recover.record(*since, now);
         }
+    }
+}
+
+fn kill(pid: u32) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    if let Some(pid) = pid {
+        // Another process of this run may have been faster.
+        let _gone = kill_process(pid, Signal::KILL);
     }
 }

@@ -5,13 +5,14 @@
 -- field and value of each member.
 local epoch, offset = stand(KEYS[1], KEYS[2], ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-local from = '-'
+-- The stream may be a little longer than wanted.
+local known = math.max(offset - tonumber(ARGV[5]), 0)
 if ARGV[3] == epoch then
-  from = '(' .. ARGV[4] .. '-0'
+  known = math.max(known, tonumber(ARGV[4]))
 end
 local kept = {}
 if ARGV[5] ~= '0' then
-  kept = redis.call('XRANGE', KEYS[2], from, '+')
+  kept = redis.call('XRANGE', KEYS[2], string.format('(%.0f-0', known), '+')
 end
 local answer = {epoch .. string.format('%.0f', offset), tostring(#kept)}
 for _, entry in ipairs(kept) do

@@ -41,6 +41,17 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How far the watchers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evenness {
+    /// All have everything.
+    Even,
+    /// All are in an epoch in which nothing was acknowledged yet.
+    Empty,
+    /// They stand at different places, or lack something.
+    Uneven,
+}
+
 /// Clients of a run, each a thread of its own.
 #[derive(Debug)]
 pub struct Clients {
@@ -82,16 +93,17 @@ impl Clients {
     }
 
     /// Whether every watcher stands at the same place, and nothing that was acknowledged lies behind it.
-    pub fn is_even(&self) -> bool {
+    pub fn evenness(&self) -> Evenness {
         let mut ends = self.positions();
         ends.dedup();
-        let [Some((epoch, offset))] = &ends[..] else { return false };
-        let newest = locked(&self.shared.acknowledged)
-            .keys()
-            .filter(|(of, _)| of == epoch)
-            .map(|(_, offset)| *offset)
-            .max();
-        newest.is_some_and(|newest| newest <= *offset)
+        let [Some((epoch, offset))] = &ends[..] else { return Evenness::Uneven };
+        let acknowledged = locked(&self.shared.acknowledged);
+        let newest = acknowledged.keys().filter(|(of, _)| of == epoch).map(|(_, offset)| *offset);
+        match newest.max() {
+            None => Evenness::Empty,
+            Some(newest) if newest <= *offset => Evenness::Even,
+            Some(_) => Evenness::Uneven,
+        }
     }
 
     /// Where the watchers stand.

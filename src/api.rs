@@ -8,6 +8,7 @@ mod batch;
 mod call;
 mod connections;
 mod error;
+pub(crate) mod everywhere;
 mod key;
 mod large_data;
 mod openapi;

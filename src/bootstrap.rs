@@ -178,7 +178,7 @@ impl Node {
             cluster_tasks.spawn(Arc::clone(cluster).run(Arc::clone(&plane)));
         }
         if let Some(broker) = &plane.broker {
-            broker.spawn(&mut cluster_tasks);
+            broker.spawn(&plane, &mut cluster_tasks);
         }
         let engine_end = watch_engine(engine);
         announce(config, &handle, plane.bridge.shards().now().unix);

@@ -5,6 +5,7 @@
 //! to the homes (`listen`) through their mailboxes (`mail`). A restart or failover of Redis begins every stream anew
 //! (`scripts`), and everything that could have been missed is found by comparing positions, never assumed.
 
+pub(crate) mod calls;
 mod instance;
 mod links;
 mod mail;
@@ -27,15 +28,18 @@ use gateway_core::broker::{BrokerOp, BrokerRequest, Retention};
 use gateway_core::message::{ChannelName, Origin, Publish};
 use tokio::task::JoinSet;
 
+use crate::api::everywhere::Question;
 use crate::bridge::Bridge;
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::plane::SharedPlane;
 use crate::redis::{Redis, RedisUrlError};
+use calls::{Calls, Gathered};
 use instance::Instance;
 use mail::Mail;
 use names::Names;
 use nodes::Nodes;
-use orders::{Affected, Order, Orders};
+use orders::{Affected, Kept, Order};
 use publisher::{Write, WriteKind, WriteLimits};
 use scripts::Scripts;
 use spread::Spread;
@@ -66,6 +70,8 @@ pub(crate) struct BrokerCounts {
     pub missed: u64,
     /// Connections dropped because a probe did not come back.
     pub probe_reconnects: u64,
+    /// Questions to other nodes that all answered, and others.
+    pub questions: [u64; 2],
     /// Last probe through Redis and back.
     pub probe: Duration,
 }
@@ -88,9 +94,9 @@ pub(crate) struct Broker {
     spread: Spread,
     mail: Arc<Mail>,
     nodes: Arc<Nodes>,
-    orders: Arc<Orders>,
-    /// The connection on which orders arrive, when it is none of an instance.
-    orders_only: Option<Arc<Instance>>,
+    calls: Arc<Calls>,
+    /// Where the nodes meet, when no channels are kept there.
+    meeting: Option<Arc<Instance>>,
     compression_bytes_min: usize,
     lease_interval: Duration,
 }
@@ -117,23 +123,23 @@ impl Broker {
             })
         };
         let meeting = common(cluster.redis())?;
-        let orders = Arc::new(Orders::new(
+        let calls = Arc::new(Calls::new(
             (Arc::clone(&meeting.redis), Arc::clone(&meeting.subscriber)),
             Arc::clone(&nodes),
-            bridge.clone(),
+            Kept::new(Arc::clone(&meeting.redis), bridge.clone(), &section.prefix),
             &section.prefix,
             config.api.timeout / 2,
         ));
-        let instance = |common: Common, orders: Option<&Arc<Orders>>| {
+        let instance = |common: Common, calls: Option<&Arc<Calls>>| {
             let limits = write_limits(config, common.redis.is_clustered());
-            Arc::new(Instance::new(common, orders.map(Arc::clone), section, limits))
+            Arc::new(Instance::new(common, calls.map(Arc::clone), section, limits))
         };
-        let first = instance(meeting, Some(&orders));
+        let first = instance(meeting, Some(&calls));
         let mut instances = Vec::new();
         for redis in cluster.channel_servers() {
             instances.push(instance(common(redis)?, None));
         }
-        let orders_only = if instances.is_empty() {
+        let meeting = if instances.is_empty() {
             instances.push(first);
             None
         } else {
@@ -144,8 +150,8 @@ impl Broker {
             instances,
             mail,
             nodes,
-            orders,
-            orders_only,
+            calls,
+            meeting,
             compression_bytes_min: match section.compression_bytes_min {
                 0 => usize::MAX,
                 bytes => bytes,
@@ -155,11 +161,12 @@ impl Broker {
     }
 
     fn all_instances(&self) -> impl Iterator<Item = &Arc<Instance>> {
-        self.instances.iter().chain(&self.orders_only)
+        self.instances.iter().chain(&self.meeting)
     }
 
     /// Starts what runs as long as the node.
-    pub(crate) fn spawn(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
+    pub(crate) fn spawn(self: &Arc<Self>, plane: &SharedPlane, tasks: &mut JoinSet<()>) {
+        self.calls.attend(plane);
         for instance in self.all_instances() {
             instance.spawn(tasks);
         }
@@ -173,7 +180,8 @@ impl Broker {
 
     /// Counters and gauges, of all servers together.
     pub(crate) fn counts(&self) -> BrokerCounts {
-        let mut counts = BrokerCounts { given_up: self.mail.given_up(), ..Default::default() };
+        let (given_up, questions) = (self.mail.given_up(), self.calls.counts());
+        let mut counts = BrokerCounts { given_up, questions, ..Default::default() };
         for instance in self.all_instances() {
             instance.count_into(&mut counts);
         }
@@ -255,8 +263,27 @@ impl Broker {
     }
 
     /// Carries an order out on all nodes, this one included.
-    pub(crate) async fn give(&self, order: &Order) -> Affected {
-        self.orders.give(order).await
+    pub(crate) async fn give(&self, bridge: &Bridge, order: &Order) -> Affected {
+        self.calls.give(bridge, order).await
+    }
+
+    /// Asks all other nodes.
+    pub(crate) async fn ask_others(&self, question: &Question) -> Gathered {
+        self.calls.ask_others(question).await
+    }
+
+    /// Asks one node, this one not.
+    pub(crate) async fn ask_one(&self, node: u64, question: &Question) -> Gathered {
+        self.calls.ask_one(node, question).await
+    }
+
+    /// Numbers of all nodes that the cluster lists, in order, this one included; and this one's.
+    pub(crate) fn node_numbers(&self) -> (Vec<u64>, u64) {
+        let own = self.nodes.own();
+        let mut all = self.nodes.others();
+        all.push(own);
+        all.sort_unstable();
+        (all, own)
     }
 
     /// Says goodbye on the connections for publications.

@@ -1,6 +1,7 @@
 //! What is known of a channel: `presence`, `presence_stats`, `history`, `history_remove`, `channels`.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use gateway_core::error::ErrorCode;
@@ -10,6 +11,7 @@ use gateway_core::message::{
 use gateway_core::settings::{Namespace, Settings};
 use serde_json::value::RawValue;
 
+use super::everywhere::{self, Question};
 use super::requests::{ChannelRequest, ChannelsRequest, HistoryRequest, PositionRequest};
 use super::results::{
     ChannelSummary, ChannelsResult, HistoryResult, PositionResult, PresenceMember, PresenceResult,
@@ -90,7 +92,7 @@ pub(super) async fn history_remove(
     }
 }
 
-/// Lists channels of all shards by name.
+/// Lists channels of all nodes by name.
 pub(super) async fn channels(
     plane: &SharedPlane,
     request: ChannelsRequest,
@@ -99,12 +101,38 @@ pub(super) async fn channels(
     if !(1..=CHANNELS_MAX).contains(&limit) {
         return Err(ApiError::bad_request(format!("`limit` must be 1 to {CHANNELS_MAX}")));
     }
-    let prefix: Box<str> = request.prefix.into();
-    // One more than asked of every shard: that is how a shard's cut list shows.
-    let gathered = plane
-        .bridge
-        .ask_all(|| ShardOp::Channels { prefix: prefix.clone(), limit: limit + 1 })
-        .await?;
+    // One more than asked of every shard: that is how a cut list shows.
+    let (prefix, more) = (request.prefix, limit + 1);
+    let question = Question::Channels { prefix: prefix.clone(), limit: more };
+    let (own, (others, partial)) = tokio::join!(
+        own_channels(plane, &prefix, more),
+        everywhere::ask_others::<Channels>(plane, &question)
+    );
+    let mut channels = own?;
+    for (name, found) in others.into_iter().flatten() {
+        match channels.entry(name) {
+            Entry::Vacant(place) => drop(place.insert(found)),
+            Entry::Occupied(mut known) => known.get_mut().join(found),
+        }
+    }
+    let truncated = channels.len() > limit as usize;
+    while channels.len() > limit as usize {
+        channels.pop_last();
+    }
+    Ok(ChannelsResult { channels, truncated, partial })
+}
+
+type Channels = BTreeMap<String, ChannelSummary>;
+
+/// Channels of all shards of this node.
+pub(super) async fn own_channels(
+    plane: &SharedPlane,
+    prefix: &str,
+    limit: u32,
+) -> Result<Channels, ApiError> {
+    let prefix: Box<str> = prefix.into();
+    let op = || ShardOp::Channels { prefix: prefix.clone(), limit };
+    let gathered = plane.bridge.ask_all(op).await?;
     if gathered.partial {
         return Err(ApiError::partial());
     }
@@ -124,11 +152,19 @@ pub(super) async fn channels(
             channels.insert(channel.channel.to_string(), summary);
         }
     }
-    let truncated = channels.len() > limit as usize;
-    while channels.len() > limit as usize {
-        channels.pop_last();
+    Ok(channels)
+}
+
+impl ChannelSummary {
+    /// What another node says of the same channel: members are those of all nodes already, and one copy may be behind.
+    fn join(&mut self, other: Self) {
+        let interested_shards = self.interested_shards + other.interested_shards;
+        let num_clients = self.num_clients.max(other.num_clients);
+        if other.offset > self.offset {
+            *self = other;
+        }
+        (self.interested_shards, self.num_clients) = (interested_shards, num_clients);
     }
-    Ok(ChannelsResult { channels, truncated })
 }
 
 /// Checks the channel and that its namespace has the option that the call reads.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use gateway_core::message::{ConnectionInfo, StreamPosition};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
@@ -126,11 +126,11 @@ pub(crate) struct HistoryResult {
 }
 
 /// A channel as an operator sees it.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct ChannelSummary {
     /// Members, with presence switched on; 0 otherwise.
     pub num_clients: u32,
-    /// Shards with a subscriber.
+    /// Shards with a subscriber, of all nodes.
     pub interested_shards: u32,
     /// Newest offset.
     pub offset: u64,
@@ -147,11 +147,15 @@ pub(crate) struct ChannelsResult {
     pub channels: BTreeMap<String, ChannelSummary>,
     /// Whether there are more than asked for.
     pub truncated: bool,
+    /// Whether a node did not answer.
+    pub partial: bool,
 }
 
 /// A connection as an operator sees it.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct ConnectionResult {
+    /// Name of the node that has it.
+    pub node: String,
     /// Public session id.
     pub session: String,
     /// User id; empty for anonymous.
@@ -167,7 +171,7 @@ pub(crate) struct ConnectionResult {
     /// Since its last input.
     pub idle_seconds: f64,
     /// When its token expires, in Unix seconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<u64>,
     /// Subscribed channels.
     pub channels: Vec<String>,
@@ -178,13 +182,15 @@ pub(crate) struct ConnectionResult {
     /// Messages sent to it.
     pub messages_sent: u64,
     /// `User-Agent` of its handshake.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_agent: Option<String>,
 }
 
-impl From<ConnectionInfo> for ConnectionResult {
-    fn from(info: ConnectionInfo) -> Self {
+impl ConnectionResult {
+    /// As the shard described it.
+    pub(super) fn new(node: &str, info: ConnectionInfo) -> Self {
         Self {
+            node: node.to_owned(),
             session: info.session.to_string(),
             user: info.user.to_string(),
             shard: info.id.shard().0,
@@ -210,10 +216,12 @@ pub(crate) struct ConnectionsResult {
     /// Where the next page begins; absent at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
+    /// Whether a node did not answer, or went away between two pages.
+    pub partial: bool,
 }
 
 /// Online state of a user.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct UserStatus {
     /// User id.
     pub user: String,
@@ -222,7 +230,7 @@ pub(crate) struct UserStatus {
     /// Open connections; several devices count one each.
     pub connections: u32,
     /// When the last connection ended, in Unix seconds; absent while online or when unknown.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<u64>,
 }
 
@@ -231,15 +239,17 @@ pub(crate) struct UserStatus {
 pub(crate) struct UserStatusResult {
     /// States.
     pub statuses: Vec<UserStatus>,
+    /// Whether a node did not answer.
+    pub partial: bool,
 }
 
 /// A node of the installation.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct NodeInfo {
     /// Name.
     pub name: String,
     /// Version of the gateway.
-    pub version: &'static str,
+    pub version: String,
     /// Shards.
     pub shards: u16,
     /// Open sessions.
@@ -257,6 +267,8 @@ pub(crate) struct NodeInfo {
 /// All nodes.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct InfoResult {
-    /// Nodes.
+    /// Nodes, by name.
     pub nodes: Vec<NodeInfo>,
+    /// Whether a node did not answer, or one of its shards.
+    pub partial: bool,
 }

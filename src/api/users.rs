@@ -3,6 +3,7 @@
 use gateway_core::message::{ChannelOp, ChannelOutcome};
 use gateway_core::settings::Settings;
 
+use super::everywhere::{self, Question};
 use super::requests::{DisconnectRequest, RevokeRequest, SubscriptionRequest, UserStatusRequest};
 use super::results::{AffectedResult, UserStatus, UserStatusResult};
 use super::{ApiError, payload};
@@ -56,7 +57,7 @@ pub(super) async fn revoke(
     result
 }
 
-/// Online state of users.
+/// Online state of users on all nodes.
 pub(super) async fn user_status(
     plane: &SharedPlane,
     request: UserStatusRequest,
@@ -66,9 +67,30 @@ pub(super) async fn user_status(
         return Err(ApiError::bad_request(format!("`users` must hold 1 to {max} user ids")));
     }
     let settings = plane.settings.load_full();
-    let mut pending = Vec::with_capacity(request.users.len());
-    for user in request.users {
-        payload::check_text("users", &user, &settings.limits)?;
+    for user in &request.users {
+        payload::check_text("users", user, &settings.limits)?;
+    }
+    let question = Question::UserStatus { users: request.users.clone() };
+    let (own, (others, partial)) = tokio::join!(
+        own_statuses(plane, request.users),
+        everywhere::ask_others::<Vec<UserStatus>>(plane, &question)
+    );
+    let mut statuses = own?;
+    for other in others {
+        for (status, other) in statuses.iter_mut().zip(other) {
+            status.join(&other);
+        }
+    }
+    Ok(UserStatusResult { statuses, partial })
+}
+
+/// Online state of users on this node.
+pub(super) async fn own_statuses(
+    plane: &SharedPlane,
+    users: Vec<String>,
+) -> Result<Vec<UserStatus>, ApiError> {
+    let mut pending = Vec::with_capacity(users.len());
+    for user in users {
         let answer = plane.bridge.begin(&format!("user:{user}"), ChannelOp::UserStatus)?;
         pending.push((user, answer));
     }
@@ -80,14 +102,23 @@ pub(super) async fn user_status(
         let last_seen = last_seen.map(|at| at.as_secs());
         statuses.push(UserStatus { user, online: connections > 0, connections, last_seen });
     }
-    Ok(UserStatusResult { statuses })
+    Ok(statuses)
+}
+
+impl UserStatus {
+    fn join(&mut self, other: &Self) {
+        self.connections += other.connections;
+        self.online |= other.online;
+        let last_seen = self.last_seen.max(other.last_seen);
+        self.last_seen = last_seen.filter(|_| !self.online);
+    }
 }
 
 /// Asks every shard of every node and adds up; an incomplete answer is an error, because the caller must know that a
 /// connection may have been missed.
 async fn affect(plane: &SharedPlane, order: &Order) -> Result<AffectedResult, ApiError> {
     let Affected { count, partial } = match &plane.broker {
-        Some(broker) => broker.give(order).await,
+        Some(broker) => broker.give(&plane.bridge, order).await,
         None => orders::carry_out(&plane.bridge, order).await,
     };
     if partial { Err(ApiError::partial()) } else { Ok(AffectedResult { affected: count }) }

@@ -11,9 +11,9 @@ use gateway_core::message::ChannelName;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 
+use super::calls::Calls;
 use super::links::{self, Links};
 use super::names::Names;
-use super::orders::Orders;
 use super::publisher::{Publisher, WriteLimits};
 use super::{BrokerCounts, Common, position, record};
 use crate::config::sections::RedisSection;
@@ -30,7 +30,7 @@ pub(super) struct Instance {
     pub publisher: Publisher,
     pub links: Links,
     /// Only on the server where the nodes meet.
-    orders: Option<Arc<Orders>>,
+    calls: Option<Arc<Calls>>,
     /// Named for this process, whatever the node is called later.
     probe_topic: String,
     probe_interval: Duration,
@@ -43,14 +43,14 @@ pub(super) struct Instance {
 impl Instance {
     pub(super) fn new(
         common: Common,
-        orders: Option<Arc<Orders>>,
+        calls: Option<Arc<Calls>>,
         section: &RedisSection,
         limits: WriteLimits,
     ) -> Self {
         Self {
             publisher: Publisher::new(common.clone(), limits),
             links: Links::new(common.clone(), section.position_ttl, section.check_interval),
-            orders,
+            calls,
             probe_topic: Names::new(&section.prefix).probe(common.nodes.own()),
             common,
             probe_interval: section.ping_interval,
@@ -116,8 +116,8 @@ impl Instance {
                     // Perhaps another server, or another run of it.
                     self.common.scripts.forget();
                     let probed = self.subscribe_own().await;
-                    if let Some(orders) = &self.orders {
-                        orders.catch_up().await;
+                    if let Some(calls) = &self.calls {
+                        calls.catch_up().await;
                     }
                     tracing::info!(
                         category = "connection",
@@ -134,8 +134,8 @@ impl Instance {
     }
 
     async fn subscribe_own(&self) -> bool {
-        let orders = self.orders.iter().flat_map(|orders| orders.topics());
-        let topics = orders.chain([self.probe_topic.clone()]).collect();
+        let calls = self.calls.iter().flat_map(|calls| calls.topics());
+        let topics = calls.chain([self.probe_topic.clone()]).collect();
         self.common.subscriber.subscribe_own(topics).await
     }
 
@@ -190,8 +190,8 @@ impl Instance {
         let Common { names, nodes, subscriber, mail, .. } = &self.common;
         let mut body = links::bytes_of(message.value)?;
         let Some(channel) = names.channel(&message.channel) else {
-            if let Some(orders) = &self.orders
-                && orders.handle(&message.channel, &body)?
+            if let Some(calls) = &self.calls
+                && calls.handle(&message.channel, &body)?
             {
                 return Some(());
             }

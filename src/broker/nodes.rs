@@ -36,19 +36,32 @@ pub(super) struct Nodes {
     cluster: Arc<Cluster>,
     bridge: Bridge,
     own: AtomicU64,
+    /// What this node was called first: what it is subscribed to keeps that name.
+    own_first: u64,
     known: Mutex<Known>,
     lease_ttl: Duration,
 }
 
 impl Nodes {
     pub(super) fn new(cluster: Arc<Cluster>, bridge: Bridge, lease_ttl: Duration) -> Self {
-        let own = AtomicU64::new(node_number(&cluster.id()));
-        Self { cluster, bridge, own, known: Mutex::default(), lease_ttl }
+        let own_first = node_number(&cluster.id());
+        let own = AtomicU64::new(own_first);
+        Self { cluster, bridge, own, own_first, known: Mutex::default(), lease_ttl }
     }
 
     /// Number of this node.
     pub(super) fn own(&self) -> u64 {
         self.own.load(Ordering::Relaxed)
+    }
+
+    /// Number of this node when it started.
+    pub(super) fn own_first(&self) -> u64 {
+        self.own_first
+    }
+
+    /// Whether nobody can know which other nodes there are.
+    pub(super) fn is_stale(&self) -> bool {
+        self.cluster.is_stale()
     }
 
     /// Other nodes that the cluster lists.

@@ -1,24 +1,16 @@
-//! What is done to a user's connections on all nodes: an order goes to every node, each answers how many it affected.
+//! What is done to a user's connections on all nodes: an order goes to every node (`calls`), each answers how many it affected.
 //!
-//! Whoever gives an order waits for the answers of the nodes that the cluster lists, up to a deadline; one that does not
-//! answer makes the result partial, which the caller is told. Revocations are kept in Redis as well until they may be
-//! forgotten, so that a node that was cut off, or starts later, learns of them with its next connection.
+//! Revocations are kept in Redis as well until they may be forgotten, so that a node that was cut off, or starts later,
+//! learns of them with its next connection.
 
-use std::collections::HashMap;
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fred::interfaces::LuaInterface;
 use gateway_core::error::Disconnect;
 use gateway_core::message::{ChannelName, Revocation, ShardOp, ShardOutcome, Target};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
-use tokio::time::Instant;
 
-use super::nodes::Nodes;
-use super::subscriber::Subscriber;
 use crate::bridge::Bridge;
 use crate::redis::{Redis, RedisError};
 
@@ -108,7 +100,7 @@ impl Order {
 }
 
 /// Result of an order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Affected {
     /// Connections.
     pub count: u64,
@@ -131,122 +123,31 @@ pub(crate) async fn carry_out(bridge: &Bridge, order: &Order) -> Affected {
     affected
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Message {
-    id: u64,
-    from: u64,
-    /// Pub/sub channel of the answer.
-    answer_to: String,
-    order: Order,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Answer {
-    id: u64,
-    from: u64,
-    count: u64,
-    partial: bool,
-}
-
-/// See the module's documentation.
+/// Revocations that nodes learn of later.
 #[derive(Debug)]
-pub(super) struct Orders {
+pub(super) struct Kept {
     redis: Arc<Redis>,
-    subscriber: Arc<Subscriber>,
-    nodes: Arc<Nodes>,
     bridge: Bridge,
-    /// Pub/sub channel of all nodes.
-    topic: String,
-    /// Pub/sub channel of the answers to this node.
-    answers: String,
-    revocations_key: String,
-    deadline: Duration,
-    waiting: Mutex<HashMap<u64, mpsc::Sender<Answer>>>,
+    key: String,
 }
 
-impl Orders {
-    pub(super) fn new(
-        (redis, subscriber): (Arc<Redis>, Arc<Subscriber>),
-        nodes: Arc<Nodes>,
-        bridge: Bridge,
-        prefix: &str,
-        deadline: Duration,
-    ) -> Self {
-        let answers = format!("{prefix}:answers:{{{:016x}}}", nodes.own());
-        Self {
-            redis,
-            subscriber,
-            nodes,
-            bridge,
-            topic: format!("{prefix}:orders:{{all}}"),
-            answers,
-            revocations_key: format!("{prefix}:{{revocations}}"),
-            deadline,
-            waiting: Mutex::default(),
-        }
+impl Kept {
+    pub(super) fn new(redis: Arc<Redis>, bridge: Bridge, prefix: &str) -> Self {
+        Self { redis, bridge, key: format!("{prefix}:{{revocations}}") }
     }
 
-    /// Pub/sub channels to be subscribed.
-    pub(super) fn topics(&self) -> [String; 2] {
-        [self.topic.clone(), self.answers.clone()]
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, mpsc::Sender<Answer>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Carries an order out here and on all other nodes.
-    pub(super) async fn give(&self, order: &Order) -> Affected {
-        let (here, there) = tokio::join!(carry_out(&self.bridge, order), self.ask_others(order));
-        Affected { count: here.count + there.count, partial: here.partial || there.partial }
-    }
-
-    async fn ask_others(&self, order: &Order) -> Affected {
-        let kept = self.keep(order).await;
-        let others = self.nodes.others();
-        if others.is_empty() && kept.is_ok() {
-            return Affected::default();
-        }
-        let id = RandomState::new().hash_one("order");
-        let (sender, mut answers) = mpsc::channel(others.len().max(1));
-        self.waiting().insert(id, sender);
-        let message = Message {
-            id,
-            from: self.nodes.own(),
-            answer_to: self.answers.clone(),
-            order: order.clone(),
-        };
-        let sent = match serde_json::to_string(&message) {
-            Ok(text) => self.subscriber.send(&self.redis, &self.topic, text).await.is_ok(),
-            Err(_) => false,
-        };
-        let mut affected = Affected { count: 0, partial: !sent || kept.is_err() };
-        let mut missing = others;
-        let deadline = Instant::now() + self.deadline;
-        while sent && !missing.is_empty() {
-            let Ok(Some(answer)) = tokio::time::timeout_at(deadline, answers.recv()).await else {
-                break;
-            };
-            missing.retain(|node| *node != answer.from);
-            affected.count += answer.count;
-            affected.partial |= answer.partial;
-        }
-        self.waiting().remove(&id);
-        affected.partial |= !missing.is_empty();
-        affected
-    }
-
-    async fn keep(&self, order: &Order) -> Result<(), RedisError> {
+    /// Keeps an order that others must hear of later too.
+    pub(super) async fn keep(&self, order: &Order) -> Result<(), RedisError> {
         let now = super::unix_now();
         let Some(until) = order.kept_until(now) else { return Ok(()) };
         let text = serde_json::to_string(order).unwrap_or_default();
-        self.revocations(vec![now.as_secs().to_string(), until.as_secs().to_string(), text])
+        self.call(vec![now.as_secs().to_string(), until.as_secs().to_string(), text])
             .await
             .map(|_| ())
     }
 
-    async fn revocations(&self, arguments: Vec<String>) -> Result<Vec<String>, RedisError> {
-        let keys = vec![self.revocations_key.clone()];
+    async fn call(&self, arguments: Vec<String>) -> Result<Vec<String>, RedisError> {
+        let keys = vec![self.key.clone()];
         self.redis.call(async |client| client.eval(KEEP, keys, arguments).await).await
     }
 
@@ -254,7 +155,7 @@ impl Orders {
     pub(super) async fn catch_up(&self) {
         let now = super::unix_now().as_secs().to_string();
         // The breaker logs a failure; the next connection brings another try.
-        let Ok(kept) = self.revocations(vec![now]).await else { return };
+        let Ok(kept) = self.call(vec![now]).await else { return };
         for text in kept {
             if let Ok(order) = serde_json::from_str::<Order>(&text) {
                 carry_out(&self.bridge, &order).await;
@@ -262,34 +163,5 @@ impl Orders {
                 tracing::warn!(category = "error", event = "revocation_unreadable");
             }
         }
-    }
-
-    /// A message arrived on one of [`Self::topics`]. `None` when it cannot be read; `Some(false)` when it is not for this part.
-    pub(super) fn handle(self: &Arc<Self>, topic: &str, body: &[u8]) -> Option<bool> {
-        if topic == self.answers {
-            let answer: Answer = serde_json::from_slice(body).ok()?;
-            if let Some(sender) = self.waiting().get(&answer.id) {
-                // A node that answers twice finds no room.
-                let _full = sender.try_send(answer);
-            }
-            return Some(true);
-        }
-        if topic != self.topic {
-            return Some(false);
-        }
-        let message: Message = serde_json::from_slice(body).ok()?;
-        if self.nodes.is_own(message.from) {
-            return Some(true);
-        }
-        let orders = Arc::clone(self);
-        tokio::spawn(async move {
-            let Affected { count, partial } = carry_out(&orders.bridge, &message.order).await;
-            let answer = Answer { id: message.id, from: orders.nodes.own(), count, partial };
-            if let Ok(text) = serde_json::to_string(&answer) {
-                // Without it the other node says that its result is partial.
-                let _sent = orders.subscriber.send(&orders.redis, &message.answer_to, text).await;
-            }
-        });
-        Some(true)
     }
 }

@@ -14,6 +14,15 @@ pub(super) fn collect(families: &mut Families, counts: &BrokerCounts) {
             .zip(counts.writes)
             .map(|(outcome, count)| (outcome.to_owned(), count as f64)),
     );
+    families.counters(
+        "archmesh_broker_questions_total",
+        "Questions to other nodes by whether all answered.",
+        &["outcome"],
+        ["complete", "partial"]
+            .into_iter()
+            .zip(counts.questions)
+            .map(|(outcome, count)| (outcome.to_owned(), count as f64)),
+    );
     for (name, help, count) in [
         ("archmesh_broker_calls_total", "Script calls that carried writes.", counts.calls),
         ("archmesh_broker_messages_total", "Messages received from Redis.", counts.received),

@@ -28,6 +28,7 @@ mod chaos;
 mod churn;
 mod clients;
 mod cluster;
+mod cluster_reads;
 mod drain;
 mod heartbeat;
 mod http_api;

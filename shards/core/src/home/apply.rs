@@ -279,7 +279,9 @@ impl Homes {
     }
 
     fn user_status(&mut self, env: &HomeEnv<'_>, name: &str) -> ChannelOutcome {
-        let connections = self.presence_of(name).map_or(0, Presence::clients);
+        // Those of other nodes are counted there.
+        let own = |presence: &Presence| presence.select(MemberId::is_own).len() as u32;
+        let connections = self.presence_of(name).map_or(0, own);
         let last_seen =
             (connections == 0).then(|| self.last_seen.get(name, env.now, env.settings)).flatten();
         ChannelOutcome::UserStatus { connections, last_seen }

@@ -1,0 +1,268 @@
+//! Questions to other nodes and their answers, over pub/sub.
+//!
+//! A question goes to all nodes or to one. Whoever asks waits for the nodes that the cluster lists, up to a deadline; what
+//! is missing then makes the result partial, which the caller is told. Answers that come later find nobody.
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::nodes::Nodes;
+use super::orders::{Affected, Kept, Order, carry_out};
+use super::subscriber::Subscriber;
+use crate::api::everywhere::{self, Question};
+use crate::plane::{Plane, SharedPlane};
+use crate::redis::Redis;
+
+/// What goes between nodes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Letter {
+    Question(Asked),
+    Answer(Answer),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Asked {
+    id: u64,
+    from: u64,
+    /// The only node that is asked.
+    to: Option<u64>,
+    /// Pub/sub channel of the answer.
+    answer_to: String,
+    question: Question,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Answer {
+    id: u64,
+    from: u64,
+    /// Absent when the node could not answer.
+    body: Option<Box<RawValue>>,
+    /// Whether something is missing in it.
+    partial: bool,
+}
+
+/// What other nodes answered.
+#[derive(Debug, Default)]
+pub(crate) struct Gathered {
+    /// JSON of each.
+    pub answers: Vec<Box<RawValue>>,
+    /// Whether anything is missing.
+    pub partial: bool,
+}
+
+impl Gathered {
+    /// Answers that can be read; one that cannot, perhaps of another version, makes the result partial.
+    pub(crate) fn read<T: DeserializeOwned>(self) -> (Vec<T>, bool) {
+        let asked = self.answers.len();
+        let answers: Vec<T> =
+            self.answers.iter().filter_map(|json| serde_json::from_str(json.get()).ok()).collect();
+        let partial = self.partial || answers.len() < asked;
+        (answers, partial)
+    }
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Calls {
+    redis: Arc<Redis>,
+    subscriber: Arc<Subscriber>,
+    nodes: Arc<Nodes>,
+    kept: Kept,
+    plane: OnceLock<Weak<Plane>>,
+    /// Pub/sub channel of all nodes.
+    all: String,
+    /// What comes before the number of a node in the name of its own channel.
+    inbox_stem: String,
+    deadline: Duration,
+    waiting: Mutex<HashMap<u64, mpsc::Sender<Answer>>>,
+    /// Questions that all answered, and others.
+    outcomes: [AtomicU64; 2],
+}
+
+impl Calls {
+    pub(super) fn new(
+        (redis, subscriber): (Arc<Redis>, Arc<Subscriber>),
+        nodes: Arc<Nodes>,
+        kept: Kept,
+        prefix: &str,
+        deadline: Duration,
+    ) -> Self {
+        Self {
+            redis,
+            subscriber,
+            nodes,
+            kept,
+            plane: OnceLock::new(),
+            all: format!("{prefix}:nodes:{{all}}"),
+            inbox_stem: format!("{prefix}:node:"),
+            deadline,
+            waiting: Mutex::default(),
+            outcomes: Default::default(),
+        }
+    }
+
+    /// Questions of others are answered from then on.
+    pub(super) fn attend(&self, plane: &SharedPlane) {
+        // It is called once.
+        let _first = self.plane.set(Arc::downgrade(plane));
+    }
+
+    fn inbox(&self, node: u64) -> String {
+        format!("{}{{{node:016x}}}", self.inbox_stem)
+    }
+
+    /// Pub/sub channels to be subscribed.
+    pub(super) fn topics(&self) -> [String; 2] {
+        [self.all.clone(), self.inbox(self.nodes.own_first())]
+    }
+
+    /// Questions that all answered, and those with a missing answer.
+    pub(super) fn counts(&self) -> [u64; 2] {
+        [0, 1].map(|outcome: usize| self.outcomes[outcome].load(Ordering::Relaxed))
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, mpsc::Sender<Answer>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Carries an order out here and on all other nodes.
+    pub(super) async fn give(&self, bridge: &crate::bridge::Bridge, order: &Order) -> Affected {
+        let everywhere_else = async {
+            let kept = self.kept.keep(order).await;
+            let (answers, partial) =
+                self.ask_others(&Question::Order(order.clone())).await.read::<Affected>();
+            let partial = partial || kept.is_err() || answers.iter().any(|answer| answer.partial);
+            Affected { count: answers.iter().map(|answer| answer.count).sum(), partial }
+        };
+        let (here, there) = tokio::join!(carry_out(bridge, order), everywhere_else);
+        Affected { count: here.count + there.count, partial: here.partial || there.partial }
+    }
+
+    /// Learns of orders that were given while this node did not listen.
+    pub(super) async fn catch_up(&self) {
+        self.kept.catch_up().await;
+    }
+
+    /// Asks all other nodes that the cluster lists.
+    pub(super) async fn ask_others(&self, question: &Question) -> Gathered {
+        let others = self.nodes.others();
+        if others.is_empty() {
+            return Gathered { answers: Vec::new(), partial: self.nodes.is_stale() };
+        }
+        self.ask(others, None, question).await
+    }
+
+    /// Asks one node.
+    pub(super) async fn ask_one(&self, node: u64, question: &Question) -> Gathered {
+        self.ask(vec![node], Some(node), question).await
+    }
+
+    async fn ask(&self, mut missing: Vec<u64>, to: Option<u64>, question: &Question) -> Gathered {
+        let id = RandomState::new().hash_one("question");
+        let (sender, mut incoming) = mpsc::channel(missing.len());
+        self.waiting().insert(id, sender);
+        let asked = Asked {
+            id,
+            from: self.nodes.own(),
+            to,
+            answer_to: self.inbox(self.nodes.own_first()),
+            question: question.clone(),
+        };
+        let sent = self.send(&self.all, &Letter::Question(asked)).await;
+        let mut gathered = Gathered { answers: Vec::new(), partial: !sent };
+        let deadline = Instant::now() + self.deadline;
+        while sent && !missing.is_empty() {
+            let Ok(Some(answer)) = tokio::time::timeout_at(deadline, incoming.recv()).await else {
+                break;
+            };
+            missing.retain(|node| *node != answer.from);
+            gathered.partial |= answer.partial || answer.body.is_none();
+            gathered.answers.extend(answer.body);
+        }
+        self.waiting().remove(&id);
+        gathered.partial |= !missing.is_empty();
+        self.outcomes[usize::from(gathered.partial)].fetch_add(1, Ordering::Relaxed);
+        gathered
+    }
+
+    async fn send(&self, topic: &str, letter: &Letter) -> bool {
+        match serde_json::to_string(letter) {
+            Ok(text) => self.subscriber.send(&self.redis, topic, text).await.is_ok(),
+            Err(_) => false,
+        }
+    }
+
+    /// A message arrived on one of [`Self::topics`]. `None` when it cannot be read; `Some(false)` when it is not for this part.
+    pub(super) fn handle(self: &Arc<Self>, topic: &str, body: &[u8]) -> Option<bool> {
+        if topic != self.all && !topic.starts_with(&self.inbox_stem) {
+            return Some(false);
+        }
+        match serde_json::from_slice(body).ok()? {
+            Letter::Answer(answer) => {
+                if let Some(sender) = self.waiting().get(&answer.id) {
+                    // A node that answers twice finds no room.
+                    let _full = sender.try_send(answer);
+                }
+            }
+            Letter::Question(asked)
+                if self.nodes.is_own(asked.from)
+                    || asked.to.is_some_and(|node| node != self.nodes.own()) => {}
+            Letter::Question(asked) => {
+                let calls = Arc::clone(self);
+                tokio::spawn(async move { calls.answer(asked).await });
+            }
+        }
+        Some(true)
+    }
+
+    async fn answer(&self, asked: Asked) {
+        let Asked { id, answer_to, question, .. } = asked;
+        let Some(plane) = self.plane.get().and_then(Weak::upgrade) else { return };
+        let (body, partial) = match everywhere::answer(&plane, question).await {
+            Some((body, partial)) => (Some(body), partial),
+            None => (None, true),
+        };
+        let letter = Letter::Answer(Answer { id, from: self.nodes.own(), body, partial });
+        // Without it the other node says that its result is partial.
+        let _sent = self.send(&answer_to, &letter).await;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn letters_are_read_as_they_were_written() {
+        let body = RawValue::from_string("{\"count\":3,\"partial\":false}".to_owned()).unwrap();
+        let letter =
+            Letter::Answer(Answer { id: u64::MAX, from: 7, body: Some(body), partial: true });
+        let text = serde_json::to_string(&letter).unwrap();
+        let Letter::Answer(answer) = serde_json::from_slice(text.as_bytes()).unwrap() else {
+            panic!("{text}")
+        };
+        assert_eq!((answer.id, answer.from, answer.partial), (u64::MAX, 7, true));
+        let gathered = Gathered { answers: vec![answer.body.unwrap()], partial: false };
+        let (read, partial) = gathered.read::<Affected>();
+        assert_eq!((read, partial), (vec![Affected { count: 3, partial: false }], false));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_missing() {
+        let body = RawValue::from_string("[]".to_owned()).unwrap();
+        let gathered = Gathered { answers: vec![body], partial: false };
+        assert_eq!(gathered.read::<Affected>(), (Vec::new(), true));
+    }
+}

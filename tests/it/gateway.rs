@@ -390,7 +390,8 @@ impl Drop for Gateway {
         let _ = self.child.wait();
         if std::thread::panicking() {
             let lines = self.log.lines();
-            let from = lines.len().saturating_sub(60);
+            let shown = std::env::var("LOG_LINES").ok().and_then(|text| text.parse().ok());
+            let from = lines.len().saturating_sub(shown.unwrap_or(60));
             eprintln!("--- last lines of the gateway ---\n{}\n---", lines[from..].join("\n"));
         }
     }

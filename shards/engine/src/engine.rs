@@ -341,7 +341,7 @@ mod tests {
     fn the_executor_goes_on_when_its_preemption_timer_fires_first() {
         const CORE: usize = 0;
         let over = Arc::new(AtomicBool::new(false));
-        let (done, is_done) = std::sync::mpsc::channel();
+        let (done, is_done) = sync_channel(1);
         let spinners: Vec<_> = (0..3)
             .map(|_| {
                 let over = Arc::clone(&over);

@@ -204,3 +204,10 @@ fn redis_cluster_loses_nothing_silently() {
 fn independent_servers_lose_nothing_silently() {
     run("independent", Layout::spread());
 }
+
+/// Packets are dropped by the kernel here.
+#[test]
+#[ignore = "needs root and iptables: `make chaos` runs it"]
+fn namespaces_lose_nothing_silently() {
+    run("namespaces", Layout::namespaces(NODES as u8));
+}

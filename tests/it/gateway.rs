@@ -73,6 +73,7 @@ pub struct Setup {
     internal: bool,
     tls: Option<Arc<ClientConfig>>,
     files_max: Option<u64>,
+    namespace: Option<String>,
 }
 
 impl Setup {
@@ -131,6 +132,13 @@ impl Setup {
         self
     }
 
+    /// In a network namespace.
+    #[must_use]
+    pub fn inside(mut self, namespace: &str) -> Self {
+        self.namespace = Some(namespace.to_owned());
+        self
+    }
+
     /// Starts the gateway and waits until it is ready.
     pub fn start(self) -> Gateway {
         let mut gateway = self.spawn();
@@ -144,12 +152,17 @@ impl Setup {
         let (base, extra) = (folder.path().join("base.toml"), folder.path().join("test.toml"));
         fs::write(&base, BASE.replace("SECRET", SECRET).replace("API_KEY", API_KEY)).unwrap();
         fs::write(&extra, &self.toml).unwrap();
-        let mut command = match self.files_max {
-            None => Command::new(BINARY),
-            Some(files) => {
+        let mut command = match (self.files_max, &self.namespace) {
+            (None, None) => Command::new(BINARY),
+            (Some(files), _) => {
                 let mut limited = Command::new("prlimit");
                 limited.arg(format!("--nofile={files}:{files}")).arg(BINARY);
                 limited
+            }
+            (None, Some(namespace)) => {
+                let mut inside = Command::new("ip");
+                inside.args(["netns", "exec", namespace, BINARY]);
+                inside
             }
         };
         command.arg("serve").arg("--config").arg(&base).arg("--config").arg(&extra);

@@ -174,7 +174,9 @@ impl Broker {
         tasks.spawn(async move { broker.mail.run().await });
         let broker = Arc::clone(self);
         tasks.spawn(async move {
-            broker.nodes.watch(&broker.mail, broker.lease_interval / 2).await;
+            let came_back =
+                || broker.instances.iter().for_each(|instance| instance.links.read_all());
+            broker.nodes.watch(&broker.mail, broker.lease_interval / 2, came_back).await;
         });
     }
 
@@ -217,6 +219,10 @@ impl Broker {
                 let field = record::member_field(self.nodes.own(), id);
                 let payload = [b"l", field.as_bytes()].concat();
                 self.write(channel, WriteKind::Left { field }, payload);
+            }
+            BrokerOp::Forget { node } => {
+                let first = record::node_fields(node);
+                self.write(channel, WriteKind::Forget { first }, Vec::new());
             }
             BrokerOp::Members(members) => {
                 let own = self.nodes.own();

@@ -170,6 +170,9 @@ fn presence_is_that_of_all_nodes_and_a_dead_node_takes_its_members_along() {
     assert_eq!(on_b.take("leave")["data"]["user_id"], "ada");
     assert_eq!(members(&b), 1);
     assert!(on_b.settled("leave").is_empty());
+    eventually("nothing of it is left in Redis", || {
+        (redis.ask(&format!("HLEN archmesh:{{{ROOM}}}:members")) == ":1").then_some(())
+    });
     // A node that comes later does not meet the ghost either.
     let c = node(&redis.url(), "c").start();
     eventually("only bob is left", || (members(&c) == 1).then_some(()));

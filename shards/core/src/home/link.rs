@@ -429,7 +429,11 @@ impl Homes {
     fn forget_node(&mut self, env: &mut HomeEnv<'_>, node: u64) {
         for channel in self.slots.iter_mut().filter_map(|slot| slot.channel.as_mut()) {
             let Some(presence) = &channel.presence else { continue };
-            for (id, _) in presence.select(|id| id.node == node) {
+            let gone = presence.select(|id| id.node == node);
+            if !gone.is_empty() {
+                channel.ask(env, BrokerOp::Forget { node });
+            }
+            for (id, _) in gone {
                 channel.leave(env, id);
             }
         }

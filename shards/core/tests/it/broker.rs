@@ -162,6 +162,7 @@ impl World {
                 }
                 self.answer(node, &channel, origin, Ok(ChannelOutcome::Published(position)));
             }
+            BrokerOp::Forget { .. } => {}
             op @ (BrokerOp::Joined { .. } | BrokerOp::Left { .. } | BrokerOp::Members(_)) => {
                 self.handle_members(node, &channel, op);
             }

@@ -2,6 +2,7 @@
 //!
 //! It is killed when dropped; a failing test shows the last lines of its log.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -63,6 +64,17 @@ name = "private"
 subscribe = "token"
 publish = "token"
 "#;
+
+thread_local! {
+    static REDIS: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Every gateway that is started meanwhile by this thread keeps its channels in this Redis.
+pub fn with_redis(url: &str, run: impl FnOnce()) {
+    REDIS.with(|redis| *redis.borrow_mut() = Some(url.to_owned()));
+    run();
+    REDIS.with(|redis| *redis.borrow_mut() = None);
+}
 
 /// A configuration on the way to a gateway.
 #[derive(Debug, Default)]
@@ -140,9 +152,16 @@ impl Setup {
     }
 
     /// Starts the gateway and waits until it is ready.
-    pub fn start(self) -> Gateway {
+    pub fn start(mut self) -> Gateway {
+        let redis = REDIS.with(|redis| redis.borrow().clone());
+        if let Some(url) = &redis {
+            self = self.set("redis.url", url);
+        }
         let mut gateway = self.spawn();
         gateway.await_ready();
+        if redis.is_some() {
+            gateway.await_metric("archmesh_broker_probe_seconds", &[], |seconds| seconds > 0.0);
+        }
         gateway
     }
 

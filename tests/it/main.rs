@@ -43,4 +43,5 @@ mod pubsub;
 mod recovery;
 mod slow;
 mod startup;
+mod through_redis;
 mod tls;

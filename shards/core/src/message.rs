@@ -482,4 +482,6 @@ pub enum ControlMessage {
     },
     /// A home asks the broker between nodes.
     Broker(BrokerRequest),
+    /// A user sends so much that other nodes should count it too. One that is lost is told with the next report.
+    BusyUser(Arc<str>),
 }

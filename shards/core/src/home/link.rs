@@ -148,6 +148,10 @@ impl Homes {
                 let op = BrokerOp::HistoryRemove { origin };
                 env.effects.push(Effect::Broker(BrokerRequest { channel, op }));
             }
+            // Every node is asked for its own part.
+            op @ ChannelOp::UserStatus => {
+                self.apply_here(env, ChannelRequest { origin, channel, op });
+            }
             op @ ChannelOp::Unsubscribe { connection, .. } => {
                 self.drop_waiting(env, &channel, connection);
                 self.apply_here(env, ChannelRequest { origin, channel, op });

@@ -283,4 +283,16 @@ fn the_document_describes_every_method() {
         assert!(paths.contains_key(&format!("/api/{method}")), "{method}");
     }
     assert!(document["components"]["securitySchemes"]["api_key"].is_object());
+    for (schema, property) in [
+        ("InfoResult", "partial"),
+        ("ChannelsResult", "partial"),
+        ("ConnectionsResult", "partial"),
+        ("UserStatusResult", "partial"),
+        ("ConnectionResult", "node"),
+        ("ChannelSummary", "num_clients"),
+        ("NodeInfo", "num_clients"),
+    ] {
+        let properties = &document["components"]["schemas"][schema]["properties"];
+        assert!(properties[property].is_object(), "{schema} has {property}");
+    }
 }

@@ -14,10 +14,12 @@ use axum::http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use gateway_core::proxies::FORWARDED_HEADER;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::plane::SharedPlane;
+use crate::http::ClientAddress;
+use crate::plane::{Plane, SharedPlane};
 use crate::{api, cluster, health, metrics, schema, welcome_page};
 
 /// What the routers contain.
@@ -138,8 +140,22 @@ fn cors(plane: &SharedPlane, max_age: Duration) -> CorsLayer {
         .max_age(max_age)
 }
 
-async fn observe(State(plane): State<SharedPlane>, request: Request, next: Next) -> Response<Body> {
+/// From here on a request of a proxy counts as its client's.
+fn learn_client(plane: &Plane, request: &mut Request) {
+    let Some(&ClientAddress(peer)) = request.extensions().get() else { return };
+    let lines = request.headers().get_all(FORWARDED_HEADER).into_iter();
+    let lines = lines.filter_map(|line| line.to_str().ok());
+    let client = plane.settings.load().proxies.client(peer, lines);
+    request.extensions_mut().insert(ClientAddress(client));
+}
+
+async fn observe(
+    State(plane): State<SharedPlane>,
+    mut request: Request,
+    next: Next,
+) -> Response<Body> {
     let started = Instant::now();
+    learn_client(&plane, &mut request);
     let method = request.method().clone();
     // A path that no route matches must not become a label: there are endlessly many of them.
     let route = request.extensions().get::<MatchedPath>().cloned();

@@ -22,6 +22,7 @@ mod support;
 
 mod abuse;
 mod auth;
+mod balancer;
 mod broker;
 mod capacity;
 mod chaos;

@@ -198,7 +198,7 @@ impl Broker {
         match op {
             BrokerOp::Attach(scope) => self.instance_of(&channel).links.want(&channel, scope, None),
             BrokerOp::Sync(known, scope) => {
-                self.instance_of(&channel).links.want(&channel, scope, Some(known))
+                self.instance_of(&channel).links.want(&channel, scope, Some(known));
             }
             BrokerOp::Detach => self.instance_of(&channel).links.leave(&channel),
             BrokerOp::Publish { origin, publish, retention } => {

@@ -167,3 +167,30 @@ async fn observe(
     plane.metrics.count_request(route, &method, response.status(), started.elapsed());
     response
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use gateway_core::proxies::Proxies;
+
+    use super::*;
+    use crate::plane::testing::plane;
+
+    #[test]
+    fn only_a_proxy_says_who_its_client_is() {
+        let (_, plane) = plane();
+        let mut settings = (**plane.settings.load()).clone();
+        settings.proxies = Proxies::new(["10.0.0.0/8".parse().unwrap()]);
+        plane.settings.store(Arc::new(settings));
+        for (peer, expected) in [("10.0.0.1", "198.51.100.1"), ("192.0.2.1", "192.0.2.1")] {
+            let request = Request::get("/connect");
+            let request = request.header("X-Forwarded-For", "203.0.113.9");
+            let request = request.header("X-Forwarded-For", "198.51.100.1, 10.0.0.2");
+            let mut request = request.body(Body::empty()).unwrap();
+            request.extensions_mut().insert(ClientAddress(peer.parse().unwrap()));
+            learn_client(&plane, &mut request);
+            let ClientAddress(client) = *request.extensions().get().unwrap();
+            assert_eq!(client.to_string(), expected);
+        }
+    }
+}

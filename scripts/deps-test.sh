@@ -8,6 +8,7 @@
 #   PROMTOOL               promtool, from the Debian package `prometheus` [promtool in PATH, .cache/bin/promtool]
 #   CURL                   curl [curl in PATH]
 #   REDIS_SERVER           redis-server [redis-server in PATH, .cache/bin/redis-server]
+#   HAPROXY, NGINX         the balancers [in PATH, .cache/bin]
 # `deps-test.sh --env` prints these as shell exports.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -27,6 +28,8 @@ print_env() {
     printf 'export PROMTOOL=%q\n' "$(command -v promtool || echo "$CACHE/bin/promtool")"
     printf 'export CURL=%q\n' "$(command -v curl)"
     printf 'export REDIS_SERVER=%q\n' "$(command -v redis-server || echo "$CACHE/bin/redis-server")"
+    printf 'export HAPROXY=%q\n' "$(command -v haproxy || echo "$CACHE/bin/haproxy")"
+    printf 'export NGINX=%q\n' "$(command -v nginx || echo "$CACHE/bin/nginx")"
 }
 
 install_system_packages() {
@@ -64,6 +67,42 @@ install_redis() {
     ln -sf "$(command -v redis-check-rdb)" "$CACHE/bin/redis-server"
 }
 
+# install_balancer PACKAGE: the program alone, with the libraries that the system lacks; installing the package would start
+# a server on machines with systemd.
+install_balancer() {
+    local name=$1 folder packages
+    if have "$name" || [ -x "$CACHE/bin/$name" ]; then return; fi
+    have dpkg-deb || die "the tests of load balancers need $name; please install it"
+    say "unpacking $name from its Debian package into .cache/$name"
+    [ -n "$(missing_packages "$name")" ] || as_root apt-get update -qq
+    mapfile -t packages < <(missing_packages "$name")
+    folder=$(mktemp -d)
+    (
+        cd "$folder"
+        apt-get download -qq -o APT::Sandbox::User= "${packages[@]}" 2>/dev/null ||
+            { as_root apt-get update -qq && apt-get download -qq -o APT::Sandbox::User= "${packages[@]}"; }
+        for package in *.deb; do dpkg-deb --extract "$package" .; done
+        mkdir libraries
+        find . -path ./libraries -prune -o -name '*.so.*' -exec cp --no-dereference --target-directory=libraries {} +
+    )
+    mkdir -p "$CACHE/$name" "$CACHE/bin"
+    cp --recursive --no-dereference "$folder/libraries" "$folder/usr/sbin/$name" "$CACHE/$name/"
+    rm -rf "$folder"
+    cat >"$CACHE/bin/$name" <<EOF
+#!/bin/sh
+here=\$(dirname "\$(readlink -f "\$0")")/../$name
+LD_LIBRARY_PATH=\$here/libraries exec "\$here/$name" "\$@"
+EOF
+    chmod +x "$CACHE/bin/$name"
+    "$CACHE/bin/$name" -v >/dev/null 2>&1 || die "$CACHE/bin/$name does not run; please install $name"
+}
+
+# missing_packages PACKAGE: the package and those of its libraries that are not installed.
+missing_packages() {
+    apt-get install --simulate --no-install-recommends "$1" 2>/dev/null |
+        awk -v name="$1" '/^Inst / && ($2 == name || $2 ~ /^lib/) { print $2 }'
+}
+
 install_node_clients() {
     local inputs=(tests/clients/package.json tests/clients/package-lock.json)
     if [ -d tests/clients/node_modules/ws ] && fresh npm.stamp "${inputs[@]}"; then return; fi
@@ -89,5 +128,7 @@ need_python
 install_system_packages
 install_promtool
 install_redis
+install_balancer haproxy
+install_balancer nginx
 install_node_clients
 install_python_clients

@@ -41,7 +41,7 @@ use crate::routes::{self, RouteOptions};
 use crate::sampler::Sampler;
 use crate::signals::{Signals, Wish};
 use crate::tls::{LoadedTls, TlsError};
-use crate::{drain, reload, sampler, supervise};
+use crate::{agent, drain, reload, sampler, supervise};
 use engine_config::Seeds;
 
 /// Least age of a heartbeat that counts as a stall: an idle shard turns once a second.
@@ -69,13 +69,15 @@ enum NodeError {
     #[error("metrics cannot be registered: {0}")]
     Metrics(#[from] prometheus::Error),
     #[error(transparent)]
+    Cluster(#[from] crate::cluster::ClusterError),
+    #[error(transparent)]
     Redis(#[from] crate::redis::RedisUrlError),
     #[error("the system gives no random numbers")]
     Random,
     #[error(
-        "listen.internal {address} cannot be listened on: {source}; is another process using it?"
+        "listen.{name} {address} cannot be listened on: {source}; is another process using it?"
     )]
-    Internal { address: SocketAddr, source: std::io::Error },
+    Listen { name: &'static str, address: SocketAddr, source: std::io::Error },
     #[error("the control plane cannot {what}: {source}")]
     Control { what: &'static str, source: std::io::Error },
     #[error("the engine ended by itself")]
@@ -154,7 +156,8 @@ impl Node {
         let seeds = seeds()?;
         let admission = Arc::new(Admission::new(seeds.hash));
         // Bound before the engine starts, so that a taken port leaves nothing to stop.
-        let internal = bind_internal(config).await?;
+        let internal = bind("internal", config.listen.internal).await?;
+        let agent = bind("agent", config.listen.agent).await?;
         let tls_config = tls.as_ref().map(|tls| Arc::clone(&tls.config));
         let engine_config =
             engine_config::engine_config(config, placements, tls_config, started, seeds);
@@ -169,6 +172,9 @@ impl Node {
         if let Some(listener) = internal {
             tasks.spawn(serve_listener(plane.http.clone(), listener, routers.internal));
         }
+        if let Some(listener) = agent {
+            tasks.spawn(agent::run(Arc::clone(&plane), listener));
+        }
         tasks.spawn(sampler::run(Arc::clone(&plane), config.health.interval));
         tasks.spawn(sampler::watch_unknown_kids(Arc::clone(&plane), unknown_kid));
         tasks.spawn(supervise::run(Arc::clone(&plane), config.engine.watchdog_timeout));
@@ -176,6 +182,7 @@ impl Node {
         if let Some(cluster) = &plane.cluster {
             cluster_tasks.spawn(Arc::clone(cluster).watch_redis());
             cluster_tasks.spawn(Arc::clone(cluster).run(Arc::clone(&plane)));
+            cluster_tasks.spawn(Arc::clone(cluster).watch_nodes(Arc::clone(&plane)));
         }
         if let Some(broker) = &plane.broker {
             broker.spawn(&plane, &mut cluster_tasks);
@@ -301,13 +308,19 @@ fn route_options(config: &Config) -> RouteOptions {
     }
 }
 
-async fn bind_internal(config: &Config) -> Result<Option<TcpListener>, NodeError> {
-    let Some(address) = config.listen.internal else { return Ok(None) };
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|source| NodeError::Internal { address, source })?;
+/// Binds a listener of the control plane, if there is to be one.
+async fn bind(
+    name: &'static str,
+    address: Option<SocketAddr>,
+) -> Result<Option<TcpListener>, NodeError> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = TcpListener::bind(address).await.map_err(|source| NodeError::Listen {
+        name,
+        address,
+        source,
+    })?;
     let address = listener.local_addr().unwrap_or(address);
-    tracing::info!(category = "system", event = "listening", listener = "internal", %address);
+    tracing::info!(category = "system", event = "listening", listener = name, %address);
     Ok(Some(listener))
 }
 

@@ -9,6 +9,7 @@
 
 mod choose;
 mod node;
+mod reach;
 pub(crate) mod routes;
 
 use std::collections::VecDeque;
@@ -20,22 +21,35 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use fred::interfaces::LuaInterface;
 use futures_util::future::join_all;
+use gateway_core::message::ShardOp;
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
 use crate::config::Config;
 use crate::config::sections::{RedisSection, Strategy};
 use crate::health::LifePhase;
+use crate::load::Load;
 use crate::plane::Plane;
 use crate::redis::{Redis, RedisError, RedisUrlError};
-use crate::sampler::Totals;
 use choose::Chooser;
 pub(crate) use node::{Node, NodeState};
+use reach::Reach;
 
 const RENEW: &str = include_str!("cluster/lease.lua");
 const LEAVE: &str = include_str!("cluster/leave.lua");
 /// Most nodes a draining one names to its clients.
 const MOVE_TO_MAX: usize = 64;
+
+/// A node cannot take part in a cluster.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClusterError {
+    /// A server's URL is bad.
+    #[error(transparent)]
+    Redis(#[from] RedisUrlError),
+    /// Other nodes cannot be asked.
+    #[error("cluster.probe_interval is set, but no HTTP client can be made: {0}")]
+    Probes(#[source] reqwest::Error),
+}
 
 /// All nodes as they were seen last.
 #[derive(Debug, Default)]
@@ -67,12 +81,15 @@ pub(crate) struct Cluster {
     name: String,
     url: Option<String>,
     weight: u32,
-    connections_max: u64,
     lease_ttl: Duration,
     lease_interval: Duration,
     lease: Mutex<Lease>,
     view: ArcSwap<View>,
     chooser: Chooser,
+    /// Which of the others answer; absent when they are not asked.
+    reach: Option<Reach>,
+    /// What the shards were told of the others last.
+    told: Mutex<Arc<[Box<str>]>>,
     renew_now: Notify,
     leases_lost: AtomicU64,
 }
@@ -87,7 +104,7 @@ struct Renewal {
 
 impl Cluster {
     /// Begins to connect. `None` without Redis. Must be called inside the runtime.
-    pub(crate) fn start(config: &Config) -> Result<Option<Arc<Self>>, RedisUrlError> {
+    pub(crate) fn start(config: &Config) -> Result<Option<Arc<Self>>, ClusterError> {
         let Some(url) = &config.redis.url else { return Ok(None) };
         if config.cluster.url.is_none() {
             tracing::warn!(
@@ -101,11 +118,13 @@ impl Cluster {
         for url in &config.redis.channel_urls {
             let server = Redis::connect("redis.channel_urls", url.expose(), &config.redis)?;
             if channel_servers.iter().any(|other| other.name() == server.name()) {
-                return Err(RedisUrlError::Twice(server.name().to_owned()));
+                return Err(RedisUrlError::Twice(server.name().to_owned()).into());
             }
             channel_servers.push(Arc::new(server));
         }
-        Ok(Some(Arc::new(Self::new(config, Arc::new(redis), channel_servers))))
+        let reach = Reach::new(&config.cluster).map_err(ClusterError::Probes)?;
+        let cluster = Self::new(config, Arc::new(redis), channel_servers);
+        Ok(Some(Arc::new(Self { reach, ..cluster })))
     }
 
     fn new(config: &Config, redis: Arc<Redis>, channel_servers: Vec<Arc<Redis>>) -> Self {
@@ -122,11 +141,12 @@ impl Cluster {
             name: config.node.name.clone(),
             url: cluster.url.clone(),
             weight: cluster.weight,
-            connections_max: config.limits.connections_max,
             lease_ttl: cluster.lease_ttl,
             lease_interval: cluster.lease_interval,
             view: ArcSwap::default(),
             chooser: Chooser::new(cluster.balance),
+            reach: None,
+            told: Mutex::default(),
             renew_now: Notify::new(),
             leases_lost: AtomicU64::new(0),
         }
@@ -189,15 +209,37 @@ impl Cluster {
 
     /// A node for a client.
     pub(crate) fn choose(&self, key: &str) -> Option<Node> {
-        self.chooser.choose(&self.view.load().nodes, key).cloned()
+        let own = self.id();
+        // This node was just reached by whoever asks.
+        let reaches = |node: &Node| node.id == own || self.reaches(&node.id) != Some(false);
+        self.chooser.choose(&self.view.load().nodes, key, reaches).cloned()
     }
 
-    /// URLs of the other nodes that take clients, for those of a node that drains.
+    /// Whether another node answers over HTTP; `None` when the nodes are not asked.
+    pub(crate) fn reaches(&self, id: &str) -> Option<bool> {
+        self.reach.as_ref().map(|reach| reach.reaches(id))
+    }
+
+    /// URLs of the other nodes that take clients, for those that this node does not take or keep.
     pub(crate) fn others(&self) -> Vec<Box<str>> {
         let own = self.id();
         let view = self.view.load();
         let others = view.nodes.iter().filter(|node| node.id != own && node.takes_clients());
-        others.filter_map(|node| node.url.as_deref().map(Box::from)).take(MOVE_TO_MAX).collect()
+        let reached = others.filter(|node| self.reaches(&node.id) != Some(false));
+        reached.filter_map(|node| node.url.as_deref().map(Box::from)).take(MOVE_TO_MAX).collect()
+    }
+
+    /// Tells the shards of the others when these have changed. A shard whose mailbox is full is told the next time.
+    fn tell_others(&self, plane: &Plane) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let others: Arc<[Box<str>]> = self.others().into();
+        if *told == others {
+            return;
+        }
+        let tell = |shard| plane.bridge.tell(shard, ShardOp::Others(Arc::clone(&others))).is_ok();
+        if plane.bridge.shard_ids().map(tell).fold(true, |all, one| all & one) {
+            *told = others;
+        }
     }
 
     /// The state of this node has changed: the others are told now.
@@ -208,6 +250,16 @@ impl Cluster {
     /// Watches all servers until the future is dropped.
     pub(crate) async fn watch_redis(self: Arc<Self>) {
         join_all(self.all_servers().map(|server| server.watch())).await;
+    }
+
+    /// Asks the other nodes whether they answer, until the future is dropped.
+    pub(crate) async fn watch_nodes(self: Arc<Self>, plane: Arc<Plane>) {
+        let Some(reach) = &self.reach else { return std::future::pending().await };
+        loop {
+            tokio::time::sleep(reach.interval()).await;
+            reach.round(&self.view().nodes, &self.id()).await;
+            self.tell_others(&plane);
+        }
     }
 
     /// Renews the lease until the future is dropped.
@@ -230,7 +282,7 @@ impl Cluster {
             let lease = self.lease();
             (lease.id.clone(), lease.held)
         };
-        let node = self.describe(id.clone(), plane).await;
+        let node = self.describe(id.clone(), plane);
         let Ok(text) = serde_json::to_string(&node) else { return false };
         let arguments =
             vec![id, self.lease_ttl.as_millis().to_string(), text, held_word(held).to_owned()];
@@ -238,7 +290,11 @@ impl Cluster {
         let answer: Result<Vec<String>, RedisError> =
             self.redis.call(async |client| client.eval(RENEW, keys, arguments).await).await;
         match answer.map(read_renewal) {
-            Ok(Some(renewal)) => self.apply(renewal),
+            Ok(Some(renewal)) => {
+                let lost = self.apply(renewal);
+                self.tell_others(plane);
+                lost
+            }
             Ok(None) => {
                 tracing::error!(category = "error", event = "lease_answer_unreadable");
                 false
@@ -248,11 +304,8 @@ impl Cluster {
         }
     }
 
-    async fn describe(&self, id: String, plane: &Plane) -> Node {
-        let snapshots = plane.bridge.snapshots().await;
-        let totals = Totals::of(&snapshots, plane.uptime());
-        let loads: Vec<u32> =
-            snapshots.known().map(|(_, snapshot)| snapshot.engine.load_permille).collect();
+    fn describe(&self, id: String, plane: &Plane) -> Node {
+        let load = Load::of(plane);
         Node {
             id,
             name: self.name.clone(),
@@ -265,10 +318,10 @@ impl Cluster {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: plane.uptime().as_secs(),
             shards: plane.bridge.shards().count(),
-            connections: totals.connections,
-            connections_max: self.connections_max,
+            connections: load.connections,
+            connections_max: load.connections_max,
             channels_on: self.channels_on.clone(),
-            load_permille: loads.iter().sum::<u32>() / loads.len().max(1) as u32,
+            load_permille: load.busy_permille,
             weight: self.weight,
         }
     }

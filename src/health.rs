@@ -13,7 +13,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{Response, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse;
 use gateway_core::ids::ShardId;
 use serde_json::{Value, json};
@@ -22,6 +22,7 @@ pub(crate) use websocket::{health as websocket_health, metrics as websocket_metr
 
 use crate::bridge::Shards;
 use crate::cluster::Cluster;
+use crate::load::Load;
 use crate::metrics::loop_lag_json;
 use crate::plane::{Plane, SharedPlane};
 use crate::redis::Redis;
@@ -96,6 +97,12 @@ impl Plane {
         }
     }
 
+    /// Whether clients should be sent here.
+    pub(crate) fn is_ready(&self) -> bool {
+        let status = self.status();
+        status == "healthy" || (status == "degraded" && !self.redis_required)
+    }
+
     /// Whether there is a Redis that does not answer.
     fn is_without_redis(&self) -> bool {
         let is_down = |cluster: &Arc<Cluster>| cluster.all_servers().any(|server| !server.is_up());
@@ -112,10 +119,24 @@ fn answer(ok: bool, body: Value) -> Response<Body> {
     (status, Json(body)).into_response()
 }
 
+/// Tells a balancer that reads headers how full the node is.
+fn with_load(plane: &Plane, mut response: Response<Body>) -> Response<Body> {
+    let load = Load::of(plane);
+    let headers = response.headers_mut();
+    for (name, value) in [
+        ("x-archmesh-connections", load.connections),
+        ("x-archmesh-connections-max", load.connections_max),
+        ("x-archmesh-load", load.percent()),
+    ] {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from(value));
+    }
+    response
+}
+
 /// `GET /health`.
 pub(crate) async fn summary(State(plane): State<SharedPlane>) -> Response<Body> {
     let status = plane.status();
-    answer(serves(status), json!({"status": status}))
+    with_load(&plane, answer(serves(status), json!({"status": status})))
 }
 
 /// `GET /live`.
@@ -126,9 +147,8 @@ pub(crate) async fn live(State(plane): State<SharedPlane>) -> Response<Body> {
 
 /// `GET /ready`.
 pub(crate) async fn ready(State(plane): State<SharedPlane>) -> Response<Body> {
-    let status = plane.status();
-    let ready = status == "healthy" || (status == "degraded" && !plane.redis_required);
-    answer(ready, json!({"status": if ready { "ready" } else { status }}))
+    let (ready, status) = (plane.is_ready(), plane.status());
+    with_load(&plane, answer(ready, json!({"status": if ready { "ready" } else { status }})))
 }
 
 /// `GET /health/detailed`.

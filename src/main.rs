@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod agent;
 mod api;
 pub mod bootstrap;
 mod breaker;
@@ -14,6 +15,7 @@ mod drain;
 mod health;
 mod http;
 mod keys;
+mod load;
 mod logging;
 mod metrics;
 mod plane;

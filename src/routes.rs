@@ -14,10 +14,12 @@ use axum::http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use gateway_core::proxies::FORWARDED_HEADER;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::plane::SharedPlane;
+use crate::http::ClientAddress;
+use crate::plane::{Plane, SharedPlane};
 use crate::{api, cluster, health, metrics, schema, welcome_page};
 
 /// What the routers contain.
@@ -138,8 +140,22 @@ fn cors(plane: &SharedPlane, max_age: Duration) -> CorsLayer {
         .max_age(max_age)
 }
 
-async fn observe(State(plane): State<SharedPlane>, request: Request, next: Next) -> Response<Body> {
+/// From here on a request of a proxy counts as its client's.
+fn learn_client(plane: &Plane, request: &mut Request) {
+    let Some(&ClientAddress(peer)) = request.extensions().get() else { return };
+    let lines = request.headers().get_all(FORWARDED_HEADER).into_iter();
+    let lines = lines.filter_map(|line| line.to_str().ok());
+    let client = plane.settings.load().proxies.client(peer, lines);
+    request.extensions_mut().insert(ClientAddress(client));
+}
+
+async fn observe(
+    State(plane): State<SharedPlane>,
+    mut request: Request,
+    next: Next,
+) -> Response<Body> {
     let started = Instant::now();
+    learn_client(&plane, &mut request);
     let method = request.method().clone();
     // A path that no route matches must not become a label: there are endlessly many of them.
     let route = request.extensions().get::<MatchedPath>().cloned();
@@ -150,4 +166,31 @@ async fn observe(State(plane): State<SharedPlane>, request: Request, next: Next)
     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
     plane.metrics.count_request(route, &method, response.status(), started.elapsed());
     response
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use gateway_core::proxies::Proxies;
+
+    use super::*;
+    use crate::plane::testing::plane;
+
+    #[test]
+    fn only_a_proxy_says_who_its_client_is() {
+        let (_, plane) = plane();
+        let mut settings = (**plane.settings.load()).clone();
+        settings.proxies = Proxies::new(["10.0.0.0/8".parse().unwrap()]);
+        plane.settings.store(Arc::new(settings));
+        for (peer, expected) in [("10.0.0.1", "198.51.100.1"), ("192.0.2.1", "192.0.2.1")] {
+            let request = Request::get("/connect");
+            let request = request.header("X-Forwarded-For", "203.0.113.9");
+            let request = request.header("X-Forwarded-For", "198.51.100.1, 10.0.0.2");
+            let mut request = request.body(Body::empty()).unwrap();
+            request.extensions_mut().insert(ClientAddress(peer.parse().unwrap()));
+            learn_client(&plane, &mut request);
+            let ClientAddress(client) = *request.extensions().get().unwrap();
+            assert_eq!(client.to_string(), expected);
+        }
+    }
 }

@@ -282,6 +282,14 @@ fn the_document_describes_every_method() {
     ] {
         assert!(paths.contains_key(&format!("/api/{method}")), "{method}");
     }
+    for path in ["/connect", "/cluster/nodes"] {
+        let get = &paths[path]["get"];
+        let schema = &get["responses"]["200"]["content"]["application/json"]["schema"];
+        let name = schema["$ref"].as_str().unwrap().rsplit('/').next().unwrap();
+        assert!(document["components"]["schemas"][name].is_object(), "{path}: {name}");
+    }
+    assert_eq!(paths["/connect"]["get"]["parameters"][0]["name"], "user");
+    assert!(document["components"]["schemas"]["Node"]["properties"]["state"].is_object());
     assert!(document["components"]["securitySchemes"]["api_key"].is_object());
     for (schema, property) in [
         ("InfoResult", "partial"),

@@ -20,6 +20,7 @@ pub(crate) struct TestShards {
     pub capacity: usize,
     /// Age of both heartbeats.
     pub heartbeat: Mutex<Duration>,
+    load: Mutex<(u64, u32)>,
 }
 
 impl TestShards {
@@ -30,7 +31,13 @@ impl TestShards {
             snapshots: Mutex::default(),
             capacity,
             heartbeat: Mutex::default(),
+            load: Mutex::default(),
         }
+    }
+
+    /// Connections and busy share of each shard from now on.
+    pub(crate) fn set_load(&self, connections: u64, busy_permille: u32) {
+        *self.load.lock().expect("no test panics with it") = (connections, busy_permille);
     }
 
     /// The next message of a shard.
@@ -70,6 +77,14 @@ impl Shards for TestShards {
 
     fn heartbeat_age(&self, _: ShardId) -> Duration {
         *self.heartbeat.lock().expect("no test panics with it")
+    }
+
+    fn connections(&self, _: ShardId) -> u64 {
+        self.load.lock().expect("no test panics with it").0
+    }
+
+    fn load_permille(&self, _: ShardId) -> u32 {
+        self.load.lock().expect("no test panics with it").1
     }
 
     fn now(&self) -> Now {

@@ -49,15 +49,21 @@ impl Chooser {
     }
 
     /// Chooses among the nodes that take clients; `nodes` are in order of their ids. `key` says who is sent, for the strategy
-    /// that hashes it.
-    pub(crate) fn choose<'a>(&self, nodes: &'a [Node], key: &str) -> Option<&'a Node> {
+    /// that hashes it. Nodes that `reaches` denies are taken only when there is no other.
+    pub(crate) fn choose<'a>(
+        &self,
+        nodes: &'a [Node],
+        key: &str,
+        reaches: impl Fn(&Node) -> bool,
+    ) -> Option<&'a Node> {
         let state = &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = |node: &Node| state.sent.get(&node.id).copied().unwrap_or(0);
-        let candidates: Vec<&Node> = nodes
+        let (reached, others): (Vec<&Node>, Vec<&Node>) = nodes
             .iter()
             .filter(|node| node.takes_clients())
             .filter(|node| node.connections + sent(node) < node.connections_max)
-            .collect();
+            .partition(|node| reaches(node));
+        let candidates = if reached.is_empty() { others } else { reached };
         let share = |amount: u64, node: &Node| amount as f64 / f64::from(node.weight);
         let least = |score: &dyn Fn(&Node) -> f64| {
             candidates.iter().copied().min_by(|a, b| score(a).total_cmp(&score(b)))
@@ -137,7 +143,7 @@ mod tests {
         let chooser = Chooser::new(strategy);
         let mut counts = vec![0; nodes.len()];
         for client in 0..clients {
-            let chosen = chooser.choose(nodes, &format!("user-{client}")).unwrap();
+            let chosen = chooser.choose(nodes, &format!("user-{client}"), |_| true).unwrap();
             counts[nodes.iter().position(|node| node.id == chosen.id).unwrap()] += 1;
         }
         counts
@@ -178,16 +184,32 @@ mod tests {
         ];
         for name in Strategy::NAMES {
             let chooser = Chooser::new(Strategy::parse(name).unwrap());
-            assert_eq!(chooser.choose(&away, "ada"), None, "{name}");
-            assert_eq!(chooser.choose(&[], "ada"), None, "{name}");
+            assert_eq!(chooser.choose(&away, "ada", |_| true), None, "{name}");
+            assert_eq!(chooser.choose(&[], "ada", |_| true), None, "{name}");
         }
         let nearly_full = [Node { connections: 9_998, ..node("a") }];
         let chooser = Chooser::new(Strategy::RoundRobin);
-        assert!(chooser.choose(&nearly_full, "").is_some());
-        assert!(chooser.choose(&nearly_full, "").is_some());
-        assert_eq!(chooser.choose(&nearly_full, ""), None, "those sent there count");
+        assert!(chooser.choose(&nearly_full, "", |_| true).is_some());
+        assert!(chooser.choose(&nearly_full, "", |_| true).is_some());
+        assert_eq!(chooser.choose(&nearly_full, "", |_| true), None, "those sent there count");
         chooser.nodes_seen(&nearly_full);
-        assert!(chooser.choose(&nearly_full, "").is_some(), "until the nodes are seen anew");
+        assert!(
+            chooser.choose(&nearly_full, "", |_| true).is_some(),
+            "until the nodes are seen anew"
+        );
+    }
+
+    #[test]
+    fn a_node_out_of_reach_is_the_last_choice() {
+        let nodes = [node("a"), Node { connections: 9_999, ..node("b") }];
+        for name in Strategy::NAMES {
+            let chooser = Chooser::new(Strategy::parse(name).unwrap());
+            let without_a = |node: &Node| node.name != "a";
+            let chosen = chooser.choose(&nodes, "ada", without_a).unwrap();
+            assert_eq!(chosen.name, "b", "{name}");
+            let chosen = chooser.choose(&nodes, "ada", without_a).unwrap();
+            assert_eq!(chosen.name, "a", "{name}: better than none, and b is full");
+        }
     }
 
     #[test]
@@ -198,8 +220,8 @@ mod tests {
         let mut moved = 0;
         for user in 0..1_000 {
             let key = format!("user-{user}");
-            let before = chooser.choose(&all, &key).unwrap();
-            let after = chooser.choose(&fewer, &key).unwrap();
+            let before = chooser.choose(&all, &key, |_| true).unwrap();
+            let after = chooser.choose(&fewer, &key, |_| true).unwrap();
             if before.name == "b" {
                 moved += 1;
             } else {

@@ -3,6 +3,7 @@
 //! A rule about a key whose value did not even parse is skipped: its error would be about a value nobody gave.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use gateway_core::settings::AutoSubscribe;
 
@@ -230,18 +231,26 @@ impl Checker<'_> {
 
     fn listeners(&mut self) {
         let listen = &self.config.listen;
-        let clash = listen.internal.is_some_and(|internal| {
-            internal.port() != 0
-                && listen.public.iter().any(|public| {
-                    public.port() == internal.port()
-                        && (public.ip() == internal.ip() || public.ip().is_unspecified())
+        let taken = |address: SocketAddr, others: &[SocketAddr]| {
+            address.port() != 0
+                && others.iter().any(|other| {
+                    other.port() == address.port()
+                        && (other.ip() == address.ip() || other.ip().is_unspecified())
                 })
-        });
+        };
         self.require(
-            !clash,
+            !listen.internal.is_some_and(|internal| taken(internal, &listen.public)),
             &["listen.internal", "listen.public"],
             "is also a public address",
             "give the internal listener another port",
+        );
+        let others: Vec<SocketAddr> =
+            listen.public.iter().copied().chain(listen.internal).collect();
+        self.require(
+            !listen.agent.is_some_and(|agent| taken(agent, &others)),
+            &["listen.agent", "listen.public", "listen.internal"],
+            "is also the address of another listener",
+            "give the agent check another port",
         );
     }
 

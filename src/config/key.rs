@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use gateway_core::proxies::Network;
+
 use crate::config::provenance::Origin;
 use crate::config::secret::Secret;
 use crate::config::value::{Kind, Value};
@@ -158,6 +160,12 @@ impl FromValue for PathBuf {
 impl FromValue for SocketAddr {
     fn from_value(value: Option<&Value>) -> Self {
         String::from_value(value).parse().expect("an address was parsed before it became a value")
+    }
+}
+
+impl FromValue for Network {
+    fn from_value(value: Option<&Value>) -> Self {
+        String::from_value(value).parse().expect("a network was parsed before it became a value")
     }
 }
 

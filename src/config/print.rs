@@ -113,7 +113,13 @@ fn is_secret(key: &str) -> bool {
 }
 
 fn shown(key: &str, value: &Value) -> String {
-    if is_secret(key) { format!("\"{REDACTED}\"") } else { value.to_string() }
+    match value {
+        _ if !is_secret(key) => value.to_string(),
+        Value::List(list) if list.is_empty() => value.to_string(),
+        // How many there are is not told either.
+        Value::List(_) => format!("[\"{REDACTED}\"]"),
+        _ => format!("\"{REDACTED}\""),
+    }
 }
 
 fn to_json(value: &Value) -> Json {

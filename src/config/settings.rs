@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use gateway_core::auth::Authenticator;
+use gateway_core::proxies::Proxies;
 use gateway_core::settings::{
     AllowedOrigins, AuthSettings, BrokerSettings, Diagnostics, HeartbeatSettings, LargeDataLimits,
     Limits, Namespaces, Rate, Settings, WebSocketSettings,
@@ -16,6 +17,7 @@ impl Config {
         Settings {
             node: self.node.name.as_str().into(),
             limits: self.core_limits(shards),
+            proxies: Proxies::new(self.listen.proxies.iter().copied()),
             namespaces: self.core_namespaces(),
             websocket: WebSocketSettings {
                 path: self.websocket.path.as_str().into(),

@@ -402,6 +402,7 @@ fn combinations_that_cannot_work() {
     check(&[("websocket.path", "/metrics")], "websocket.path");
     check(&[("websocket.origins", "*,https://a.b")], "websocket.origins");
     check(&[("listen.internal", "127.0.0.1:8080")], "listen.internal");
+    check(&[("listen.agent", "127.0.0.1:8080")], "listen.agent");
     check(
         &[("auth.jwks_file", file!()), ("auth.jwks_url", "https://a/b")],
         "excludes auth.jwks_file",

@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use gateway_core::proxies::Network;
+
 /// A value as a source gave it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Raw {
@@ -108,6 +110,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// `IP:port` to listen on.
     Address,
+    /// IP address, or network such as `10.0.0.0/8`.
+    Network,
     /// Origin of a browser page, or `*`.
     Origin,
     /// Filter of log events: a level, or directives such as `info,gateway_engine=debug`.
@@ -185,6 +189,10 @@ impl Kind {
                 Err("is none of the choices".to_owned())
             }
             Self::Address => parse_address(text).map(|address| address.to_string()),
+            Self::Network => match text.parse::<Network>() {
+                Ok(_) => Ok(text.to_owned()),
+                Err(error) => Err(error.to_string()),
+            },
             Self::Origin => parse_origin(text),
             Self::LogFilter => match tracing_subscriber::EnvFilter::try_new(text) {
                 Ok(_) => Ok(text.to_owned()),
@@ -218,6 +226,7 @@ impl Kind {
             Self::Secret => "a secret".to_owned(),
             Self::Choice(names) => format!("one of {}", names.join(", ")),
             Self::Address => "IP:port, e.g. 0.0.0.0:8080 or [::]:8080".to_owned(),
+            Self::Network => "an IP address, or a network such as 10.0.0.0/8".to_owned(),
             Self::Origin => {
                 "an origin such as https://app.example.com or https://*.example.com, or *"
                     .to_owned()
@@ -401,6 +410,8 @@ mod tests {
         check(Kind::Duration(0, 1 << 40), "0ms", "\"0s\"");
         check(Kind::Choice(&["a", "b"]), "b", "\"b\"");
         check(Kind::Address, "localhost:80", "\"127.0.0.1:80\"");
+        check(Kind::Network, "10.0.0.0/8", "\"10.0.0.0/8\"");
+        check(Kind::Network, "2001:db8::1", "\"2001:db8::1\"");
         check(Kind::List(&Kind::Address, 1, 4), "[::]:1, 1.2.3.4:5", "[\"[::]:1\", \"1.2.3.4:5\"]");
         check(Kind::List(&Kind::Count(1, 9), 0, 4), "1,1", "[1, 1]");
         check(Kind::Origin, "HTTPS://*.Example.com/", "\"https://*.example.com\"");
@@ -435,6 +446,8 @@ mod tests {
         check_refused(Kind::Duration(0, u64::MAX), "s");
         check_refused(Kind::Address, "example.com:80");
         check_refused(Kind::Address, "0.0.0.0");
+        check_refused(Kind::Network, "10.0.0.0/33");
+        check_refused(Kind::Network, "balancer.example");
         check_refused(Kind::UrlPath, "ws");
         check_refused(Kind::Url, "ftp://x");
         check_refused(Kind::WebSocketUrl, "https://x");

@@ -33,6 +33,20 @@ async fn readiness_follows_the_phases() {
 }
 
 #[tokio::test]
+async fn probes_say_how_full_the_node_is() {
+    let (shards, plane) = plane();
+    shards.set_load(10, 120);
+    for path in ["/ready", "/health"] {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let response = routers(&plane).public.oneshot(request).await.unwrap();
+        let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+        let found = ["", "-max"].map(|end| header(&format!("x-archmesh-connections{end}")));
+        assert_eq!(found, ["20", "100"], "{path}");
+        assert_eq!(header("x-archmesh-load"), "20", "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_stalled_shard_is_unhealthy_and_named() {
     let (shards, plane) = plane();
     assert_eq!(get(&plane, "/health").await, (StatusCode::OK, json!({"status": "healthy"})));

@@ -25,6 +25,8 @@ pub(crate) struct ControlMetrics {
     registry: Registry,
     requests: IntCounterVec,
     request_seconds: HistogramVec,
+    /// Agent checks by outcome.
+    pub agent_checks: IntCounterVec,
     /// Calls without a valid API key.
     pub api_unauthorized: IntCounter,
     reload_failures: IntCounter,
@@ -51,6 +53,13 @@ impl ControlMetrics {
             .buckets(REQUEST_SECONDS.to_vec()),
             &["route"],
         )?;
+        let agent_checks = IntCounterVec::new(
+            Opts::new(
+                "archmesh_agent_checks_total",
+                "Agent checks by outcome; refused ones were closed because too many came at once.",
+            ),
+            &["outcome"],
+        )?;
         let api_unauthorized = IntCounter::new(
             "archmesh_api_unauthorized_total",
             "Server API calls without a valid key.",
@@ -69,6 +78,7 @@ impl ControlMetrics {
         )?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(request_seconds.clone()))?;
+        registry.register(Box::new(agent_checks.clone()))?;
         registry.register(Box::new(api_unauthorized.clone()))?;
         registry.register(Box::new(reload_failures.clone()))?;
         registry.register(Box::new(reload_success.clone()))?;
@@ -77,6 +87,7 @@ impl ControlMetrics {
             registry,
             requests,
             request_seconds,
+            agent_checks,
             api_unauthorized,
             reload_failures,
             reload_success,
@@ -170,6 +181,11 @@ fn collect_cluster(families: &mut Families, cluster: &Cluster) {
             let count = view.nodes.iter().filter(|node| node.state == state).count();
             (name.to_owned(), count as f64)
         }),
+    );
+    families.gauge(
+        "archmesh_cluster_nodes_unreachable",
+        "Nodes that this one cannot reach over HTTP, so that it sends no client there.",
+        view.nodes.iter().filter(|node| cluster.reaches(&node.id) == Some(false)).count() as f64,
     );
     families.gauge(
         "archmesh_cluster_divided",

@@ -214,7 +214,8 @@ impl Setup {
 pub struct Log(Arc<Mutex<Vec<String>>>);
 
 impl Log {
-    fn follow(&self, stream: impl Read + Send + 'static) -> JoinHandle<()> {
+    /// Takes in what comes from a stream, until its end.
+    pub fn follow(&self, stream: impl Read + Send + 'static) -> JoinHandle<()> {
         let lines = Arc::clone(&self.0);
         std::thread::spawn(move || {
             for line in BufReader::new(stream).split(b'\n') {

@@ -23,6 +23,7 @@ mod support;
 
 mod abuse;
 mod auth;
+mod balancer;
 mod broker;
 mod capacity;
 mod chaos;

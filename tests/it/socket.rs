@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,8 @@ pub struct Opening {
     pub subprotocols: Vec<String>,
     /// `SO_RCVBUF` of the client.
     pub receive_buffer: Option<usize>,
+    /// Address that the client connects from.
+    pub from: Option<IpAddr>,
 }
 
 impl Opening {
@@ -63,7 +65,7 @@ impl Socket {
     /// Connects with a token and waits for the welcome.
     pub fn connect_with(gateway: &Gateway, token: &str) -> Self {
         let mut socket = Self::open(gateway, &Opening::with_token(token)).expect("an upgrade");
-        socket.welcome = socket.take("welcome");
+        socket.await_welcome();
         socket
     }
 
@@ -88,7 +90,7 @@ impl Socket {
         for name in &opening.subprotocols {
             request = request.with_sub_protocol(name.clone());
         }
-        let stream = Stream::connect(address, tls).map_err(|_| 0_u16)?;
+        let stream = Stream::connect_from(opening.from, address, tls).map_err(|_| 0_u16)?;
         if let Some(bytes) = opening.receive_buffer {
             SockRef::from(stream.socket()).set_recv_buffer_size(bytes).unwrap();
         }
@@ -117,6 +119,11 @@ impl Socket {
                 Err(HandshakeError::Failure(_)) => return Err(0),
             }
         }
+    }
+
+    /// Waits for the welcome.
+    pub fn await_welcome(&mut self) {
+        self.welcome = self.take("welcome");
     }
 
     /// The `welcome` message.

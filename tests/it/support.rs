@@ -1,7 +1,7 @@
 //! Small things that all tests share: waiting, streams, tokens, numbers of a process.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +11,7 @@ use gateway_core::auth::{KeyAlgorithm, SigningKey, mint};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 
 /// How long a test waits for something that should take milliseconds on an idle machine.
 pub const WAIT: Duration = Duration::from_secs(30);
@@ -108,7 +109,24 @@ pub enum Stream {
 impl Stream {
     /// Connects; with a TLS configuration the handshake is done on first use.
     pub fn connect(address: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> io::Result<Self> {
-        let socket = connect(address)?;
+        Self::connect_from(None, address, tls)
+    }
+
+    /// As [`Self::connect`], from an address of this host.
+    pub fn connect_from(
+        from: Option<IpAddr>,
+        address: SocketAddr,
+        tls: Option<&Arc<ClientConfig>>,
+    ) -> io::Result<Self> {
+        let socket = match from {
+            None => connect(address)?,
+            Some(from) => {
+                let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+                socket.bind(&SocketAddr::new(from, 0).into())?;
+                socket.connect_timeout(&address.into(), WAIT)?;
+                prepare(socket.into())?
+            }
+        };
         Ok(match tls {
             None => Self::Plain(socket),
             Some(config) => {
@@ -155,7 +173,10 @@ impl Write for Stream {
 
 /// A TCP connection with short blocking reads.
 pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = TcpStream::connect_timeout(&address, WAIT)?;
+    prepare(TcpStream::connect_timeout(&address, WAIT)?)
+}
+
+fn prepare(socket: TcpStream) -> io::Result<TcpStream> {
     socket.set_read_timeout(Some(READ_SLICE))?;
     socket.set_write_timeout(Some(WAIT))?;
     socket.set_nodelay(true)?;

@@ -107,6 +107,28 @@ impl Admission {
         address: IpAddr,
         limits: &Limits,
     ) -> Result<(), RefusalReason> {
+        self.try_count(now, (address, limits.connections_per_address_max), limits)
+    }
+
+    /// As [`Self::try_connect`], for the connection of a proxy: its address is that of many clients and has no limit.
+    ///
+    /// # Errors
+    /// Which limit of the node it would pass.
+    pub fn try_connect_proxy(
+        &self,
+        now: Duration,
+        address: IpAddr,
+        limits: &Limits,
+    ) -> Result<(), RefusalReason> {
+        self.try_count(now, (address, 0), limits)
+    }
+
+    fn try_count(
+        &self,
+        now: Duration,
+        (address, address_max): (IpAddr, u32),
+        limits: &Limits,
+    ) -> Result<(), RefusalReason> {
         if self.handshakes.check(now, limits.handshakes).is_err() {
             return Err(RefusalReason::HandshakeRate);
         }
@@ -116,23 +138,43 @@ impl Admission {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
             .map_err(|_| RefusalReason::NodeFull)?;
         let key = self.address_key(address);
-        if !self.address_connections.try_add(key, limits.connections_per_address_max) {
+        if !self.address_connections.try_add(key, address_max) {
             release(&self.connections);
             return Err(RefusalReason::AddressLimit);
         }
         Ok(())
     }
 
-    /// Counts a connection that takes the place of another, which is about to end, although the node is full.
+    /// Counts a connection that takes the place of another, which is about to end, although the node is full. Its address
+    /// may have `address_max` connections; 0 = any number.
     ///
     /// # Errors
     /// When its address has as many connections as allowed.
-    pub fn connect_instead(&self, address: IpAddr, limits: &Limits) -> Result<(), RefusalReason> {
+    pub fn connect_instead(&self, address: IpAddr, address_max: u32) -> Result<(), RefusalReason> {
         let key = self.address_key(address);
-        if !self.address_connections.try_add(key, limits.connections_per_address_max) {
+        if !self.address_connections.try_add(key, address_max) {
             return Err(RefusalReason::AddressLimit);
         }
         self.connections.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The connection that was counted for the proxy `from` is the client `to`'s. On success [`Self::disconnect`] is to be
+    /// called with `to`.
+    ///
+    /// # Errors
+    /// When the client's address has as many connections as allowed; nothing has changed then.
+    pub fn readdress(
+        &self,
+        from: IpAddr,
+        to: IpAddr,
+        limits: &Limits,
+    ) -> Result<(), RefusalReason> {
+        let max = limits.connections_per_address_max;
+        if !self.address_connections.try_add(self.address_key(to), max) {
+            return Err(RefusalReason::AddressLimit);
+        }
+        self.address_connections.remove(self.address_key(from));
         Ok(())
     }
 

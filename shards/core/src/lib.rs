@@ -22,6 +22,7 @@ pub mod outbox;
 pub mod output;
 pub mod presence;
 pub mod proto;
+pub mod proxies;
 pub mod random;
 pub mod rate;
 pub mod route;

@@ -309,7 +309,7 @@ pub struct ShardRequest {
     pub op: ShardOp,
 }
 
-/// Operations of a shard. All but `Reconfigure` and `Drain` are answered.
+/// Operations of a shard. All but `Reconfigure`, `Others` and `Drain` are answered.
 #[derive(Debug)]
 pub enum ShardOp {
     /// Close connections of a user.
@@ -358,6 +358,8 @@ pub enum ShardOp {
     },
     /// Use new settings from now on.
     Reconfigure(Arc<Settings>),
+    /// WebSocket URLs of the other nodes that take clients now, named in turn to those that this node does not take or keep.
+    Others(Arc<[Box<str>]>),
     /// Tell every client to move and close, spread over `duration`.
     Drain {
         /// From now to the last disconnect.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::Authenticator;
+use crate::proxies::Proxies;
 
 #[cfg(any(test, feature = "testing"))]
 mod testing;
@@ -19,6 +20,8 @@ pub struct Settings {
     pub node: Arc<str>,
     /// Bounds of every input and queue.
     pub limits: Limits,
+    /// Proxies in front of the node, which say who their clients are.
+    pub proxies: Proxies,
     /// Channel namespaces and their options.
     pub namespaces: Namespaces,
     /// Endpoints, origins and compression.

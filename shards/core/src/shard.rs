@@ -134,7 +134,7 @@ pub struct Shard {
     large_data_bytes: usize,
     /// Time of the newest input.
     now: Now,
-    /// What clients are told while the node drains.
+    /// Where clients go that this node does not keep or take.
     moving: Moving,
 }
 
@@ -169,7 +169,7 @@ impl Shard {
             spare_outboxes: Spare::default(),
             large_data_bytes: 0,
             now: Now { mono: Duration::ZERO, unix: Duration::ZERO },
-            moving: Moving::default(),
+            moving: Moving::new(init.id),
             nobody: "".into(),
             settings,
         }

@@ -69,5 +69,12 @@ section! {
         lease_interval: Duration = Kind::Duration(100, 60_000), Restart;
         /// A node that has not renewed its lease for this long is gone.
         lease_ttl: Duration = Kind::Duration(500, 600_000), Restart;
+        /// Between two looks whether the other nodes answer `/ready` at the host of their `cluster.url`; 0 = never. One that does not is
+        /// named to no client.
+        probe_interval: Duration = Kind::Duration(0, 600_000), Restart;
+        /// From such a look to its answer.
+        probe_timeout: Duration = Kind::Duration(50, 60_000), Restart;
+        /// Failures in a row after which a node is left out, until it answers again.
+        probe_failures: u32 = Kind::Count(1, 1_000), Restart;
     }
 }

@@ -44,7 +44,8 @@ section! {
         connections_max: u64 = Kind::Count(1, 2_000_000), Live;
         /// Connections of one user on this node; 0 = unlimited.
         connections_per_user_max: u32 = Kind::Count(0, 1_000_000), Live;
-        /// Connections of one IP address on this node; 0 = unlimited. Keep 0 behind a proxy: all have its address.
+        /// Connections of one IP address on this node; 0 = unlimited. Behind a proxy it needs `listen.proxies`: otherwise all
+        /// have the proxy's address.
         connections_per_address_max: u32 = Kind::Count(0, 1_000_000), Live;
         /// Request line and headers together.
         head_bytes_max: usize = Kind::Size(1 << 10, 64 << 10), Live;

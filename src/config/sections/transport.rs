@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use gateway_core::proxies::Network;
+
 use crate::config::key::section;
 use crate::config::sections::{Balance, Environment, HashBy, Size};
 use crate::config::value::Kind;
@@ -27,6 +29,11 @@ section! {
         /// Address of the internal listener. When set, the server API, `/metrics` and `/health/detailed` are served
         /// there only. Unset: on the public listeners.
         internal: Option<SocketAddr> = Kind::Address, Restart;
+        /// Address where HAProxy's `agent-check` is answered: weight by load, and drain. Unset: nowhere.
+        agent: Option<SocketAddr> = Kind::Address, Restart;
+        /// Proxies and balancers in front of the node, addresses or networks. The last address in `X-Forwarded-For` that is none of
+        /// theirs is the client's; of anybody else the header is not read.
+        proxies: Vec<Network> = Kind::List(&Kind::Network, 0, 64), Live;
         /// Connections the kernel may queue for accept, per listener; the kernel caps it at `net.core.somaxconn`.
         backlog: u32 = Kind::Count(1, 65_535), Restart;
     }

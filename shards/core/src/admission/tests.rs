@@ -64,6 +64,26 @@ fn an_address_is_refused_alone_and_leaves_no_trace() {
 }
 
 #[test]
+fn a_proxy_has_no_limit_and_its_clients_have() {
+    let admission = Admission::new(7);
+    let limits = Limits { connections_per_address_max: 1, ..Limits::for_tests() };
+    let (proxy, client) = (v4(1), v4(2));
+    for _ in 0..3 {
+        assert_eq!(admission.try_connect_proxy(ms(0), proxy, &limits), Ok(()));
+    }
+    assert_eq!(admission.readdress(proxy, client, &limits), Ok(()));
+    let refused = admission.readdress(proxy, client, &limits);
+    assert_eq!(refused, Err(RefusalReason::AddressLimit));
+    assert_eq!(admission.try_connect(ms(0), client, &limits), Err(RefusalReason::AddressLimit));
+    admission.disconnect(client);
+    assert_eq!(admission.readdress(proxy, client, &limits), Ok(()));
+    for address in [client, proxy] {
+        admission.disconnect(address);
+    }
+    assert!(is_untouched(&admission), "every count was undone");
+}
+
+#[test]
 fn ipv6_is_counted_by_network_and_mapped_ipv4_as_ipv4() {
     let admission = Admission::new(1);
     let limits = Limits { connections_per_address_max: 1, ..Limits::for_tests() };

@@ -10,6 +10,7 @@ use super::{
     Namespaces, Rate, Settings, WebSocketSettings,
 };
 use crate::auth::{Authenticator, KeySet, TokenRules};
+use crate::proxies::Proxies;
 
 impl Settings {
     /// Settings with nothing in the way of a test: the built-in namespaces, any origin, no compression, an echo endpoint,
@@ -18,6 +19,7 @@ impl Settings {
         Self {
             node: "test".into(),
             limits: Limits::for_tests(),
+            proxies: Proxies::default(),
             namespaces: Namespaces::new(Namespaces::built_in()),
             websocket: WebSocketSettings {
                 path: "/ws".into(),

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use super::Shard;
 use crate::error::Disconnect;
 use crate::event::Event;
-use crate::ids::ConnectionId;
+use crate::ids::{ConnectionId, ShardId};
 use crate::metrics::MessageKind;
 use crate::output::Output;
 use crate::proto::push;
@@ -19,22 +19,28 @@ use crate::ws::frame;
 /// Upper bound of the reconnect delay when only one client is sent away: a little spread costs nobody anything.
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(1);
 
-/// What clients are told while the node drains.
-#[derive(Debug, Default)]
+/// Where clients go that this node sends away or does not take.
+#[derive(Debug)]
 pub(super) struct Moving {
-    /// Upper bound of the reconnect delay.
+    /// Upper bound of the reconnect delay while the node drains.
     pub(super) reconnect_delay_max: Duration,
     /// Other nodes, told in turn.
     pub(super) urls: Arc<[Box<str>]>,
-    /// Clients that were told one of them.
-    pub(super) told: usize,
+    /// Clients that were told one of them, and where the turns began.
+    told: usize,
 }
 
 impl Moving {
+    /// Nowhere yet. Turns begin at another node on every shard.
+    pub(super) fn new(shard: ShardId) -> Self {
+        let reconnect_delay_max = Duration::ZERO;
+        Self { reconnect_delay_max, urls: Arc::default(), told: shard.index() }
+    }
+
     /// Where the next client is to go.
-    fn next_url(&mut self) -> Option<&str> {
+    pub(super) fn next_url(&mut self) -> Option<&str> {
         let at = self.told.checked_rem(self.urls.len())?;
-        self.told += 1;
+        self.told = self.told.wrapping_add(1);
         self.urls.get(at).map(|url| &**url)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::authenticate::explain;
 use super::{Shard, Slot};
@@ -13,6 +14,7 @@ use crate::metrics::{MessageKind, RefusalReason};
 use crate::outbox::Outbox;
 use crate::output::Output;
 use crate::proto::SUBPROTOCOL;
+use crate::proxies::FORWARDED_HEADER;
 use crate::rate::Gcra;
 use crate::session::{Phase, Session};
 use crate::settings::Peer;
@@ -39,6 +41,9 @@ enum Next {
 const BEARER_SUBPROTOCOL: &str = "bearer.";
 
 const USER_AGENT_BYTES_MAX: usize = 128;
+
+/// When to come back to a node that is full.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl Shard {
     /// A socket was accepted. On refusal the caller closes the socket (after writing the plain HTTP answer
@@ -114,7 +119,13 @@ impl Shard {
     /// Counts the socket. When the node is full of sockets, the one here that has waited longest without a complete
     /// request makes room, so that half-open connections cannot keep others out.
     fn admit(&mut self, now: Now, peer: Peer) -> Result<(), RefusalReason> {
-        let admitted = self.admission.try_connect(now.mono, peer.address, &self.settings.limits);
+        let limits = &self.settings.limits;
+        let is_proxy = self.settings.proxies.trusts(peer.address);
+        let admitted = if is_proxy {
+            self.admission.try_connect_proxy(now.mono, peer.address, limits)
+        } else {
+            self.admission.try_connect(now.mono, peer.address, limits)
+        };
         if admitted != Err(RefusalReason::NodeFull) {
             return admitted;
         }
@@ -124,7 +135,9 @@ impl Shard {
                 session.phase = Phase::Gone { deadline: now.mono };
                 self.metrics.refused.add(RefusalReason::HandshakeTimeout as usize, 1);
                 self.outputs.push_back(Output::Abort { id: oldest });
-                return self.admission.connect_instead(peer.address, &self.settings.limits);
+                let limits = &self.settings.limits;
+                let address_max = if is_proxy { 0 } else { limits.connections_per_address_max };
+                return self.admission.connect_instead(peer.address, address_max);
             }
         }
         admitted
@@ -178,7 +191,9 @@ impl Shard {
             self.outputs.push_back(Output::HandOver { id, received });
             return;
         }
-        match self.check_upgrade(now, id, head, echo) {
+        let checked =
+            self.learn_client(id, head).and_then(|()| self.check_upgrade(now, id, head, echo));
+        match checked {
             Err((refusal, reason)) => self.refuse_handshake(id, &refusal, reason),
             Ok(upgrade) => {
                 let mut rest = received.split_off(head.len.min(received.len()));
@@ -188,6 +203,30 @@ impl Shard {
                 }
             }
         }
+    }
+
+    /// From here on a connection of a proxy counts as its client's.
+    fn learn_client(
+        &mut self,
+        id: ConnectionId,
+        head: &RequestHead,
+    ) -> Result<(), (Refusal, RefusalReason)> {
+        let settings = Arc::clone(&self.settings);
+        let admission = Arc::clone(&self.admission);
+        let Some(session) = self.session_mut(id) else { return Ok(()) };
+        let proxy = session.peer.address;
+        let client = settings.proxies.client(proxy, head.header_all(FORWARDED_HEADER));
+        if client == proxy {
+            return Ok(());
+        }
+        admission.readdress(proxy, client, &settings.limits).map_err(|reason| {
+            let message = "this address has too many connections \
+                           (limits.connections_per_address_max)";
+            (Refusal::new(429, "address_limit", message).with_retry_after(RETRY_AFTER), reason)
+        })?;
+        session.peer.address = client;
+        session.message_keys = admission.message_keys("", client);
+        Ok(())
     }
 
     /// Everything that may stand against the upgrade: origin, load, RFC 6455, token, the user's connections.
@@ -262,22 +301,23 @@ impl Shard {
         }
     }
 
-    /// Why this node takes no further WebSocket now. Plain HTTP (health checks) is still answered.
-    fn overloaded(&self) -> Option<(Refusal, RefusalReason)> {
-        let retry_after = std::time::Duration::from_secs(1);
-        let refusal = |reason, message| Refusal {
-            retry_after: Some(retry_after),
-            ..Refusal::new(503, reason, message)
-        };
-        if self.admission.is_draining() {
+    /// Why this node takes no further WebSocket now, and which one may. Plain HTTP (health checks) is still answered.
+    fn overloaded(&mut self) -> Option<(Refusal, RefusalReason)> {
+        let (name, message, reason) = if self.admission.is_draining() {
             let message = "this node is shutting down; connect again to reach another";
-            return Some((refusal("draining", message), RefusalReason::Draining));
-        }
-        if self.admission.sessions() >= self.settings.limits.connections_max {
+            ("draining", message, RefusalReason::Draining)
+        } else if self.admission.sessions() >= self.settings.limits.connections_max {
             let message = "this node holds all the connections it may (limits.connections_max)";
-            return Some((refusal("node_full", message), RefusalReason::NodeFull));
-        }
-        None
+            ("node_full", message, RefusalReason::NodeFull)
+        } else {
+            return None;
+        };
+        let refusal = Refusal::new(503, name, message).with_retry_after(RETRY_AFTER);
+        let refusal = match self.moving.next_url() {
+            Some(url) => refusal.with_location(url),
+            None => refusal,
+        };
+        Some((refusal, reason))
     }
 
     /// Answers with HTTP instead of an upgrade and closes.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::close::Moving;
 use super::{Shard, token_cache};
 use crate::error::Disconnect;
 use crate::hub::Hub;
@@ -41,8 +40,13 @@ impl Shard {
             }
             ShardOp::Reconfigure(settings) => return self.reconfigure(settings),
             ShardOp::Drain { duration, reconnect_delay_max, urls } => {
-                self.moving = Moving { reconnect_delay_max, urls, told: 0 };
+                self.moving.reconnect_delay_max = reconnect_delay_max;
+                self.moving.urls = urls;
                 return self.drain(now, duration);
+            }
+            ShardOp::Others(urls) => {
+                self.moving.urls = urls;
+                return;
             }
         };
         self.outputs.push_back(Output::Control(ControlMessage::Shard {

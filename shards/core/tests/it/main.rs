@@ -6,6 +6,7 @@
 
 mod adversity;
 mod auth;
+mod balancer;
 mod broker;
 mod compression;
 mod connect;

@@ -1,11 +1,11 @@
-//! Setup: three nodes, a real Redis in one of four layouts, once behind a real HAProxy, a publisher and a watcher at every node, and a seed that
-//! decides which faults come in which order while they are at work.
+//! Setup: three nodes, a real Redis in one of four layouts, once behind a real HAProxy, a publisher and a watcher at every
+//! node, and a seed that decides which faults come in which order while they are at work.
 //!
 //! Must hold, whatever came: every acknowledged publication reaches every watcher once and in order, or the watcher is
 //! told that something is missing; nobody is told a wrong `recovered`; all is well again when the faults are over.
+//!
 //! `CHAOS_SEED` repeats a run, `CHAOS_FAULTS` makes it longer (`make chaos`), `CHAOS_FAULT` is the beginning of the name of
-//! the only fault, `CHAOS_LOG` the level of the nodes' logs, `CHAOS_BALANCER=1`
-//! puts HAProxy before every layout.
+//! the only fault, `CHAOS_LOG` the level of the nodes' logs, `CHAOS_BALANCER=1` puts HAProxy before every layout.
 
 mod clients;
 mod fault;

@@ -164,7 +164,7 @@ impl Node {
         let (engine, receiver) =
             Engine::start(engine_config, Arc::clone(&settings), Arc::clone(&admission))?;
         let handle = engine.handle();
-        let plane = plane(config, &handle, settings, tls.as_ref())?;
+        let plane = plane(config, &handle, settings, tls.as_ref(), &admission)?;
         let routers = routes::build(&plane, route_options(config));
         let (unknown_kid, unknown_kids) = tokio::sync::watch::channel(0);
         let mut tasks = JoinSet::new();
@@ -256,6 +256,7 @@ fn plane(
     handle: &EngineHandle,
     settings: Arc<gateway_core::settings::Settings>,
     tls: Option<&LoadedTls>,
+    admission: &Arc<Admission>,
 ) -> Result<SharedPlane, NodeError> {
     let workers = Arc::new(Semaphore::new(config.control.workers as usize));
     let bridge = Bridge::new(
@@ -285,6 +286,7 @@ fn plane(
         settings: ArcSwap::new(settings),
         api: ArcSwap::from_pointee(reload::api_policy(config, workers)),
         health: Health::new((config.engine.watchdog_timeout / 2).max(STALL_LIMIT_MIN)),
+        admission: Arc::clone(admission),
         metrics: ControlMetrics::new()?,
         cluster,
         broker,

@@ -164,7 +164,7 @@ impl Node {
         let (engine, receiver) =
             Engine::start(engine_config, Arc::clone(&settings), Arc::clone(&admission))?;
         let handle = engine.handle();
-        let plane = plane(config, &handle, settings, tls.as_ref(), &admission)?;
+        let plane = plane(config, (&handle, &admission), settings, tls.as_ref())?;
         let routers = routes::build(&plane, route_options(config));
         let (unknown_kid, unknown_kids) = tokio::sync::watch::channel(0);
         let mut tasks = JoinSet::new();
@@ -253,10 +253,9 @@ impl Node {
 
 fn plane(
     config: &Config,
-    handle: &EngineHandle,
+    (handle, admission): (&EngineHandle, &Arc<Admission>),
     settings: Arc<gateway_core::settings::Settings>,
     tls: Option<&LoadedTls>,
-    admission: &Arc<Admission>,
 ) -> Result<SharedPlane, NodeError> {
     let workers = Arc::new(Semaphore::new(config.control.workers as usize));
     let bridge = Bridge::new(
@@ -278,7 +277,7 @@ fn plane(
     });
     let cluster = Cluster::start(config)?;
     let broker = match &cluster {
-        Some(cluster) => Some(Broker::start(config, &bridge, cluster)?),
+        Some(cluster) => Some(Broker::start(config, (&bridge, Arc::clone(admission)), cluster)?),
         None => None,
     };
     Ok(Arc::new(Plane {

@@ -271,7 +271,9 @@ impl Bridge {
                     _ => false,
                 }
             }
-            ControlMessage::Broker(_) => unreachable!("the receiver gives it to the broker"),
+            ControlMessage::Broker(_) | ControlMessage::BusyUser(_) => {
+                unreachable!("the receiver gives it to the broker")
+            }
         };
         self.count_late(in_time);
     }

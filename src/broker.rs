@@ -14,6 +14,7 @@ mod nodes;
 pub(crate) mod orders;
 mod position;
 mod publisher;
+mod rates;
 mod record;
 mod scripts;
 mod spread;
@@ -24,6 +25,7 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use gateway_core::admission::Admission;
 use gateway_core::broker::{BrokerOp, BrokerRequest, Retention};
 use gateway_core::message::{ChannelName, Origin, Publish};
 use tokio::task::JoinSet;
@@ -41,6 +43,7 @@ use names::Names;
 use nodes::Nodes;
 use orders::{Affected, Kept, Order};
 use publisher::{Write, WriteKind, WriteLimits};
+use rates::Rates;
 use scripts::Scripts;
 use spread::Spread;
 use subscriber::Subscriber;
@@ -72,6 +75,8 @@ pub(crate) struct BrokerCounts {
     pub probe_reconnects: u64,
     /// Questions to other nodes that all answered, and others.
     pub questions: [u64; 2],
+    /// Messages of users on other nodes that were counted here.
+    pub charged: u64,
     /// Last probe through Redis and back.
     pub probe: Duration,
 }
@@ -99,13 +104,14 @@ pub(crate) struct Broker {
     meeting: Option<Arc<Instance>>,
     compression_bytes_min: usize,
     lease_interval: Duration,
+    share_interval: Duration,
 }
 
 impl Broker {
     /// Begins to connect. Must be called inside the runtime.
     pub(crate) fn start(
         config: &Config,
-        bridge: &Bridge,
+        (bridge, admission): (&Bridge, Arc<Admission>),
         cluster: &Arc<Cluster>,
     ) -> Result<Arc<Self>, RedisUrlError> {
         let section = &config.redis;
@@ -126,7 +132,10 @@ impl Broker {
         let calls = Arc::new(Calls::new(
             (Arc::clone(&meeting.redis), Arc::clone(&meeting.subscriber)),
             Arc::clone(&nodes),
-            Kept::new(Arc::clone(&meeting.redis), bridge.clone(), &section.prefix),
+            (
+                Kept::new(Arc::clone(&meeting.redis), bridge.clone(), &section.prefix),
+                Rates::new(admission, bridge.clone()),
+            ),
             &section.prefix,
             config.api.timeout / 2,
         ));
@@ -157,6 +166,7 @@ impl Broker {
                 bytes => bytes,
             },
             lease_interval: config.cluster.lease_interval,
+            share_interval: config.rate_limits.share_interval,
         }))
     }
 
@@ -173,15 +183,25 @@ impl Broker {
         let broker = Arc::clone(self);
         tasks.spawn(async move { broker.mail.run().await });
         let broker = Arc::clone(self);
+        tasks.spawn(async move { broker.calls.share_rates(broker.share_interval).await });
+        let broker = Arc::clone(self);
         tasks.spawn(async move {
-            broker.nodes.watch(&broker.mail, broker.lease_interval / 2).await;
+            let came_back =
+                || broker.instances.iter().for_each(|instance| instance.links.read_all());
+            broker.nodes.watch(&broker.mail, broker.lease_interval / 2, came_back).await;
         });
+    }
+
+    /// A shard names a user who sends much.
+    pub(crate) fn note_busy(&self, user: Arc<str>) {
+        self.calls.note_busy(user);
     }
 
     /// Counters and gauges, of all servers together.
     pub(crate) fn counts(&self) -> BrokerCounts {
         let (given_up, questions) = (self.mail.given_up(), self.calls.counts());
-        let mut counts = BrokerCounts { given_up, questions, ..Default::default() };
+        let charged = self.calls.charged();
+        let mut counts = BrokerCounts { given_up, questions, charged, ..Default::default() };
         for instance in self.all_instances() {
             instance.count_into(&mut counts);
         }
@@ -217,6 +237,10 @@ impl Broker {
                 let field = record::member_field(self.nodes.own(), id);
                 let payload = [b"l", field.as_bytes()].concat();
                 self.write(channel, WriteKind::Left { field }, payload);
+            }
+            BrokerOp::Forget { node } => {
+                let first = record::node_fields(node);
+                self.write(channel, WriteKind::Forget { first }, Vec::new());
             }
             BrokerOp::Members(members) => {
                 let own = self.nodes.own();

@@ -4,14 +4,16 @@
 //! watchdog sends PING; one that is not answered in time counts as a failure, is repeated at once, and makes the client
 //! drop the connection. While the breaker is open nothing is sent but the watchdog's trial.
 
+mod connection;
+
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use fred::clients::Client;
+use fred::clients::{Client, WithOptions};
 use fred::interfaces::{ClientLike, ClusterInterface, EventInterface, LuaInterface};
-use fred::types::config::{Config, ReconnectPolicy, Server, ServerConfig};
+use fred::types::config::{Config, Options, ReconnectPolicy, Server, ServerConfig};
 use fred::types::{Builder, ClusterStateChange, CustomCommand, RespVersion};
 use tokio::sync::Notify;
 use tokio::sync::broadcast::Receiver;
@@ -19,11 +21,17 @@ use tokio::time::timeout;
 
 use crate::breaker::{Breaker, BreakerLimits, BreakerState, Change};
 use crate::config::sections::RedisSection;
+pub(crate) use connection::Connection;
 
 /// First delay before a lost connection is tried again; it doubles from there.
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(100);
-/// Of a command whose connection was lost: nothing is sent twice that may have been carried out.
+/// Attempts for a command: nothing is sent twice that may have been carried out.
 const ATTEMPTS: u32 = 1;
+/// In a Redis Cluster a node that does not have the slot has not carried it out.
+const CLUSTER_ATTEMPTS: u32 = 6;
+
+/// What commands are sent with.
+pub(crate) type Caller = WithOptions<Client>;
 
 /// A command was not carried out, or it is not known whether it was.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +74,7 @@ pub(crate) const OUTCOMES: [&str; 4] = ["ok", "error", "timeout", "refused"];
 
 /// See the module's documentation.
 pub(crate) struct Redis {
-    client: Client,
+    connection: Connection,
     config: Config,
     key: &'static str,
     name: String,
@@ -98,10 +106,10 @@ impl Redis {
         let unusable = |source| RedisUrlError::Unusable { key, source };
         let config = Config { fail_fast: false, ..Config::from_url(url).map_err(unusable)? };
         let client = builder(config.clone(), section).build().map_err(unusable)?;
-        // Ends when the client quits.
-        let _task = client.connect();
+        let connection = Connection::new(client, section.command_timeout);
+        connection.connect();
         Ok(Self {
-            client,
+            connection,
             key,
             name: name_of(&config),
             config,
@@ -121,7 +129,7 @@ impl Redis {
 
     /// A connection of its own for publications, which begins to connect when it is told to. It speaks RESP3, so that
     /// commands can prove its subscriptions.
-    pub(crate) fn subscriber(&self) -> Result<Client, RedisUrlError> {
+    pub(crate) fn subscriber(&self) -> Result<Connection, RedisUrlError> {
         let config = Config { version: RespVersion::RESP3, ..self.config.clone() };
         let messages_max = self.section.messages_waiting_max as usize;
         let client = builder(config, &self.section)
@@ -130,7 +138,11 @@ impl Redis {
             })
             .build()
             .map_err(|source| RedisUrlError::Unusable { key: self.key, source })?;
-        Ok(client)
+        Ok(Connection::new(client, self.command_timeout))
+    }
+
+    fn client(&self) -> &Client {
+        self.connection.client()
     }
 
     /// Hosts and ports, the service behind Sentinels and the database; no user and no password.
@@ -140,19 +152,19 @@ impl Redis {
 
     /// Whether it is a Redis Cluster.
     pub(crate) fn is_clustered(&self) -> bool {
-        self.client.is_clustered()
+        self.client().is_clustered()
     }
 
     /// Masters of a Redis Cluster; empty otherwise.
     pub(crate) fn masters(&self) -> Vec<Server> {
-        self.client
+        self.client()
             .cached_cluster_state()
             .map_or_else(Vec::new, |state| state.unique_primary_nodes())
     }
 
     /// Loads a script on every master. Answers its hash.
     pub(crate) async fn script_load(&self, text: String) -> Result<String, RedisError> {
-        let slots: Vec<u16> = self.client.cached_cluster_state().map_or_else(Vec::new, |state| {
+        let slots: Vec<u16> = self.client().cached_cluster_state().map_or_else(Vec::new, |state| {
             let masters = state.unique_primary_nodes().into_iter();
             let slot_of = |master| state.slots().iter().find(|range| range.primary == master);
             masters.filter_map(slot_of).map(|range| range.start).collect()
@@ -172,7 +184,7 @@ impl Redis {
 
     /// A notice whenever slots of a Redis Cluster turn out to be elsewhere.
     pub(crate) fn slot_changes(&self) -> Receiver<Vec<ClusterStateChange>> {
-        self.client.cluster_change_rx()
+        self.client().cluster_change_rx()
     }
 
     /// Whether it answers, as far as is known; not before the first answer.
@@ -204,7 +216,19 @@ impl Redis {
     /// Sends a command, unless the breaker is open, and waits for its answer within the limit.
     pub(crate) async fn call<T, F>(
         &self,
-        command: impl FnOnce(Client) -> F + Send,
+        command: impl FnOnce(Caller) -> F + Send,
+    ) -> Result<T, RedisError>
+    where
+        F: Future<Output = Result<T, fred::error::Error>> + Send,
+    {
+        self.call_on(None, command).await
+    }
+
+    /// As [`Self::call`], for one node of a Redis Cluster.
+    pub(crate) async fn call_on<T, F>(
+        &self,
+        node: Option<Server>,
+        command: impl FnOnce(Caller) -> F + Send,
     ) -> Result<T, RedisError>
     where
         F: Future<Output = Result<T, fred::error::Error>> + Send,
@@ -213,7 +237,13 @@ impl Redis {
             self.count(3);
             return Err(RedisError::Open);
         }
-        let answer = match timeout(self.command_timeout, command(self.client.clone())).await {
+        let caller = self.client().with_options(&Options {
+            cluster_node: node,
+            // Following a slot needs attempts, and nothing may be sent again whose connection was lost.
+            fail_fast: self.is_clustered(),
+            ..Options::default()
+        });
+        let answer = match timeout(self.command_timeout, command(caller)).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) if *error.kind() == fred::error::ErrorKind::Timeout => {
                 Err(RedisError::Timeout)
@@ -268,8 +298,11 @@ impl Redis {
                     self.rest().await;
                 }
                 Err(RedisError::Timeout) => self.drop_connection().await,
-                // Answered at once, so it must not be repeated at once.
-                Err(_) => tokio::time::sleep(self.ping_interval / 4).await,
+                Err(_) => {
+                    self.connection.revive();
+                    // Answered at once, so it must not be repeated at once.
+                    tokio::time::sleep(self.ping_interval / 4).await;
+                }
             }
         }
     }
@@ -294,16 +327,12 @@ impl Redis {
 
     /// A server that hangs keeps its sockets open; only a new connection shows whether it is back.
     async fn drop_connection(&self) {
-        let forced = timeout(self.command_timeout, self.client.force_reconnection()).await;
-        if let Ok(Err(error)) = forced {
-            tracing::debug!(category = "connection", event = "redis_reconnect", %error);
-        }
+        self.connection.renew().await;
     }
 
     /// Says goodbye to the server.
     pub(crate) async fn quit(&self) {
-        // The process ends either way.
-        let _unheard = timeout(self.command_timeout, self.client.quit()).await;
+        self.connection.quit().await;
     }
 }
 
@@ -329,13 +358,14 @@ fn name_of(config: &Config) -> String {
 /// What all connections have in common.
 fn builder(config: Config, section: &RedisSection) -> Builder {
     let (min, max) = (RECONNECT_DELAY_MIN, section.reconnect_delay_max);
+    let attempts = if config.server.is_clustered() { CLUSTER_ATTEMPTS } else { ATTEMPTS };
     let millis = |delay: Duration| u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
     let mut builder = Builder::from_config(config);
     builder
         .with_connection_config(|connection| {
             connection.connection_timeout = section.connect_timeout;
             connection.internal_command_timeout = section.connect_timeout;
-            connection.max_command_attempts = ATTEMPTS;
+            connection.max_command_attempts = attempts;
             connection.max_command_buffer_len = section.commands_waiting_max as usize;
             connection.reconnect_on_auth_error = true;
             connection.tcp.nodelay = Some(true);

@@ -111,7 +111,9 @@ pub(super) async fn channels(
     let mut channels = own?;
     for (name, found) in others.into_iter().flatten() {
         match channels.entry(name) {
-            Entry::Vacant(place) => drop(place.insert(found)),
+            Entry::Vacant(place) => {
+                place.insert(found);
+            }
             Entry::Occupied(mut known) => known.get_mut().join(found),
         }
     }
@@ -156,10 +158,10 @@ pub(super) async fn own_channels(
 }
 
 impl ChannelSummary {
-    /// What another node says of the same channel: members are those of all nodes already, and one copy may be behind.
+    /// What another node says of the same channel; one copy may be behind.
     fn join(&mut self, other: Self) {
         let interested_shards = self.interested_shards + other.interested_shards;
-        let num_clients = self.num_clients.max(other.num_clients);
+        let num_clients = self.num_clients + other.num_clients;
         if other.offset > self.offset {
             *self = other;
         }

@@ -291,4 +291,16 @@ fn the_document_describes_every_method() {
     assert_eq!(paths["/connect"]["get"]["parameters"][0]["name"], "user");
     assert!(document["components"]["schemas"]["Node"]["properties"]["state"].is_object());
     assert!(document["components"]["securitySchemes"]["api_key"].is_object());
+    for (schema, property) in [
+        ("InfoResult", "partial"),
+        ("ChannelsResult", "partial"),
+        ("ConnectionsResult", "partial"),
+        ("UserStatusResult", "partial"),
+        ("ConnectionResult", "node"),
+        ("ChannelSummary", "num_clients"),
+        ("NodeInfo", "num_clients"),
+    ] {
+        let properties = &document["components"]["schemas"][schema]["properties"];
+        assert!(properties[property].is_object(), "{schema} has {property}");
+    }
 }

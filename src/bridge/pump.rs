@@ -40,6 +40,11 @@ pub(crate) async fn run(
                         broker.handle(request);
                     }
                 }
+                ControlEvent::Core(ControlMessage::BusyUser(user)) => {
+                    if let Some(broker) = broker {
+                        broker.note_busy(user);
+                    }
+                }
                 ControlEvent::Core(message) => bridge.handle_message(message),
                 ControlEvent::Snapshot { correlation, shard, snapshot } => {
                     bridge.handle_snapshot(correlation, shard, snapshot);

@@ -18,10 +18,14 @@ use tokio::time::Instant;
 
 use super::nodes::Nodes;
 use super::orders::{Affected, Kept, Order, carry_out};
+use super::rates::{self, Rates, Report};
 use super::subscriber::Subscriber;
 use crate::api::everywhere::{self, Question};
 use crate::plane::{Plane, SharedPlane};
 use crate::redis::Redis;
+
+/// Between two looks at a configuration that shares no rates.
+const RATES_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What goes between nodes.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,6 +33,8 @@ use crate::redis::Redis;
 enum Letter {
     Question(Asked),
     Answer(Answer),
+    /// From whom, and what its busiest users sent.
+    Rates(u64, Report),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -79,6 +85,7 @@ pub(super) struct Calls {
     subscriber: Arc<Subscriber>,
     nodes: Arc<Nodes>,
     kept: Kept,
+    rates: Rates,
     plane: OnceLock<Weak<Plane>>,
     /// Pub/sub channel of all nodes.
     all: String,
@@ -94,7 +101,7 @@ impl Calls {
     pub(super) fn new(
         (redis, subscriber): (Arc<Redis>, Arc<Subscriber>),
         nodes: Arc<Nodes>,
-        kept: Kept,
+        (kept, rates): (Kept, Rates),
         prefix: &str,
         deadline: Duration,
     ) -> Self {
@@ -103,6 +110,7 @@ impl Calls {
             subscriber,
             nodes,
             kept,
+            rates,
             plane: OnceLock::new(),
             all: format!("{prefix}:nodes:{{all}}"),
             inbox_stem: format!("{prefix}:node:"),
@@ -152,6 +160,30 @@ impl Calls {
     /// Learns of orders that were given while this node did not listen.
     pub(super) async fn catch_up(&self) {
         self.kept.catch_up().await;
+    }
+
+    /// A shard names a user who sends much.
+    pub(super) fn note_busy(&self, user: Arc<str>) {
+        self.rates.note_busy(user);
+    }
+
+    /// Messages of users on other nodes that were counted here.
+    pub(super) fn charged(&self) -> u64 {
+        self.rates.charged()
+    }
+
+    /// Tells the others what the busiest users sent, in every interval, until the future is dropped.
+    pub(super) async fn share_rates(&self, configured: Duration) {
+        loop {
+            let plane = self.plane.get().and_then(Weak::upgrade);
+            let interval = plane.and_then(|plane| rates::interval(&plane, configured));
+            tokio::time::sleep(interval.unwrap_or(RATES_LOOK_INTERVAL)).await;
+            let report = self.rates.report();
+            if interval.is_some() && !report.is_empty() {
+                // What is not heard is not counted elsewhere; the next report tells what comes then.
+                let _sent = self.send(&self.all, &Letter::Rates(self.nodes.own(), report)).await;
+            }
+        }
     }
 
     /// Asks all other nodes that the cluster lists.
@@ -214,6 +246,11 @@ impl Calls {
                     // A node that answers twice finds no room.
                     let _full = sender.try_send(answer);
                 }
+            }
+            Letter::Rates(from, _) if self.nodes.is_own(from) => {}
+            Letter::Rates(_, report) => {
+                let plane = self.plane.get().and_then(Weak::upgrade)?;
+                self.rates.charge(&report, &plane.settings.load());
             }
             Letter::Question(asked)
                 if self.nodes.is_own(asked.from)

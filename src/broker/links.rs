@@ -154,6 +154,18 @@ impl Links {
         self.mark_all(true);
     }
 
+    /// Members of a node were not believed and are now: everything is read again.
+    pub(super) fn read_all(&self) {
+        let mut table = self.table();
+        let Table { links, work, .. } = &mut *table;
+        for (channel, link) in links.iter_mut().filter(|(_, link)| link.scope.members) {
+            (link.owed, link.known) = (true, link.seen);
+            work.insert(ChannelName::clone(channel));
+        }
+        drop(table);
+        self.more.notify_one();
+    }
+
     /// Publications may have been missed.
     pub(super) fn may_have_missed(&self) {
         self.mark_all(false);

@@ -98,12 +98,16 @@ impl Nodes {
         true
     }
 
-    /// Follows the cluster until the future is dropped.
-    pub(super) async fn watch(&self, mail: &Mail, interval: Duration) {
+    /// Follows the cluster until the future is dropped. `came_back` is called when a node that was taken for gone is listed again.
+    pub(super) async fn watch(&self, mail: &Mail, interval: Duration, came_back: impl Fn() + Send) {
         loop {
             tokio::time::sleep(interval).await;
             self.follow_own(mail);
-            for node in self.find_gone() {
+            let (gone, back) = self.find_gone();
+            if back {
+                came_back();
+            }
+            for node in gone {
                 tracing::info!(
                     category = "system",
                     event = "members_left",
@@ -123,15 +127,17 @@ impl Nodes {
         }
     }
 
-    fn find_gone(&self) -> Vec<u64> {
+    /// Nodes that are gone since the last call, and whether one is back.
+    fn find_gone(&self) -> (Vec<u64>, bool) {
         if self.cluster.is_stale() {
-            return Vec::new();
+            return (Vec::new(), false);
         }
+        let mut back = false;
         let view = self.cluster.view();
         let mut known = self.known();
         let now = Instant::now();
         for node in view.nodes.iter().map(|node| node_number(&node.id)) {
-            known.gone.remove(&node);
+            back |= known.gone.remove(&node);
             if let Some(listed) = known.foreign.get_mut(&node) {
                 *listed = now;
             }
@@ -146,7 +152,7 @@ impl Nodes {
             known.foreign.remove(node);
             known.gone.insert(*node);
         }
-        gone
+        (gone, back)
     }
 
     /// A publication as Redis gave it; `None` when it cannot be read.

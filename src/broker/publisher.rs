@@ -59,6 +59,10 @@ pub(super) enum WriteKind {
     Left {
         field: String,
     },
+    /// First part of the fields of a node that is gone.
+    Forget {
+        first: String,
+    },
     /// First part of the fields, and all members.
     Members {
         first: String,
@@ -290,6 +294,10 @@ impl Publisher {
                 keys.push(names.members);
                 arguments.extend([kind("l"), payload, field.as_str().into()]);
             }
+            WriteKind::Forget { first } => {
+                keys.push(names.members);
+                arguments.extend([kind("f"), payload, first.as_str().into()]);
+            }
             WriteKind::Members { .. } => unreachable!("it is called alone"),
         }
     }
@@ -400,6 +408,8 @@ impl Publisher {
                 let outcome = Err(unavailable(message));
                 self.common.mail.reply(ChannelReply { origin, channel: write.channel, outcome });
             }
+            // Whoever reads those fields next takes them out.
+            None if matches!(write.kind, WriteKind::Forget { .. }) => {}
             None => {
                 self.owed().insert(write.channel);
             }

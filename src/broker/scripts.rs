@@ -185,9 +185,7 @@ async fn identity(redis: &Redis) -> Result<String, RedisError> {
     let mut ids = Vec::with_capacity(masters.len());
     for master in masters {
         let text: String = redis
-            .call(async |client| {
-                client.with_cluster_node(master).info(Some(InfoKind::Server)).await
-            })
+            .call_on(Some(master), async |client| client.info(Some(InfoKind::Server)).await)
             .await?;
         ids.push(run_id(&text));
     }

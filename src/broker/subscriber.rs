@@ -15,11 +15,12 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::redis::{Redis, RedisError};
+use crate::redis::{Caller, Connection, Redis, RedisError};
 
 /// See the module's documentation.
+#[derive(Debug)]
 pub(super) struct Subscriber {
-    client: Client,
+    connected: Connection,
     clustered: bool,
     timeout: Duration,
     /// Counts connections.
@@ -32,17 +33,11 @@ pub(super) struct Subscriber {
     reconnects: AtomicU64,
 }
 
-impl std::fmt::Debug for Subscriber {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Subscriber").finish_non_exhaustive()
-    }
-}
-
 impl Subscriber {
-    pub(super) fn new(client: Client, timeout: Duration) -> Self {
+    pub(super) fn new(connected: Connection, timeout: Duration) -> Self {
         Self {
-            clustered: client.is_clustered(),
-            client,
+            clustered: connected.client().is_clustered(),
+            connected,
             timeout,
             connection: AtomicU64::new(0),
             probed: AtomicU64::new(0),
@@ -54,18 +49,21 @@ impl Subscriber {
 
     /// Begins to connect.
     pub(super) fn connect(&self) {
-        // Ends when the client quits.
-        let _task = self.client.connect();
+        self.connected.connect();
+    }
+
+    fn client(&self) -> &Client {
+        self.connected.client()
     }
 
     /// What arrives.
     pub(super) fn messages(&self) -> Receiver<Message> {
-        self.client.message_rx()
+        self.client().message_rx()
     }
 
     /// A notice for every new connection.
     pub(super) fn connections(&self) -> Receiver<fred::types::config::Server> {
-        self.client.reconnect_rx()
+        self.client().reconnect_rx()
     }
 
     /// Which connection is in use.
@@ -106,12 +104,12 @@ impl Subscriber {
             if self.clustered {
                 // The client waits for the confirmation of this one, and follows where the slot has gone.
                 for topic in topics {
-                    self.client.ssubscribe(topic).await?;
+                    self.client().ssubscribe(topic).await?;
                 }
                 return Ok(());
             }
-            self.client.subscribe(topics).await?;
-            self.client.ping::<()>(None).await
+            self.client().subscribe(topics).await?;
+            self.client().ping::<()>(None).await
         };
         self.within_limit(work).await
     }
@@ -119,7 +117,7 @@ impl Subscriber {
     /// Slots of a Redis Cluster have moved: subscriptions to them ended without a word.
     pub(super) async fn follow_slots(&self) {
         // What cannot be subscribed after this shows whether the cluster is there.
-        let _synced = timeout(self.timeout, self.client.sync_cluster()).await;
+        let _synced = timeout(self.timeout, self.client().sync_cluster()).await;
     }
 
     /// Whether every node of a Redis Cluster answers on its connection for publications; a probe goes through one of them
@@ -128,7 +126,7 @@ impl Subscriber {
         let pings = redis
             .masters()
             .into_iter()
-            .map(|master| async { self.client.with_cluster_node(master).ping::<()>(None).await });
+            .map(|master| async { self.client().with_cluster_node(master).ping::<()>(None).await });
         let all = timeout(self.timeout, futures_util::future::try_join_all(pings)).await;
         matches!(all, Ok(Ok(_)))
     }
@@ -138,11 +136,11 @@ impl Subscriber {
         let work = async {
             if self.clustered {
                 for topic in topics {
-                    self.client.sunsubscribe(topic).await?;
+                    self.client().sunsubscribe(topic).await?;
                 }
                 return Ok(());
             }
-            self.client.unsubscribe(topics).await
+            self.client().unsubscribe(topics).await
         };
         self.within_limit(work).await
     }
@@ -171,7 +169,7 @@ impl Subscriber {
     ) -> Result<(), RedisError> {
         let topic = topic.to_owned();
         redis
-            .call(async |client: Client| {
+            .call(async |client: Caller| {
                 if client.is_clustered() {
                     client.spublish(topic, text).await
                 } else {
@@ -213,11 +211,10 @@ impl Subscriber {
             event = "redis_probe_lost",
             "a probe did not come back through Redis; the connection for publications is made anew",
         );
-        let _forced = timeout(self.timeout, self.client.force_reconnection()).await;
+        self.connected.renew().await;
     }
 
     pub(super) async fn quit(&self) {
-        // The process ends either way.
-        let _unheard = timeout(self.timeout, self.client.quit()).await;
+        self.connected.quit().await;
     }
 }

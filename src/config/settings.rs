@@ -64,6 +64,17 @@ impl Config {
         AllowedOrigins::List(origins.iter().map(|origin| origin.as_str().into()).collect())
     }
 
+    /// A tenth of what the rate allows within one interval; 0 when no rate is shared.
+    fn messages_shared_min(&self) -> u32 {
+        let rates = &self.rate_limits;
+        let interval = rates.share_interval;
+        if self.redis.url.is_none() || interval.is_zero() || rates.user_messages_per_second == 0 {
+            return 0;
+        }
+        let allowed = f64::from(rates.user_messages_per_second) * interval.as_secs_f64();
+        ((allowed / 10.0) as u32).max(1)
+    }
+
     fn core_limits(&self, shards: u16) -> Limits {
         let (limits, rates, channels) = (&self.limits, &self.rate_limits, &self.channels);
         Limits {
@@ -95,6 +106,7 @@ impl Config {
                 rates.connection_messages_burst,
             ),
             messages_per_user: rate(rates.user_messages_per_second, rates.user_messages_burst),
+            messages_shared_min: self.messages_shared_min(),
             messages_per_address: rate(
                 rates.address_messages_per_second,
                 rates.address_messages_burst,

@@ -41,6 +41,11 @@ pub(super) fn collect(families: &mut Families, counts: &BrokerCounts) {
             "Publications given up because a shard was too slow; its channels were read again.",
             counts.given_up,
         ),
+        (
+            "archmesh_broker_charged_messages_total",
+            "Messages of users on other nodes that were counted against their rate here.",
+            counts.charged,
+        ),
         ("archmesh_broker_snapshots_total", "Channels read from Redis.", counts.snapshots),
         (
             "archmesh_broker_missed_total",

@@ -3,7 +3,7 @@
 //! Must hold: a channel is one stream on all nodes (order, history, recovery, idempotency, presence); whatever happens to
 //! Redis, a subscriber gets every acknowledged publication once and in order, or is told that it did not.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -106,11 +106,8 @@ fn a_channel_is_one_stream_on_all_nodes() {
     let answer = b.publish(ROOM, json!({"n": 21}));
     assert_eq!(answer["offset"], 21, "{answer}");
     assert_eq!(take_numbers(&mut on_a, 1), [21]);
-    eventually("both have the same history", || {
-        let (here, there) = (history(&mut on_a), history(&mut on_b));
-        let whole = here["messages"].as_array().unwrap().len() == 21;
-        (whole && here == there).then_some(())
-    });
+    assert_eq!(history(&mut on_a), history(&mut on_b));
+    assert_eq!(history(&mut on_b)["messages"].as_array().unwrap().len(), 21);
     // The same idempotency key on another node answers the first position.
     let body = json!({"channel": ROOM, "data": {"n": 22}, "idempotency_key": "same"});
     let once = on_a.call("publish", body.clone());
@@ -170,6 +167,9 @@ fn presence_is_that_of_all_nodes_and_a_dead_node_takes_its_members_along() {
     assert_eq!(on_b.take("leave")["data"]["user_id"], "ada");
     assert_eq!(members(&b), 1);
     assert!(on_b.settled("leave").is_empty());
+    eventually("nothing of it is left in Redis", || {
+        (redis.ask(&format!("HLEN archmesh:{{{ROOM}}}:members")) == ":1").then_some(())
+    });
     // A node that comes later does not meet the ghost either.
     let c = node(&redis.url(), "c").start();
     eventually("only bob is left", || (members(&c) == 1).then_some(()));
@@ -358,6 +358,43 @@ fn users_are_reached_on_every_node_and_revocations_outlive_a_cut() {
     eventually("c has learned of it", || {
         (Socket::open(&c, &Opening::with_token(&token)).err() == Some(401)).then_some(())
     });
+}
+
+/// One user, a client on each node, both as fast as they are allowed.
+#[test]
+fn a_user_is_held_to_one_rate_on_all_nodes() {
+    let redis = Redis::start(&[]);
+    let limited = |name: &str| {
+        node(&redis.url(), name)
+            .set("rate_limits.user_messages_per_second", 100)
+            .set("rate_limits.user_messages_burst", 20)
+            .set("rate_limits.share_interval", "200ms")
+            .set("rate_limits.violations_max", 0)
+            .start()
+    };
+    let gateways = [limited("a"), limited("b")];
+    for gateway in &gateways {
+        gateway.await_metric("archmesh_broker_probe_seconds", &[], |seconds| seconds > 0.0);
+    }
+    let began = Instant::now();
+    let counts: Vec<u32> = std::thread::scope(|scope| {
+        let send = |gateway: &Gateway| {
+            let mut socket = Socket::connect(gateway, "ada");
+            let mut taken = 0;
+            while began.elapsed() < Duration::from_secs(4) {
+                taken += u32::from(socket.call("ping", json!({}))["type"] == "pong");
+            }
+            taken
+        };
+        let threads: Vec<_> =
+            gateways.iter().map(|gateway| scope.spawn(move || send(gateway))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let alone = 20.0 + 100.0 * began.elapsed().as_secs_f64();
+    let together = f64::from(counts.iter().sum::<u32>());
+    assert!(together < 1.5 * alone, "{counts:?} of {alone} that one node would let through");
+    let charged = gateways[0].metric("archmesh_broker_charged_messages_total", &[]);
+    assert!(charged > 0.0);
 }
 
 /// Each server has its part of the channels, and only that part is lost with it.

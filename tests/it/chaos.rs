@@ -4,7 +4,7 @@
 //! Must hold, whatever came: every acknowledged publication reaches every watcher once and in order, or the watcher is
 //! told that something is missing; nobody is told a wrong `recovered`; all is well again when the faults are over.
 //! `CHAOS_SEED` repeats a run, `CHAOS_FAULTS` makes it longer (`make chaos`), `CHAOS_FAULT` is the beginning of the name of
-//! the only fault.
+//! the only fault, `CHAOS_LOG` the level of the nodes' logs.
 
 mod clients;
 mod fault;
@@ -141,8 +141,10 @@ impl World {
 }
 
 fn node(layout: &Layout, index: usize) -> Setup {
+    let level = std::env::var("CHAOS_LOG").unwrap_or_else(|_| "info".to_owned());
     layout
         .configure(index, Setup::new())
+        .set("log.level", level)
         .set("node.name", format!("n{index}"))
         .set("redis.check_interval", "500ms")
         .set("redis.breaker_open", "300ms")
@@ -201,4 +203,11 @@ fn redis_cluster_loses_nothing_silently() {
 #[test]
 fn independent_servers_lose_nothing_silently() {
     run("independent", Layout::spread());
+}
+
+/// Packets are dropped by the kernel here.
+#[test]
+#[ignore = "needs root and iptables: `make chaos` runs it"]
+fn namespaces_lose_nothing_silently() {
+    run("namespaces", Layout::namespaces(NODES as u8));
 }

@@ -2,6 +2,7 @@
 //!
 //! It is killed when dropped; a failing test shows the last lines of its log.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -64,6 +65,17 @@ subscribe = "token"
 publish = "token"
 "#;
 
+thread_local! {
+    static REDIS: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Every gateway that is started meanwhile by this thread keeps its channels in this Redis.
+pub fn with_redis(url: &str, run: impl FnOnce()) {
+    REDIS.with(|redis| *redis.borrow_mut() = Some(url.to_owned()));
+    run();
+    REDIS.with(|redis| *redis.borrow_mut() = None);
+}
+
 /// A configuration on the way to a gateway.
 #[derive(Debug, Default)]
 pub struct Setup {
@@ -73,6 +85,7 @@ pub struct Setup {
     internal: bool,
     tls: Option<Arc<ClientConfig>>,
     files_max: Option<u64>,
+    namespace: Option<String>,
 }
 
 impl Setup {
@@ -131,10 +144,24 @@ impl Setup {
         self
     }
 
+    /// In a network namespace.
+    #[must_use]
+    pub fn inside(mut self, namespace: &str) -> Self {
+        self.namespace = Some(namespace.to_owned());
+        self
+    }
+
     /// Starts the gateway and waits until it is ready.
-    pub fn start(self) -> Gateway {
+    pub fn start(mut self) -> Gateway {
+        let redis = REDIS.with(|redis| redis.borrow().clone());
+        if let Some(url) = &redis {
+            self = self.set("redis.url", url);
+        }
         let mut gateway = self.spawn();
         gateway.await_ready();
+        if redis.is_some() {
+            gateway.await_metric("archmesh_broker_probe_seconds", &[], |seconds| seconds > 0.0);
+        }
         gateway
     }
 
@@ -144,12 +171,17 @@ impl Setup {
         let (base, extra) = (folder.path().join("base.toml"), folder.path().join("test.toml"));
         fs::write(&base, BASE.replace("SECRET", SECRET).replace("API_KEY", API_KEY)).unwrap();
         fs::write(&extra, &self.toml).unwrap();
-        let mut command = match self.files_max {
-            None => Command::new(BINARY),
-            Some(files) => {
+        let mut command = match (self.files_max, &self.namespace) {
+            (None, None) => Command::new(BINARY),
+            (Some(files), _) => {
                 let mut limited = Command::new("prlimit");
                 limited.arg(format!("--nofile={files}:{files}")).arg(BINARY);
                 limited
+            }
+            (None, Some(namespace)) => {
+                let mut inside = Command::new("ip");
+                inside.args(["netns", "exec", namespace, BINARY]);
+                inside
             }
         };
         command.arg("serve").arg("--config").arg(&base).arg("--config").arg(&extra);
@@ -391,7 +423,8 @@ impl Drop for Gateway {
         let _ = self.child.wait();
         if std::thread::panicking() {
             let lines = self.log.lines();
-            let from = lines.len().saturating_sub(60);
+            let shown = std::env::var("LOG_LINES").ok().and_then(|text| text.parse().ok());
+            let from = lines.len().saturating_sub(shown.unwrap_or(60));
             eprintln!("--- last lines of the gateway ---\n{}\n---", lines[from..].join("\n"));
         }
     }

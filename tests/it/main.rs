@@ -1,6 +1,6 @@
 //! End-to-end tests of the built binary: a real process, real sockets, and clients that nobody here wrote.
 //!
-//! `gate`, `gateway`, `http`, `redis`, `seen`, `socket` and `support` are the harness; every other file is one hazard,
+//! `gate`, `gateway`, `http`, `netns`, `redis`, `seen`, `socket` and `support` are the harness; every other file is one hazard,
 //! and its header says the setup and what must hold. Nothing here sleeps: a test waits for what it can observe, with a
 //! deadline. The foreign clients and tools are installed by `make test`; without them the tests that need them fail and
 //! say so.
@@ -13,6 +13,7 @@
 mod gate;
 mod gateway;
 mod http;
+mod netns;
 mod program;
 mod raw;
 mod redis;
@@ -43,4 +44,5 @@ mod pubsub;
 mod recovery;
 mod slow;
 mod startup;
+mod through_redis;
 mod tls;

@@ -49,17 +49,17 @@ fn talk(shards: u16) {
 }
 
 #[test]
-fn one_shard_delivers() {
+pub fn one_shard_delivers() {
     talk(1);
 }
 
 #[test]
-fn two_shards_deliver() {
+pub fn two_shards_deliver() {
     talk(2);
 }
 
 #[test]
-fn every_shard_gets_what_any_shard_publishes() {
+pub fn every_shard_gets_what_any_shard_publishes() {
     let gateway = Setup::new().set("engine.balance", "round_robin").start();
     let mut sockets: Vec<Socket> =
         (0..8).map(|n| Socket::connect(&gateway, &format!("u{n}"))).collect();
@@ -82,7 +82,7 @@ fn every_shard_gets_what_any_shard_publishes() {
 }
 
 #[test]
-fn the_server_api_reaches_sockets() {
+pub fn the_server_api_reaches_sockets() {
     let gateway = Gateway::start();
     let mut ada = Socket::connect(&gateway, "ada");
     ada.subscribe("chat:room");
@@ -105,7 +105,7 @@ fn the_server_api_reaches_sockets() {
 }
 
 #[test]
-fn order_holds_while_many_publish() {
+pub fn order_holds_while_many_publish() {
     const PUBLISHERS: usize = 4;
     const EACH: usize = 250;
     let gateway = Setup::new()
@@ -145,7 +145,7 @@ fn order_holds_while_many_publish() {
 }
 
 #[test]
-fn server_side_subscriptions_come_with_the_welcome() {
+pub fn server_side_subscriptions_come_with_the_welcome() {
     let gateway = Gateway::start();
     let token = token_with("ada", json!({"channels": ["private:board"], "info": {"name": "Ada"}}));
     let mut ada = Socket::connect_with(&gateway, &token);
@@ -172,7 +172,7 @@ fn server_side_subscriptions_come_with_the_welcome() {
 }
 
 #[test]
-fn presence_tells_who_is_there() {
+pub fn presence_tells_who_is_there() {
     let gateway = Gateway::start();
     let mut ada = Socket::connect(&gateway, "ada");
     ada.subscribe("chat:room");
@@ -197,7 +197,7 @@ fn presence_tells_who_is_there() {
 }
 
 #[test]
-fn a_repeated_publication_is_published_once() {
+pub fn a_repeated_publication_is_published_once() {
     let gateway = Gateway::start();
     let mut ada = Socket::connect(&gateway, "ada");
     ada.subscribe("chat:room");
@@ -218,7 +218,7 @@ fn chunk(whole: &[u8], index: usize, total: usize, size: usize, checksum: &str) 
 }
 
 #[test]
-fn large_data_goes_both_ways() {
+pub fn large_data_goes_both_ways() {
     let gateway = Gateway::start();
     let mut ada = Socket::connect(&gateway, "ada");
     let whole: Vec<u8> = (0..200_000_u32).map(|n| (n * 31 % 251) as u8).collect();

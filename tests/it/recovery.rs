@@ -16,7 +16,7 @@ fn numbers(messages: &Value) -> Vec<u64> {
 }
 
 #[test]
-fn exactly_what_was_missed_comes_back() {
+pub fn exactly_what_was_missed_comes_back() {
     let gateway = Gateway::start();
     let mut ada = Socket::connect(&gateway, "ada");
     ada.subscribe("chat:room");
@@ -37,7 +37,7 @@ fn exactly_what_was_missed_comes_back() {
 }
 
 #[test]
-fn what_the_history_does_not_hold_is_said() {
+pub fn what_the_history_does_not_hold_is_said() {
     let toml = "[[namespaces]]\nname = \"chat\"\nhistory_size = 10\n";
     let gateway = Setup::new().toml(toml).start();
     let mut ada = Socket::connect(&gateway, "ada");
@@ -65,7 +65,7 @@ fn what_the_history_does_not_hold_is_said() {
 }
 
 #[test]
-fn no_gap_and_no_duplicate_while_others_publish() {
+pub fn no_gap_and_no_duplicate_while_others_publish() {
     const ROUNDS: usize = 25;
     let gateway = Setup::new()
         .set("engine.balance", "round_robin")
@@ -108,7 +108,7 @@ fn no_gap_and_no_duplicate_while_others_publish() {
 }
 
 #[test]
-fn a_restarted_node_says_that_it_forgot() {
+pub fn a_restarted_node_says_that_it_forgot() {
     let gateway = Gateway::start();
     let mut ada = Socket::connect(&gateway, "ada");
     ada.subscribe("chat:room");
@@ -122,7 +122,7 @@ fn a_restarted_node_says_that_it_forgot() {
 }
 
 #[test]
-fn the_first_message_may_carry_positions() {
+pub fn the_first_message_may_carry_positions() {
     let gateway = Gateway::start();
     let mut ada = Socket::connect(&gateway, "ada");
     gateway.publish("user:ada", json!("seen"));
@@ -141,7 +141,7 @@ fn the_first_message_may_carry_positions() {
 }
 
 #[test]
-fn history_is_read_in_pages() {
+pub fn history_is_read_in_pages() {
     let gateway = Gateway::start();
     let mut ada = Socket::connect(&gateway, "ada");
     ada.subscribe("chat:room");

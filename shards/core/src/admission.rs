@@ -1,6 +1,7 @@
 //! Counters that all shards of a node share: connections and message rates by node, user and address.
 //!
-//! Only atomics, no lock, memory fixed at 2 MiB plus 1 MiB for each of the two message rates once it is limited. The
+//! Only atomics, no lock, memory fixed at 2 MiB plus 1 MiB for each of the two message rates once it is limited, and 128 KiB
+//! when rates of users are shared between nodes. The
 //! counts by user and address are count-min sketches: a key has one cell in each of four rows and its estimate is
 //! the smallest of them. Keyed by a seeded hash, so that a client cannot choose its neighbours.
 //!
@@ -70,6 +71,8 @@ pub struct Admission {
     address_connections: CountSketch,
     user_messages: RateSketch,
     address_messages: RateSketch,
+    /// Messages of users since they were last told to other nodes; one row, because only the busiest are told.
+    reported: OnceLock<Box<[AtomicU32]>>,
 }
 
 impl Admission {
@@ -88,6 +91,7 @@ impl Admission {
             address_connections: CountSketch::new(),
             user_messages: RateSketch::default(),
             address_messages: RateSketch::default(),
+            reported: OnceLock::new(),
         }
     }
 
@@ -220,7 +224,8 @@ impl Admission {
         MessageKeys { user: self.user_key(user), address: self.address_key(address) }
     }
 
-    /// Counts a client message against its user's and its address's rate, or against neither.
+    /// Counts a client message against its user's and its address's rate, or against neither. Answers whether it is the one
+    /// from which on its user is to be told to other nodes.
     ///
     /// # Errors
     /// Which rate is used up, and how long until a message would be allowed.
@@ -229,7 +234,7 @@ impl Admission {
         now: Duration,
         keys: &MessageKeys,
         limits: &Limits,
-    ) -> Result<(), (RateScope, Duration)> {
+    ) -> Result<bool, (RateScope, Duration)> {
         let user_rate = if keys.user == 0 { Rate::UNLIMITED } else { limits.messages_per_user };
         let address_rate = limits.messages_per_address;
         let wait = self.user_messages.wait(now, keys.user, user_rate);
@@ -242,7 +247,35 @@ impl Admission {
         }
         self.user_messages.advance(now, keys.user, user_rate);
         self.address_messages.advance(now, keys.address, address_rate);
-        Ok(())
+        if limits.messages_shared_min == 0 || keys.user == 0 {
+            return Ok(false);
+        }
+        let before = self.reported()[reported_cell(keys.user)].fetch_add(1, Ordering::Relaxed);
+        Ok(before + 1 == limits.messages_shared_min)
+    }
+
+    /// Messages of a user since the last call, or of another one who shares the cell.
+    pub fn take_reported(&self, user: &str) -> u32 {
+        self.reported()[reported_cell(self.user_key(user))].swap(0, Ordering::Relaxed)
+    }
+
+    /// Begins to count the messages of all users anew.
+    pub fn clear_reported(&self) {
+        for cell in self.reported.get().into_iter().flatten() {
+            cell.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// A user's messages on other nodes count here too; see [`crate::rate::AtomicGcra::advance_by`].
+    pub fn charge(&self, now: Duration, user: &str, messages: u32, limits: &Limits) {
+        let key = self.user_key(user);
+        if key != 0 {
+            self.user_messages.advance_by(now, key, limits.messages_per_user, messages);
+        }
+    }
+
+    fn reported(&self) -> &[AtomicU32] {
+        self.reported.get_or_init(|| (0..RATE_WIDTH).map(|_| AtomicU32::new(0)).collect())
     }
 
     /// Open connections of the node.
@@ -301,6 +334,11 @@ fn release(counter: &AtomicU64) {
     debug_assert!(released.is_ok(), "released more than was counted");
 }
 
+/// Cell of a user among the reported.
+fn reported_cell(key: u64) -> usize {
+    key as usize & (RATE_WIDTH - 1)
+}
+
 /// Cells of `key`, one per row of `width` (a power of two, at most 2^16).
 fn cells(key: u64, width: usize) -> [usize; ROWS] {
     std::array::from_fn(|row| row * width + ((key >> (ROW_BITS * row)) as usize & (width - 1)))
@@ -350,11 +388,16 @@ impl RateSketch {
 
     /// Counts an event in every row.
     fn advance(&self, now: Duration, key: u64, rate: Rate) {
+        self.advance_by(now, key, rate, 1);
+    }
+
+    /// Counts several events in every row.
+    fn advance_by(&self, now: Duration, key: u64, rate: Rate, events: u32) {
         if rate.per_second == 0 {
             return;
         }
         for cell in cells(key, RATE_WIDTH) {
-            self.rows()[cell].advance(now, rate);
+            self.rows()[cell].advance_by(now, rate, events);
         }
     }
 

@@ -60,6 +60,11 @@ pub enum BrokerOp {
     },
     /// All members that this node has.
     Members(Vec<(ConnectionId, Member)>),
+    /// A node that had members is gone: nobody else takes them out.
+    Forget {
+        /// Its number.
+        node: u64,
+    },
 }
 
 /// What a home wants in snapshots of a channel.

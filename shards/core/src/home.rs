@@ -8,7 +8,7 @@ mod budget;
 mod channel;
 mod link;
 
-use std::collections::VecDeque;
+use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -236,15 +236,27 @@ impl Homes {
         }
     }
 
-    /// Channels whose name begins with `prefix`, at most `limit`.
+    /// Channels whose name begins with `prefix`, the first `limit` by name, in that order: lists of several shards and
+    /// nodes can be added up only when each begins alike.
     pub fn list(&self, prefix: &str, limit: usize) -> Vec<ChannelInfo> {
-        self.slots
-            .iter()
-            .filter_map(|slot| slot.channel.as_ref())
-            .filter(|channel| channel.name.starts_with(prefix) && !channel.is_idle())
-            .take(limit)
-            .map(HomeChannel::info)
-            .collect()
+        let channels = self.slots.iter().enumerate().filter_map(|(index, slot)| {
+            slot.channel.as_ref().map(|channel| (&*channel.name, index, channel))
+        });
+        let mut first = BinaryHeap::new();
+        for (name, index, channel) in channels {
+            if !name.starts_with(prefix) || channel.is_idle() {
+                continue;
+            }
+            if first.len() < limit {
+                first.push((name, index));
+            } else if let Some(mut last) = first.peek_mut()
+                && name < last.0
+            {
+                *last = (name, index);
+            }
+        }
+        let indexes = first.into_sorted_vec().into_iter().map(|(_, index)| index);
+        indexes.filter_map(|index| Some(self.slots[index].channel.as_ref()?.info())).collect()
     }
 
     /// Brings the gauges of `metrics` up to date.

@@ -173,7 +173,7 @@ pub enum ChannelOp {
     History(HistoryQuery),
     /// Forget all publications; the position stays, so a client that missed some is told so.
     HistoryRemove,
-    /// Online state of a user; asked of `user:{id}`.
+    /// Online state of a user on this node; asked of `user:{id}`, and answered without the broker.
     UserStatus,
 }
 
@@ -282,9 +282,9 @@ pub enum ChannelOutcome {
     HistoryRemoved(StreamPosition),
     /// To `UserStatus`.
     UserStatus {
-        /// Open connections.
+        /// Open connections to this node.
         connections: u32,
-        /// Unix time at which the last connection ended; absent while online or when unknown.
+        /// Unix time at which the last of them ended; absent while online or when unknown.
         last_seen: Option<Duration>,
     },
 }
@@ -349,11 +349,11 @@ pub enum ShardOp {
         /// Public session id.
         session: Box<str>,
     },
-    /// Channels whose home this shard is.
+    /// Channels whose home this shard is, in the order of their names.
     Channels {
         /// Only names with this prefix.
         prefix: Box<str>,
-        /// At most so many.
+        /// At most so many, the first by name.
         limit: u32,
     },
     /// Use new settings from now on.
@@ -453,9 +453,9 @@ pub struct ConnectionInfo {
 pub struct ChannelInfo {
     /// Name.
     pub channel: ChannelName,
-    /// Members with presence switched on; 0 otherwise.
+    /// Members with presence switched on that are connections of this node; 0 otherwise.
     pub clients: u32,
-    /// Shards with a subscriber.
+    /// Shards of this node with a subscriber.
     pub interested_shards: u32,
     /// Newest position.
     pub top: StreamPosition,
@@ -484,4 +484,6 @@ pub enum ControlMessage {
     },
     /// A home asks the broker between nodes.
     Broker(BrokerRequest),
+    /// A user sends so much that other nodes should count it too. One that is lost is told with the next report.
+    BusyUser(Arc<str>),
 }

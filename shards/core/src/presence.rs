@@ -64,6 +64,15 @@ impl Presence {
         }
     }
 
+    /// Connections of this node.
+    pub fn own_clients(&self) -> u32 {
+        let own = match &self.members {
+            Members::Few(members) => members.iter().filter(|(id, _)| id.is_own()).count(),
+            Members::Many(tables) => tables.members.keys().filter(|id| id.is_own()).count(),
+        };
+        own as u32
+    }
+
     /// Distinct users.
     pub fn users(&self) -> u32 {
         match &self.members {
@@ -205,6 +214,18 @@ mod tests {
         assert!(presence.is_empty());
         assert_eq!(presence.users(), 0);
         assert_eq!(presence.take_changes(), (3, 3));
+    }
+
+    #[test]
+    fn connections_of_this_node_are_counted_apart() {
+        let mut presence = Presence::default();
+        let ids = ids(2 * FEW_MEMBERS as u32);
+        for (count, id) in ids.iter().enumerate() {
+            let node = if count % 2 == 0 { MemberId::OWN } else { 7 };
+            assert!(presence.join(MemberId { node, ..*id }, &member("a"), 1));
+            assert_eq!(presence.clients() as usize, count + 1);
+            assert_eq!(presence.own_clients() as usize, count / 2 + 1);
+        }
     }
 
     /// The list and the tables answer alike, whatever the number of members.

@@ -12,6 +12,9 @@ use std::time::Duration;
 
 use crate::settings::Rate;
 
+/// Longest time for which an empty bucket can owe what was taken elsewhere.
+pub const DEBT_MAX: Duration = Duration::from_secs(10);
+
 /// Cell of one owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gcra {
@@ -78,10 +81,17 @@ impl AtomicGcra {
     /// Takes one event whether it is allowed or not, but never fills the cell beyond an empty bucket.
     #[inline]
     pub fn advance(&self, now: Duration, rate: Rate) {
+        self.advance_by(now, rate, 1);
+    }
+
+    /// As [`Self::advance`], for several events that were allowed elsewhere: an empty bucket owes them, for [`DEBT_MAX`] at
+    /// most.
+    pub fn advance_by(&self, now: Duration, rate: Rate, events: u32) {
         let Some(spacing) = Spacing::of(rate) else { return };
         let now = nanos(now);
-        let limit = now.saturating_add(spacing.tolerance).saturating_add(spacing.interval);
-        let forward = |tat: u64| Some(tat.max(now).saturating_add(spacing.interval).min(limit));
+        let further = spacing.interval.saturating_mul(u64::from(events)).min(nanos(DEBT_MAX));
+        let limit = now.saturating_add(spacing.tolerance).saturating_add(further);
+        let forward = |tat: u64| Some(tat.max(now).saturating_add(further).min(limit));
         // The closure always answers a value, so the update cannot fail.
         let _ = self.tat.fetch_update(Ordering::Relaxed, Ordering::Relaxed, forward);
     }

@@ -96,6 +96,8 @@ pub struct Limits {
     pub messages_per_connection: Rate,
     /// Client messages per second of one user on this node.
     pub messages_per_user: Rate,
+    /// Messages of one user between two reports to other nodes from which on they are told; 0 = never.
+    pub messages_shared_min: u32,
     /// Client messages per second of one IP address on this node.
     pub messages_per_address: Rate,
     /// Rate-limit violations of a connection before it is closed; 0 = never.

@@ -33,6 +33,8 @@ const EXECUTOR_IO_BYTES: usize = 256 * 1024;
 /// The executor asks the pump to yield at least so often.
 const PUMP_LATENCY: Duration = Duration::from_millis(10);
 const PUMP_SHARES: usize = 1000;
+/// See [`keep_executor_awake`].
+const EXECUTOR_WAKE_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A running engine. Dropping it does not end it: see [`EngineHandle::shutdown`] and [`Self::join`].
 #[derive(Debug)]
@@ -294,6 +296,7 @@ impl ShardThread {
         // Nobody listens any more when another shard failed; then the shutdown flag is set.
         let _ = ready.send(());
         drop(ready);
+        keep_executor_awake();
         let queue = glommio::executor().create_task_queue(
             Shares::Static(PUMP_SHARES),
             Latency::Matters(PUMP_LATENCY),
@@ -316,4 +319,74 @@ pub(crate) fn abort(shard: ShardId, reason: &str) -> ! {
         "a shard died; the process ends so that its supervisor starts it again"
     );
     std::process::abort()
+}
+
+/// When the executor's preemption timer fires before it has run any task (the thread was off its core for so long), it takes
+/// itself for idle and sleeps although the pump is ready to run, until something of its own happens. A timer of its own
+/// bounds that. While the pump sleeps in its ring the thread is blocked, so an idle shard pays nothing.
+fn keep_executor_awake() {
+    glommio::spawn_local(async {
+        loop {
+            glommio::timer::sleep(EXECUTOR_WAKE_INTERVAL).await;
+        }
+    })
+    .detach();
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Threads that take turns on one core for longer than the preemption timer: sooner or later it fires before anything ran.
+    #[test]
+    fn the_executor_goes_on_when_its_preemption_timer_fires_first() {
+        const CORE: usize = 0;
+        let over = Arc::new(AtomicBool::new(false));
+        let (done, is_done) = sync_channel(1);
+        let spinners: Vec<_> = (0..3)
+            .map(|_| {
+                let over = Arc::clone(&over);
+                std::thread::spawn(move || {
+                    let executor =
+                        LocalExecutorBuilder::new(Placement::Fixed(CORE)).make().unwrap();
+                    executor.run(async {
+                        while !over.load(Ordering::Relaxed) {
+                            std::hint::spin_loop();
+                        }
+                    });
+                })
+            })
+            .collect();
+        std::thread::spawn(move || {
+            let executor = LocalExecutorBuilder::new(Placement::Fixed(CORE))
+                .ring_depth(EXECUTOR_RING_DEPTH)
+                .io_memory(EXECUTOR_IO_BYTES)
+                .make()
+                .unwrap();
+            executor.run(async {
+                keep_executor_awake();
+                let latency = Latency::Matters(Duration::from_micros(200));
+                let shares = Shares::Static(PUMP_SHARES);
+                let queue = glommio::executor().create_task_queue(shares, latency, "test");
+                let task = async {
+                    let until = Instant::now() + Duration::from_secs(3);
+                    while Instant::now() < until {
+                        glommio::executor().yield_task_queue_now().await;
+                    }
+                };
+                glommio::spawn_local_into(task, queue).unwrap().await;
+            });
+            done.send(()).unwrap();
+        });
+        let ended = is_done.recv_timeout(Duration::from_secs(30));
+        over.store(true, Ordering::Relaxed);
+        for spinner in spinners {
+            spinner.join().unwrap();
+        }
+        ended.expect("the task comes to its end");
+    }
 }

@@ -7,6 +7,7 @@
 --   r  remove the publications
 --   j  member joined: field, value; key: the members
 --   l  member left: field; key: the members
+--   f  a node is gone: first part of its members' fields; key: the members
 -- Answers for each the position as epoch and offset, or an empty text for members.
 -- The metadata also remember when their life (t) and that of the stream (s) were prolonged, because doing it with every
 -- publication costs as much as the publication.
@@ -78,6 +79,13 @@ while at < #ARGV do
   elseif kind == 'l' then
     redis.call('HDEL', KEYS[key], ARGV[at])
     redis.call(PUBLISH, channel, payload)
+    at, key = at + 1, key + 1
+  elseif kind == 'f' then
+    for _, field in ipairs(redis.call('HKEYS', KEYS[key])) do
+      if string.sub(field, 1, #ARGV[at]) == ARGV[at] then
+        redis.call('HDEL', KEYS[key], field)
+      end
+    end
     at, key = at + 1, key + 1
   end
   answer[#answer + 1] = position

@@ -83,10 +83,13 @@ section! {
         connection_messages_per_second: u32 = Kind::Count(0, 1_000_000), Live;
         /// Burst of one connection.
         connection_messages_burst: u32 = Kind::Count(1, 1_000_000), Live;
-        /// Messages of one user on this node, per second.
+        /// Messages of one user per second, on this node and (with Redis) about so many on all.
         user_messages_per_second: u32 = Kind::Count(0, 1_000_000), Live;
         /// Burst of one user.
         user_messages_burst: u32 = Kind::Count(1, 1_000_000), Live;
+        /// In which nodes with the same Redis tell each other what their busiest users sent, so that it counts on all of them;
+        /// 0 = every node counts alone.
+        share_interval: Duration = Kind::Duration(0, 60_000), Restart;
         /// Messages of one IP address on this node, per second.
         address_messages_per_second: u32 = Kind::Count(0, 10_000_000), Live;
         /// Burst of one IP address.

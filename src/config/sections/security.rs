@@ -74,7 +74,7 @@ section! {
         enabled: bool = Kind::Bool, Restart;
         /// Body of an API request.
         body_bytes_max: usize = Kind::Size(1 << 10, 64 << 20), Restart;
-        /// From the complete request to its answer.
+        /// From the complete request to its answer. Shards and other nodes are waited for half as long.
         timeout: Duration = Kind::Duration(100, 300_000), Restart;
         /// Commands in one batch, and channels in one broadcast.
         batch_max: u32 = Kind::Count(1, 100_000), Restart;

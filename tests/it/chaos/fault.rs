@@ -186,10 +186,10 @@ fn overflow(world: &mut World) {
 
 fn partition(world: &mut World, cut: Cut) {
     let node = world.choose_node();
-    let Layout::Single { gates, .. } = &world.layout else { return };
-    gates[node].set(cut);
+    let Layout::Single { ways, .. } = &world.layout else { return };
+    ways[node].set(cut);
     hold(HANGS[1]);
-    gates[node].set(Cut::default());
+    ways[node].set(Cut::default());
 }
 
 fn fail_over(world: &mut World, fault: Fault) {

@@ -4,8 +4,9 @@
 use std::net::SocketAddr;
 
 use super::clients::ROOM;
-use crate::gate::Gate;
+use crate::gate::{Cut, Gate};
 use crate::gateway::Setup;
+use crate::netns::Namespace;
 use crate::redis::Redis;
 use crate::support::eventually;
 
@@ -16,7 +17,7 @@ const SLOTS: usize = 16_384;
 #[derive(Debug)]
 pub enum Layout {
     /// One server with a log, and a way to it for each node.
-    Single { server: Redis, gates: Vec<Gate> },
+    Single { server: Redis, ways: Vec<Way> },
     /// Two servers, one of which is the master.
     Sentinel { servers: [Redis; 2], sentinel: Redis },
     /// Three masters without replicas.
@@ -25,12 +26,41 @@ pub enum Layout {
     Spread([Redis; 2]),
 }
 
+/// How a node gets to Redis.
+#[derive(Debug)]
+pub enum Way {
+    /// Through the test.
+    Gate(Gate),
+    /// Through the kernel, out of a network namespace.
+    Namespace(Namespace),
+}
+
+impl Way {
+    /// Interrupts directions, or gives them free.
+    pub fn set(&self, cut: Cut) {
+        match self {
+            Self::Gate(gate) => gate.set(cut),
+            Self::Namespace(namespace) => namespace.set(cut),
+        }
+    }
+}
+
 impl Layout {
     /// One server, behind a gate for each of `nodes`.
     pub fn single(nodes: usize) -> Self {
         let server = Redis::start(&["--appendonly", "yes"]);
-        let gates = (0..nodes).map(|_| Gate::open(server.address())).collect();
-        Self::Single { server, gates }
+        let ways = (0..nodes).map(|_| Way::Gate(Gate::open(server.address()))).collect();
+        Self::Single { server, ways }
+    }
+
+    /// One server, and a network namespace for each of `nodes`.
+    pub fn namespaces(nodes: u8) -> Self {
+        let server =
+            Redis::start(&["--appendonly", "yes", "--bind", "*", "--protected-mode", "no"]);
+        let port = server.address().port();
+        let ways = (0..nodes).map(|number| Way::Namespace(Namespace::new(number, port)));
+        let ways = ways.collect();
+        Self::Single { server, ways }
     }
 
     /// A master, its replica and a Sentinel that knows both.
@@ -78,13 +108,26 @@ impl Layout {
     /// What the node with this number is told.
     pub fn configure(&self, node: usize, setup: Setup) -> Setup {
         let setup = setup.set("redis.url", self.url(node));
-        let Self::Spread(servers) = self else { return setup };
-        setup.set("redis.channel_urls", servers.each_ref().map(Redis::url).join(","))
+        match self {
+            Self::Spread(servers) => {
+                setup.set("redis.channel_urls", servers.each_ref().map(Redis::url).join(","))
+            }
+            Self::Single { ways, .. } => match &ways[node] {
+                Way::Gate(_) => setup,
+                Way::Namespace(namespace) => setup
+                    .set("listen.public", SocketAddr::from((namespace.inside(), 0)))
+                    .inside(namespace.name()),
+            },
+            _ => setup,
+        }
     }
 
     fn url(&self, node: usize) -> String {
         match self {
-            Self::Single { gates, .. } => format!("redis://{}", gates[node].address()),
+            Self::Single { ways, .. } => match &ways[node] {
+                Way::Gate(gate) => format!("redis://{}", gate.address()),
+                Way::Namespace(namespace) => format!("redis://{}", namespace.server()),
+            },
             Self::Sentinel { sentinel, .. } => {
                 format!("redis-sentinel://{}/0?sentinelServiceName=main", sentinel.address())
             }

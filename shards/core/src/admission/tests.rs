@@ -151,18 +151,18 @@ fn messages_are_counted_against_both_rates_or_neither() {
     let anonymous = admission.message_keys("", v4(2));
     assert!(size_of::<MessageKeys>() <= 24);
     let check = |at, keys| admission.check_message(ms(at), keys, &limits);
-    assert_eq!(check(0, &ada), Ok(()));
-    assert_eq!(check(0, &ada), Ok(()));
+    assert_eq!(check(0, &ada), Ok(false));
+    assert_eq!(check(0, &ada), Ok(false));
     for _ in 0..5 {
         assert_eq!(check(0, &ada), Err((RateScope::User, ms(100))));
     }
-    assert_eq!(check(0, &bob), Ok(()));
+    assert_eq!(check(0, &bob), Ok(false));
     for _ in 0..5 {
         assert_eq!(check(0, &bob), Err((RateScope::Address, ms(100))));
     }
-    assert_eq!(check(100, &bob), Ok(()), "a refusal by address cost the user nothing");
+    assert_eq!(check(100, &bob), Ok(false), "a refusal by address cost the user nothing");
     for _ in 0..3 {
-        assert_eq!(check(0, &anonymous), Ok(()), "no user, no user's rate");
+        assert_eq!(check(0, &anonymous), Ok(false), "no user, no user's rate");
     }
     assert_eq!(check(0, &anonymous), Err((RateScope::Address, ms(100))));
 }
@@ -172,10 +172,41 @@ fn unlimited_rates_cost_no_memory() {
     let admission = Admission::default();
     let keys = admission.message_keys("ada", v4(1));
     for _ in 0..1_000 {
-        assert_eq!(admission.check_message(ms(0), &keys, &Limits::for_tests()), Ok(()));
+        assert_eq!(admission.check_message(ms(0), &keys, &Limits::for_tests()), Ok(false));
     }
     assert!(admission.user_messages.0.get().is_none());
     assert!(admission.address_messages.0.get().is_none());
+}
+
+#[test]
+fn busy_users_are_named_once_and_charged_elsewhere() {
+    let (here, there) = (Admission::new(1), Admission::new(2));
+    let limits = Limits {
+        messages_per_user: Rate { per_second: 10, burst: 5 },
+        messages_shared_min: 3,
+        ..Limits::for_tests()
+    };
+    let ada = here.message_keys("ada", v4(1));
+    let named: Vec<bool> =
+        (0..5).map(|_| here.check_message(ms(0), &ada, &limits).unwrap()).collect();
+    assert_eq!(named, [false, false, true, false, false]);
+    assert_eq!([here.take_reported("ada"), here.take_reported("ada")], [5, 0]);
+    // The other node lets nothing through that was used up here, and nobody else is touched.
+    there.charge(ms(0), "ada", 5, &limits);
+    let (ada, bob) = (there.message_keys("ada", v4(1)), there.message_keys("bob", v4(1)));
+    assert_eq!(there.check_message(ms(0), &ada, &limits), Err((RateScope::User, ms(100))));
+    assert_eq!(there.check_message(ms(0), &bob, &limits), Ok(false));
+    // An empty bucket owes what is used up elsewhere, but not for ever.
+    there.charge(ms(0), "ada", 5, &limits);
+    assert_eq!(there.check_message(ms(0), &ada, &limits), Err((RateScope::User, ms(500))));
+    there.charge(ms(0), "ada", 1_000_000, &limits);
+    let wait = there.check_message(ms(0), &ada, &limits).unwrap_err().1;
+    assert!(wait <= crate::rate::DEBT_MAX, "{wait:?}");
+    // Anonymous clients have no user to be counted by.
+    let anonymous = here.message_keys("", v4(1));
+    assert!((0..9).all(|_| here.check_message(ms(0), &anonymous, &limits) == Ok(false)));
+    here.clear_reported();
+    assert_eq!(here.take_reported("ada"), 0);
 }
 
 #[test]
@@ -270,7 +301,7 @@ proptest! {
             let keys = admission.message_keys(&format!("u{user}"), v4(1));
             let expected = cells[user as usize].check(now, messages_per_user);
             let result = admission.check_message(now, &keys, &limits);
-            prop_assert_eq!(result, expected.map_err(|wait| (RateScope::User, wait)));
+            prop_assert_eq!(result, expected.map(|()| false).map_err(|wait| (RateScope::User, wait)));
         }
     }
 

@@ -198,7 +198,7 @@ impl Homes {
         let Some(channel) = self.channel_mut(index) else { return };
         channel.used_at = env.now.mono.into();
         let left = channel.leave(env, MemberId::own(id));
-        if left.is_some() {
+        if left {
             channel.tell_left(env, id);
         }
         if last {
@@ -208,7 +208,7 @@ impl Homes {
             channel.compression.remove(id.shard());
         }
         let namespace = env.settings.namespaces.get(channel.namespace);
-        if left == Some(true) && namespace.auto_subscribe == AutoSubscribe::User {
+        if left && channel.own_clients() == 0 && namespace.auto_subscribe == AutoSubscribe::User {
             self.last_seen.note(name, env.now, env.settings);
         }
         self.schedule(env, index);
@@ -279,9 +279,7 @@ impl Homes {
     }
 
     fn user_status(&mut self, env: &HomeEnv<'_>, name: &str) -> ChannelOutcome {
-        // Those of other nodes are counted there.
-        let own = |presence: &Presence| presence.select(MemberId::is_own).len() as u32;
-        let connections = self.presence_of(name).map_or(0, own);
+        let connections = self.presence_of(name).map_or(0, Presence::own_clients);
         let last_seen =
             (connections == 0).then(|| self.last_seen.get(name, env.now, env.settings)).flatten();
         ChannelOutcome::UserStatus { connections, last_seen }

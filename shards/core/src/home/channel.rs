@@ -90,10 +90,15 @@ impl HomeChannel {
         }
     }
 
+    /// Members that are connections of this node.
+    pub(super) fn own_clients(&self) -> u32 {
+        self.presence.as_ref().map_or(0, |presence| presence.own_clients())
+    }
+
     pub(super) fn info(&self) -> ChannelInfo {
         ChannelInfo {
             channel: Arc::clone(&self.name),
-            clients: self.presence.as_ref().map_or(0, |presence| presence.clients()),
+            clients: self.own_clients(),
             interested_shards: self.interest.len(),
             top: self.position,
             history: self.history.len() as u32,
@@ -168,16 +173,16 @@ impl HomeChannel {
         joined
     }
 
-    /// The connection is no member any more. Answers whether it was the last one; `None` when it was no member.
-    pub(super) fn leave(&mut self, env: &mut HomeEnv<'_>, id: MemberId) -> Option<bool> {
-        let presence = self.presence.as_mut()?;
-        let member = presence.leave(id)?;
+    /// The connection is no member any more. Answers whether it was one.
+    pub(super) fn leave(&mut self, env: &mut HomeEnv<'_>, id: MemberId) -> bool {
+        let Some(presence) = &mut self.presence else { return false };
+        let Some(member) = presence.leave(id) else { return false };
         let last = presence.is_empty();
         self.announce(env, false, id, &member);
         if last {
             self.presence = None;
         }
-        Some(last)
+        true
     }
 
     /// Tells subscribers of a join or leave: singly in a small channel, by counts in a large one.

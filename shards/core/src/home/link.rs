@@ -40,7 +40,7 @@ pub(super) enum Link {
     Attaching(Box<Waiting>),
     /// The copy is true up to its position.
     Attached,
-    /// A hole was seen and a snapshot is on its way.
+    /// A snapshot is on its way, because a hole was seen or somebody wants to read what the broker has now.
     Syncing(Box<Waiting>),
     /// No snapshot could be had yet, but there are subscribers.
     Provisional,
@@ -50,6 +50,10 @@ pub(super) enum Link {
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     requests: Vec<ChannelRequest>,
+    /// Questions that came after the snapshot was asked for, and wait for another one.
+    later: Vec<ChannelRequest>,
+    /// Whether publications must wait for it too.
+    hole: bool,
     publications: VecDeque<Placed>,
     /// Publications were given up.
     overrun: bool,
@@ -84,7 +88,7 @@ impl Link {
     /// Whether a question waits for the broker.
     pub(super) fn is_waiting(&self) -> bool {
         let (Self::Attaching(waiting) | Self::Syncing(waiting)) = self else { return false };
-        !waiting.requests.is_empty()
+        !waiting.requests.is_empty() || !waiting.later.is_empty()
     }
 }
 
@@ -144,6 +148,10 @@ impl Homes {
                 let op = BrokerOp::HistoryRemove { origin };
                 env.effects.push(Effect::Broker(BrokerRequest { channel, op }));
             }
+            // Every node is asked for its own part.
+            op @ ChannelOp::UserStatus => {
+                self.apply_here(env, ChannelRequest { origin, channel, op });
+            }
             op @ ChannelOp::Unsubscribe { connection, .. } => {
                 self.drop_waiting(env, &channel, connection);
                 self.apply_here(env, ChannelRequest { origin, channel, op });
@@ -168,6 +176,13 @@ impl Homes {
             Link::Syncing(waiting) if is_ahead(&request.op, channel.position) => {
                 waiting.requests.push(request);
             }
+            Link::Syncing(waiting) if matches!(request.op, ChannelOp::History(_)) => {
+                waiting.later.push(request);
+            }
+            // What was acknowledged anywhere is in it, wherever it is read.
+            Link::Attached if matches!(request.op, ChannelOp::History(_)) => {
+                self.read_anew(env, index, request);
+            }
             Link::Alone | Link::Attached | Link::Syncing(_) => self.apply_here(env, request),
             Link::Provisional => self.apply_provisionally(env, request),
             Link::Attaching(waiting) => waiting.requests.push(request),
@@ -178,6 +193,15 @@ impl Homes {
                 channel.ask(env, op);
             }
         }
+    }
+
+    /// Answers with what the broker has now. Publications go on meanwhile.
+    fn read_anew(&mut self, env: &mut HomeEnv<'_>, index: u32, request: ChannelRequest) {
+        let Some(channel) = self.channel_mut(index) else { return };
+        let waiting = Waiting { requests: vec![request], ..Waiting::default() };
+        channel.link = Link::Syncing(Box::new(waiting));
+        let op = BrokerOp::Sync(channel.position, channel.scope(env.settings));
+        channel.ask(env, op);
     }
 
     /// Without the broker subscribers are let in, but nothing is claimed about the stream.
@@ -275,12 +299,24 @@ impl Homes {
             return self.place(env, index, (&placed.publish, position, unix), placed.sender);
         }
         let top = channel.position;
+        let same = position.epoch == top.epoch;
+        let (known, next) =
+            (same && position.offset <= top.offset, same && position.offset == top.offset + 1);
+        let is_even = match &channel.link {
+            Link::Attached => true,
+            Link::Syncing(waiting) => !waiting.hole,
+            _ => false,
+        };
         match &mut channel.link {
-            Link::Attaching(waiting) | Link::Syncing(waiting) => waiting.push(placed),
-            Link::Attached if position.epoch == top.epoch && position.offset <= top.offset => {}
-            Link::Attached if position.epoch == top.epoch && position.offset == top.offset + 1 => {
+            _ if is_even && known => {}
+            _ if is_even && next => {
                 channel.position = position;
                 self.place(env, index, (&placed.publish, position, unix), placed.sender);
+            }
+            Link::Attaching(waiting) => waiting.push(placed),
+            Link::Syncing(waiting) => {
+                waiting.hole = true;
+                waiting.push(placed);
             }
             Link::Attached => self.begin_sync(env, index, Some(placed)),
             Link::Alone | Link::Detached | Link::Provisional => {}
@@ -293,14 +329,14 @@ impl Homes {
             Link::Attached => {}
             // Its snapshot may have been taken before what could not be told.
             Link::Attaching(waiting) | Link::Syncing(waiting) => {
-                waiting.overrun = true;
+                (waiting.overrun, waiting.hole) = (true, true);
                 return;
             }
             Link::Alone | Link::Detached | Link::Provisional => return,
         }
         env.metrics.broker_gaps += 1;
         let publications = found.into_iter().collect();
-        let waiting = Waiting { publications, ..Waiting::default() };
+        let waiting = Waiting { publications, hole: true, ..Waiting::default() };
         channel.link = Link::Syncing(Box::new(waiting));
         let op = BrokerOp::Sync(channel.position, channel.scope(env.settings));
         channel.ask(env, op);
@@ -355,6 +391,9 @@ impl Homes {
         }
         for request in waiting.requests {
             self.apply_here(env, request);
+        }
+        for request in waiting.later {
+            self.ask_copy(env, request);
         }
     }
 
@@ -415,7 +454,11 @@ impl Homes {
                 channel.link = Link::Provisional;
                 requests
             }
-            Link::Syncing(waiting) => std::mem::take(&mut waiting.requests),
+            Link::Syncing(waiting) => {
+                let mut requests = std::mem::take(&mut waiting.requests);
+                requests.append(&mut waiting.later);
+                requests
+            }
             Link::Alone | Link::Detached | Link::Attached | Link::Provisional => return,
         };
         for request in requests {
@@ -429,7 +472,11 @@ impl Homes {
     fn forget_node(&mut self, env: &mut HomeEnv<'_>, node: u64) {
         for channel in self.slots.iter_mut().filter_map(|slot| slot.channel.as_mut()) {
             let Some(presence) = &channel.presence else { continue };
-            for (id, _) in presence.select(|id| id.node == node) {
+            let gone = presence.select(|id| id.node == node);
+            if !gone.is_empty() {
+                channel.ask(env, BrokerOp::Forget { node });
+            }
+            for (id, _) in gone {
                 channel.leave(env, id);
             }
         }

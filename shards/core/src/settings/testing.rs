@@ -74,6 +74,7 @@ impl Limits {
             close_timeout: Duration::from_secs(5),
             messages_per_connection: Rate::UNLIMITED,
             messages_per_user: Rate::UNLIMITED,
+            messages_shared_min: 0,
             messages_per_address: Rate::UNLIMITED,
             rate_violations_max: 10,
             bad_messages_max: 10,

@@ -6,6 +6,7 @@ use super::Shard;
 use crate::error::{ClientError, Disconnect, ErrorCode};
 use crate::event::Event;
 use crate::ids::ConnectionId;
+use crate::message::ControlMessage;
 use crate::metrics::{MessageKind, RateScope};
 use crate::output::{Fault, Output};
 use crate::proto::command::{Command, CommandError, Envelope, FaultData};
@@ -157,7 +158,16 @@ impl Shard {
             .check(now.mono, limits.messages_per_connection)
             .map_err(|after| (RateScope::Connection, after))
             .and_then(|()| admission.check_message(now.mono, &session.message_keys, limits));
-        let Err((scope, retry_after)) = checked else { return true };
+        let (scope, retry_after) = match checked {
+            Ok(is_busy) => {
+                if is_busy {
+                    let user = Arc::clone(&session.user);
+                    self.outputs.push_back(Output::Control(ControlMessage::BusyUser(user)));
+                }
+                return true;
+            }
+            Err(refused) => refused,
+        };
         session.rate_violations += 1;
         let too_many =
             limits.rate_violations_max > 0 && session.rate_violations > limits.rate_violations_max;

@@ -12,8 +12,8 @@ use gateway_core::broker::{
 };
 use gateway_core::error::{ClientError, ErrorCode};
 use gateway_core::message::{
-    ChannelOutcome, ChannelReply, ControlMessage, Epoch, Member, Origin, ShardMessage,
-    StreamPosition,
+    ChannelOp, ChannelOutcome, ChannelReply, ControlMessage, Epoch, Member, Origin, ShardMessage,
+    ShardOp, ShardOutcome, StreamPosition,
 };
 use gateway_core::settings::BrokerSettings;
 use serde_json::{Value, json};
@@ -162,6 +162,7 @@ impl World {
                 }
                 self.answer(node, &channel, origin, Ok(ChannelOutcome::Published(position)));
             }
+            BrokerOp::Forget { .. } => {}
             op @ (BrokerOp::Joined { .. } | BrokerOp::Left { .. } | BrokerOp::Members(_)) => {
                 self.handle_members(node, &channel, op);
             }
@@ -360,4 +361,44 @@ fn a_channel_that_nobody_watches_is_let_go_after_the_delay() {
     // It is found again, with its history.
     let (_, reply) = world.subscriber(0, "b", json!({"offset": 0, "epoch": "epoch000"}));
     assert_eq!(reply["recovered"], true, "{reply}");
+}
+
+/// What nodes answer for themselves can be added up: each connection is counted by its own node, though presence is that of
+/// all nodes.
+#[test]
+fn every_node_counts_its_own_connections() {
+    let mut world = World::new();
+    let (on_a, _) = world.subscriber(0, "ada", Value::Null);
+    let (on_b, _) = world.subscriber(1, "ada", Value::Null);
+    let (_, _) = world.subscriber(1, "ada", Value::Null);
+    let status = |world: &mut World, node: usize| match world.nodes[node]
+        .api("user:ada", ChannelOp::UserStatus)
+    {
+        Ok(ChannelOutcome::UserStatus { connections, last_seen }) => (connections, last_seen),
+        other => panic!("{other:?}"),
+    };
+    let members = |world: &mut World, node: usize| -> u32 {
+        let prefix = || "chat:".into();
+        let lists = world.nodes[node].ask_all(|| ShardOp::Channels { prefix: prefix(), limit: 10 });
+        let channels = lists.into_iter().flat_map(|list| match list {
+            ShardOutcome::Channels(channels) => channels,
+            other => panic!("{other:?}"),
+        });
+        channels.map(|channel| channel.clients).sum()
+    };
+    let stats = world.call(0, on_a, "presence_stats", json!({"channel": ROOM}));
+    assert_eq!(stats["data"]["clients"], 3);
+    assert_eq!((status(&mut world, 0), status(&mut world, 1)), ((1, None), (2, None)));
+    assert_eq!((members(&mut world, 0), members(&mut world, 1)), (1, 2));
+    // The node remembers when its own last one left, though the user is online elsewhere.
+    let left_at = world.nodes[0].now.unix;
+    world.nodes[0].drop_socket(on_a);
+    world.settle();
+    assert_eq!((status(&mut world, 0), status(&mut world, 1)), ((0, Some(left_at)), (2, None)));
+    // It is answered without the broker.
+    world.away = true;
+    world.nodes[1].drop_socket(on_b);
+    world.settle();
+    assert_eq!(status(&mut world, 1), (1, None));
+    assert_eq!(status(&mut world, 0), (0, Some(left_at)));
 }

@@ -264,7 +264,9 @@ impl Node {
         );
         match self.control.remove(at.expect("answered")) {
             ControlMessage::Channel { outcome, .. } => outcome,
-            ControlMessage::Shard { .. } | ControlMessage::Broker(_) => unreachable!(),
+            ControlMessage::Shard { .. }
+            | ControlMessage::Broker(_)
+            | ControlMessage::BusyUser(_) => unreachable!(),
         }
     }
 
@@ -280,7 +282,9 @@ impl Node {
             .drain(..)
             .filter_map(|m| match m {
                 ControlMessage::Shard { outcome, .. } => Some(outcome),
-                ControlMessage::Channel { .. } | ControlMessage::Broker(_) => None,
+                ControlMessage::Channel { .. }
+                | ControlMessage::Broker(_)
+                | ControlMessage::BusyUser(_) => None,
             })
             .collect()
     }

@@ -1,6 +1,6 @@
 //! Publish and subscribe across shards: order, permissions, options.
 
-use gateway_core::message::{ChannelOp, ChannelOutcome, Publish};
+use gateway_core::message::{ChannelOp, ChannelOutcome, Publish, ShardOp, ShardOutcome};
 use serde_json::json;
 
 use crate::node::Node;
@@ -165,4 +165,26 @@ fn history_pages_in_both_directions() {
     let none = node.call(a, "history", json!({"channel": channel, "limit": 0}));
     assert_eq!(none["data"]["offset"], 10);
     assert!(offsets(&none).is_empty());
+}
+
+#[test]
+fn channels_are_listed_from_the_first_by_name() {
+    let mut node = Node::new(1);
+    let client = node.connect(0, "a");
+    let order = [7, 3, 9, 0, 5, 1, 8, 2, 6, 4];
+    for n in order {
+        node.subscribe(client, &format!("chat:{n}"));
+    }
+    node.subscribe(client, "live:0");
+    let mut check = |prefix: &str, limit: u32, expected: &[&str]| {
+        let op = || ShardOp::Channels { prefix: prefix.into(), limit };
+        let Some(ShardOutcome::Channels(listed)) = node.ask_all(op).pop() else { panic!() };
+        let names: Vec<&str> = listed.iter().map(|channel| &*channel.channel).collect();
+        assert_eq!(names, expected, "{prefix} {limit}");
+    };
+    check("chat:", 4, &["chat:0", "chat:1", "chat:2", "chat:3"]);
+    check("chat:9", 4, &["chat:9"]);
+    check("live", 4, &["live:0"]);
+    check("none", 4, &[]);
+    check("", 0, &[]);
 }

@@ -87,11 +87,13 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let server = tokio::spawn(run(Arc::clone(&plane), listener));
         assert_eq!(ask(address, b"").await, "up ready 100%\n");
-        shards.set_load(25, 300);
-        // Two shards of the small tier, whose limit is 100 connections.
-        assert_eq!(ask(address, b"a question\n").await, "up ready 50%\n");
-        shards.set_load(50, 300);
-        assert_eq!(ask(address, b"").await, "up ready 0%\n");
+        *shards.load_permille.lock().unwrap() = 300;
+        assert_eq!(ask(address, b"a question\n").await, "up ready 70%\n");
+        // The limit of the small tier is 100.
+        for (connections, expected) in [(50, "50"), (49, "1"), (1, "0")] {
+            (0..connections).for_each(|_| plane.admission.add_session());
+            assert_eq!(ask(address, b"").await, format!("up ready {expected}%\n"));
+        }
         for phase in [LifePhase::Starting, LifePhase::Draining] {
             plane.health.enter(phase);
             assert_eq!(ask(address, b"").await, "drain\n", "{phase:?}");

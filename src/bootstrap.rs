@@ -285,6 +285,7 @@ fn plane(
         settings: ArcSwap::new(settings),
         api: ArcSwap::from_pointee(reload::api_policy(config, workers)),
         health: Health::new((config.engine.watchdog_timeout / 2).max(STALL_LIMIT_MIN)),
+        admission: Arc::clone(admission),
         metrics: ControlMetrics::new()?,
         cluster,
         broker,

@@ -42,8 +42,6 @@ pub(crate) trait Shards: fmt::Debug + Send + Sync {
     fn request_snapshot(&self, shard: ShardId, correlation: u64) -> bool;
     /// Since the shard's loop last turned.
     fn heartbeat_age(&self, shard: ShardId) -> Duration;
-    /// Sockets of a shard.
-    fn connections(&self, shard: ShardId) -> u64;
     /// Busy part of a shard's last second, in thousandths.
     fn load_permille(&self, shard: ShardId) -> u32;
     /// The engine's clock.
@@ -65,9 +63,6 @@ impl Shards for EngineHandle {
     }
     fn heartbeat_age(&self, shard: ShardId) -> Duration {
         Self::heartbeat_age(self, shard)
-    }
-    fn connections(&self, shard: ShardId) -> u64 {
-        Self::connections(self, shard)
     }
     fn load_permille(&self, shard: ShardId) -> u32 {
         Self::load_permille(self, shard)

@@ -1,17 +1,15 @@
 //! How full the node is: what balancers and the other nodes go by.
 //!
-//! Read from the shards' boards, so that it costs nothing and waits for nobody, however busy they are.
-
-use gateway_core::ids::ShardId;
+//! Read from what the shards share, so that it costs nothing and waits for nobody, however busy they are.
 
 use crate::plane::Plane;
 
 /// The node's load at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Load {
-    /// Open connections.
+    /// Open WebSockets.
     pub connections: u64,
-    /// Most connections it takes.
+    /// Most of them that it takes.
     pub connections_max: u64,
     /// Busy share of its shards in the last second, the mean over all, in thousandths.
     pub busy_permille: u32,
@@ -21,10 +19,9 @@ impl Load {
     /// The load now.
     pub(crate) fn of(plane: &Plane) -> Self {
         let shards = plane.bridge.shards();
-        let all = || (0..shards.count()).map(ShardId);
-        let busy: u32 = all().map(|shard| shards.load_permille(shard)).sum();
+        let busy: u32 = plane.bridge.shard_ids().map(|shard| shards.load_permille(shard)).sum();
         Self {
-            connections: all().map(|shard| shards.connections(shard)).sum(),
+            connections: plane.admission.sessions(),
             connections_max: plane.settings.load().limits.connections_max,
             busy_permille: busy / u32::from(shards.count().max(1)),
         }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use gateway_core::admission::Admission;
 use gateway_core::settings::Settings;
 
 use crate::api::ApiPolicy;
@@ -29,6 +30,8 @@ pub(crate) struct Plane {
     pub api: ArcSwap<ApiPolicy>,
     /// Starting, ready, draining; stalled shards.
     pub health: Health,
+    /// Connections, counted by all shards together.
+    pub admission: Arc<Admission>,
     /// Counters of the control plane itself.
     pub metrics: ControlMetrics,
     /// The nodes of the cluster, when there is one.
@@ -136,6 +139,7 @@ pub(crate) mod testing {
                 Arc::new(tokio::sync::Semaphore::new(8)),
             )),
             health: Health::new(Duration::from_secs(2)),
+            admission: Arc::default(),
             metrics: ControlMetrics::new().unwrap(),
             cluster: None,
             broker: None,

@@ -20,7 +20,8 @@ pub(crate) struct TestShards {
     pub capacity: usize,
     /// Age of both heartbeats.
     pub heartbeat: Mutex<Duration>,
-    load: Mutex<(u64, u32)>,
+    /// Busy share of both shards, in thousandths.
+    pub load_permille: Mutex<u32>,
 }
 
 impl TestShards {
@@ -31,13 +32,8 @@ impl TestShards {
             snapshots: Mutex::default(),
             capacity,
             heartbeat: Mutex::default(),
-            load: Mutex::default(),
+            load_permille: Mutex::default(),
         }
-    }
-
-    /// Connections and busy share of each shard from now on.
-    pub(crate) fn set_load(&self, connections: u64, busy_permille: u32) {
-        *self.load.lock().expect("no test panics with it") = (connections, busy_permille);
     }
 
     /// The next message of a shard.
@@ -79,12 +75,8 @@ impl Shards for TestShards {
         *self.heartbeat.lock().expect("no test panics with it")
     }
 
-    fn connections(&self, _: ShardId) -> u64 {
-        self.load.lock().expect("no test panics with it").0
-    }
-
     fn load_permille(&self, _: ShardId) -> u32 {
-        self.load.lock().expect("no test panics with it").1
+        *self.load_permille.lock().expect("no test panics with it")
     }
 
     fn now(&self) -> Now {

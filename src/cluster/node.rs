@@ -32,9 +32,9 @@ pub(crate) struct Node {
     pub uptime_seconds: u64,
     /// Number of shards.
     pub shards: u16,
-    /// Open connections.
+    /// Open WebSockets.
     pub connections: u64,
-    /// Most connections it takes.
+    /// Most of them that it takes.
     pub connections_max: u64,
     /// Busy share of its shards, the mean over all, in thousandths.
     pub load_permille: u32,

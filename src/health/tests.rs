@@ -35,7 +35,8 @@ async fn readiness_follows_the_phases() {
 #[tokio::test]
 async fn probes_say_how_full_the_node_is() {
     let (shards, plane) = plane();
-    shards.set_load(10, 120);
+    *shards.load_permille.lock().unwrap() = 120;
+    (0..20).for_each(|_| plane.admission.add_session());
     for path in ["/ready", "/health"] {
         let request = Request::get(path).body(Body::empty()).unwrap();
         let response = routers(&plane).public.oneshot(request).await.unwrap();

@@ -63,6 +63,11 @@ fn agent_line(address: SocketAddr) -> String {
     String::from_utf8(read_to_end(&mut stream, WAIT).expect("it closes")).unwrap()
 }
 
+/// Percent in the agent's line, when it takes clients.
+fn agent_weight(address: SocketAddr) -> Option<u32> {
+    agent_line(address).strip_prefix("up ready ")?.strip_suffix("%\n")?.parse().ok()
+}
+
 /// A port of the loopback that nobody has now.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -174,10 +179,10 @@ impl Balancer {
         row.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
     }
 
-    fn await_server(&self, name: &str, what: &str, wanted: impl Fn(&str, &str) -> bool) {
+    fn await_server(&self, name: &str, what: &str, wanted: impl Fn(&str, u32) -> bool) {
         eventually(&format!("{name} is {what}"), || {
             let row = self.server(name);
-            wanted(&row["status"], &row["weight"]).then_some(())
+            wanted(&row["status"], row["weight"].parse().ok()?).then_some(())
         });
     }
 }
@@ -330,17 +335,18 @@ fn haproxy_sees_load_and_drain_through_the_agent() {
     let nodes = three_nodes(&redis);
     let balancer = Balancer::haproxy(&nodes);
     let half: Vec<Socket> = (0..15).map(|n| Socket::connect(&nodes[0], &format!("h{n}"))).collect();
-    balancer
-        .await_server("node-1", "given half", |status, weight| (status, weight) == ("UP", "50"));
-    balancer.await_server("node-2", "given all", |_, weight| weight == "100");
+    balancer.await_server("node-1", "given half", |status, weight| {
+        status == "UP" && (40..=50).contains(&weight)
+    });
+    balancer.await_server("node-2", "given all", |_, weight| weight >= 90);
     let rest: Vec<Socket> =
         (15..30).map(|n| Socket::connect(&nodes[0], &format!("h{n}"))).collect();
-    balancer.await_server("node-1", "full", |_, weight| weight == "0");
+    balancer.await_server("node-1", "full", |_, weight| weight == 0);
     for client in 0..4 {
         assert_ne!(node_of(&balancer.client(&format!("o{client}"))), "a");
     }
     drop((half, rest));
-    balancer.await_server("node-1", "empty again", |_, weight| weight == "100");
+    balancer.await_server("node-1", "empty again", |_, weight| weight >= 90);
 }
 
 #[test]
@@ -369,7 +375,7 @@ fn haproxy_drains_a_node_that_asks_for_it_and_takes_it_back() {
     }
     assert_eq!(staying.call("ping", json!({}))["type"], "pong", "it is not cut");
     redis.restart();
-    balancer.await_server("node-1", "taken back", |status, weight| status == "UP" && weight != "0");
+    balancer.await_server("node-1", "taken back", |status, weight| status == "UP" && weight > 0);
 }
 
 #[test]
@@ -381,10 +387,11 @@ fn the_agent_works_without_redis_and_says_drain_to_the_end() {
         .set("drain.timeout", "20s")
         .start();
     let agent = agent_of(&node);
-    eventually("it is empty", || (agent_line(agent) == "up ready 100%\n").then_some(()));
+    // What the shards themselves are busy with may take a little off.
+    eventually("it is empty", || agent_weight(agent).filter(|weight| (90..=100).contains(weight)));
     let sockets: Vec<Socket> = (0..4).map(|n| Socket::connect(&node, &format!("u{n}"))).collect();
     eventually("the weight is what is free", || {
-        (agent_line(agent) == "up ready 60%\n").then_some(())
+        agent_weight(agent).filter(|weight| (50..=60).contains(weight))
     });
     let answer = node.get("/ready");
     assert_eq!(answer.header("x-archmesh-connections-max"), Some("10"));

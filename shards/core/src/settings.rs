@@ -460,7 +460,7 @@ impl Namespaces {
 /// Where a connection comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Address of the socket's other end.
+    /// Address of the socket's other end, or of the client whom a trusted proxy there names.
     pub address: IpAddr,
     /// Port of the socket's other end.
     pub port: u16,

@@ -227,11 +227,6 @@ impl EngineHandle {
         self.shared.config.started.elapsed().saturating_sub(Duration::from_nanos(nanos))
     }
 
-    /// Sockets of a shard, those on their way to it included.
-    pub fn connections(&self, shard: ShardId) -> u64 {
-        self.mailbox(shard).board.connections.load(Ordering::Relaxed)
-    }
-
     /// Busy part of a shard's last second, in thousandths.
     pub fn load_permille(&self, shard: ShardId) -> u32 {
         self.mailbox(shard).board.load.load(Ordering::Relaxed)

@@ -33,7 +33,9 @@ fn refused(node: &mut Node, shard: u16) -> (Option<String>, Value, String) {
     assert!(text.starts_with("HTTP/1.1 503"), "{text}");
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     let location = head.lines().find_map(|line| line.strip_prefix("Location: "));
-    (location.map(str::to_owned), serde_json::from_str(body).unwrap(), text.clone())
+    let body: Value = serde_json::from_str(body).unwrap();
+    crate::schema::check_refusal(&body);
+    (location.map(str::to_owned), body, text.clone())
 }
 
 #[test]

@@ -72,6 +72,11 @@ pub fn check_server_message(message: &Value) {
     check(schemas.server.get(kind).unwrap_or(&schemas.publication), message);
 }
 
+/// Panics when the gateway must not have refused an upgrade with `body`.
+pub fn check_refusal(body: &Value) {
+    check(&definition("HandshakeRefusal"), body);
+}
+
 /// Panics when the gateway has understood `command` though the schema does not; types that the schema does not know are
 /// let through.
 pub fn check_command(command: &Value) {

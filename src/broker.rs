@@ -137,7 +137,8 @@ impl Broker {
                 Rates::new(admission, bridge.clone()),
             ),
             &section.prefix,
-            config.api.timeout / 2,
+            // Longer than a node waits for its own shards, so that a stalled shard does not cost the node's whole answer.
+            config.api.timeout * 3 / 4,
         ));
         let instance = |common: Common, calls: Option<&Arc<Calls>>| {
             let limits = write_limits(config, common.redis.is_clustered());

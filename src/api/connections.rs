@@ -17,6 +17,10 @@ use crate::plane::SharedPlane;
 const PAGE_DEFAULT: u32 = 100;
 /// Most connections of a page.
 const PAGE_MAX: u32 = 1_000;
+/// A node's part of a page ends early when the names of channels in it reach so many bytes: it is one message between nodes.
+const PAGE_BYTES: usize = 1 << 20;
+/// Connections that a shard is asked for at once.
+const PART: u32 = 100;
 
 /// Where a page begins: node, shard and slot.
 type Place = (u64, u16, u32);
@@ -44,13 +48,15 @@ pub(super) async fn connections(
     let mut result = ConnectionsResult {
         connections: Vec::new(),
         next_cursor: None,
-        // The node that the cursor names is gone, with what it had.
-        partial: !nodes.contains(&first),
+        // The node that the cursor names is gone, with what it had; or nobody knows which nodes there are.
+        partial: !nodes.contains(&first) || everywhere::is_stale(plane),
     };
+    let mut missing = false;
     for node in nodes.into_iter().filter(|node| *node >= first) {
         let room = limit - result.connections.len() as u32;
         let from = if node == first { (shard, slot) } else { (0, 0) };
-        if room == 0 || result.partial && !result.connections.is_empty() {
+        // One node is waited for at most, so that the call keeps its own time.
+        if room == 0 || missing {
             result.next_cursor = Some(cursor_of((node, from.0, from.1)));
             break;
         }
@@ -62,7 +68,7 @@ pub(super) async fn connections(
             everywhere::ask_one(plane, node, &question).await
         };
         let Some(page) = page else {
-            result.partial = true;
+            (result.partial, missing) = (true, true);
             continue;
         };
         result.connections.extend(page.connections);
@@ -85,19 +91,23 @@ pub(super) async fn own_connections(
     let user: Option<Arc<str>> = user.map(Into::into);
     let shards = plane.bridge.shards().count();
     let mut connections = Vec::new();
+    let mut bytes = 0;
     while shard < shards {
         let room = limit.saturating_sub(connections.len() as u32);
-        if room == 0 {
+        if room == 0 || bytes > PAGE_BYTES {
             return Ok(NodePage { connections, next: Some((shard, from_slot)) });
         }
+        let room = room.min(PART);
         let op = ShardOp::Connections { user: user.clone(), from_slot, limit: room };
         let ShardOutcome::Connections { page, next_slot } =
             plane.bridge.ask(ShardId(shard), op).await?
         else {
             return Err(ApiError::unexpected_answer());
         };
-        let page = page.into_iter().take(room as usize);
-        connections.extend(page.map(|info| ConnectionResult::new(&name, info)));
+        for info in page.into_iter().take(room as usize) {
+            bytes += info.channels.iter().map(|channel| channel.len() + 8).sum::<usize>();
+            connections.push(ConnectionResult::new(&name, info));
+        }
         match next_slot {
             // A shard may look at a bounded number of slots per question, so a short page is not its last.
             Some(next) if next > from_slot => from_slot = next,
@@ -113,12 +123,11 @@ pub(super) async fn connection(
     request: ConnectionRequest,
 ) -> Result<ConnectionResult, ApiError> {
     payload::check_text("session", &request.session, &plane.settings.load().limits)?;
-    let (own, mut partial) = own_connection(plane, &request.session).await?;
-    let mut found = own;
+    let (mut found, mut partial) = own_connection(plane, &request.session).await?;
     if found.is_none() {
         let question = Question::Connection { session: request.session };
         let (answers, missing) =
-            everywhere::ask_others::<Option<ConnectionResult>>(plane, &question).await;
+            everywhere::ask_others::<Vec<ConnectionResult>>(plane, &question).await;
         found = answers.into_iter().flatten().next();
         partial |= missing;
     }

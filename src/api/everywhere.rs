@@ -68,7 +68,8 @@ pub(crate) async fn answer(
         }
         Question::Connection { session } => {
             let (found, partial) = connections::own_connection(plane, &session).await.ok()?;
-            (to_raw_value(&found), partial)
+            // One or none.
+            (to_raw_value(&Vec::from_iter(found)), partial)
         }
         Question::UserStatus { users } => {
             (to_raw_value(&users::own_statuses(plane, users).await.ok()?), false)
@@ -97,6 +98,11 @@ pub(super) async fn ask_one<T: DeserializeOwned>(
     let broker = plane.broker.as_ref()?;
     let (answers, _) = broker.ask_one(node, question).await.read();
     answers.into_iter().next()
+}
+
+/// Whether nobody can know which other nodes there are.
+pub(super) fn is_stale(plane: &SharedPlane) -> bool {
+    plane.cluster.as_ref().is_some_and(|cluster| cluster.is_stale())
 }
 
 /// Numbers of all nodes, in order, and this one's.

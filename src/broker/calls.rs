@@ -97,6 +97,19 @@ pub(super) struct Calls {
     outcomes: [AtomicU64; 2],
 }
 
+/// A question that waits for answers; given up when dropped, so that a cancelled call leaves nothing behind.
+#[derive(Debug)]
+struct Ticket<'a> {
+    calls: &'a Calls,
+    id: u64,
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.calls.waiting().remove(&self.id);
+    }
+}
+
 impl Calls {
     pub(super) fn new(
         (redis, subscriber): (Arc<Redis>, Arc<Subscriber>),
@@ -201,9 +214,8 @@ impl Calls {
     }
 
     async fn ask(&self, mut missing: Vec<u64>, to: Option<u64>, question: &Question) -> Gathered {
-        let id = RandomState::new().hash_one("question");
-        let (sender, mut incoming) = mpsc::channel(missing.len());
-        self.waiting().insert(id, sender);
+        let (ticket, mut incoming) = self.enter(missing.len());
+        let id = ticket.id;
         let asked = Asked {
             id,
             from: self.nodes.own(),
@@ -222,10 +234,17 @@ impl Calls {
             gathered.partial |= answer.partial || answer.body.is_none();
             gathered.answers.extend(answer.body);
         }
-        self.waiting().remove(&id);
+        drop(ticket);
         gathered.partial |= !missing.is_empty();
         self.outcomes[usize::from(gathered.partial)].fetch_add(1, Ordering::Relaxed);
         gathered
+    }
+
+    fn enter(&self, answers_max: usize) -> (Ticket<'_>, mpsc::Receiver<Answer>) {
+        let id = RandomState::new().hash_one("question");
+        let (sender, incoming) = mpsc::channel(answers_max.max(1));
+        self.waiting().insert(id, sender);
+        (Ticket { calls: self, id }, incoming)
     }
 
     async fn send(&self, topic: &str, letter: &Letter) -> bool {

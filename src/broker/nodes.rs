@@ -1,7 +1,7 @@
 //! Which node is meant by the number in records and in members' fields: the last part of a node's id.
 //!
-//! A node that the cluster does not list any more is gone when its lease could have ended since it was last seen; then
-//! its members leave everywhere, once.
+//! A node that the cluster listed and does not list any more is gone: its lease has ended. One that was never listed may be
+//! newer than what is known of the cluster, so it has some time. The members of a node that is gone leave everywhere, once.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,8 +23,8 @@ const GONE_MAX: usize = 4096;
 
 #[derive(Debug, Default)]
 struct Known {
-    /// Other nodes, and when the cluster listed them last, or when they were first met.
-    foreign: HashMap<u64, Instant>,
+    /// Other nodes: when they were first met, `None` once the cluster has listed them.
+    foreign: HashMap<u64, Option<Instant>>,
     gone: HashSet<u64>,
     /// What this node was called before it was fenced.
     former: HashSet<u64>,
@@ -94,7 +94,7 @@ impl Nodes {
         if known.gone.contains(&node) {
             return false;
         }
-        known.foreign.entry(node).or_insert_with(Instant::now);
+        known.foreign.entry(node).or_insert_with(|| Some(Instant::now()));
         true
     }
 
@@ -134,17 +134,21 @@ impl Nodes {
         }
         let mut back = false;
         let view = self.cluster.view();
+        let listed: HashSet<u64> = view.nodes.iter().map(|node| node_number(&node.id)).collect();
         let mut known = self.known();
-        let now = Instant::now();
-        for node in view.nodes.iter().map(|node| node_number(&node.id)) {
-            back |= known.gone.remove(&node);
-            if let Some(listed) = known.foreign.get_mut(&node) {
-                *listed = now;
+        for node in &listed {
+            back |= known.gone.remove(node);
+            if let Some(met) = known.foreign.get_mut(node) {
+                *met = None;
             }
         }
-        let is_gone = |listed: Instant| now.duration_since(listed) > self.lease_ttl / 2;
-        let gone: Vec<u64> =
-            known.foreign.iter().filter(|(_, at)| is_gone(**at)).map(|(node, _)| *node).collect();
+        let is_gone = |met: &Option<Instant>| met.is_none_or(|at| at.elapsed() > self.lease_ttl / 2);
+        let gone: Vec<u64> = known
+            .foreign
+            .iter()
+            .filter(|(node, met)| !listed.contains(node) && is_gone(met))
+            .map(|(node, _)| *node)
+            .collect();
         if known.gone.len() > GONE_MAX {
             known.gone.clear();
         }

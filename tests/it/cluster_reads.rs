@@ -91,6 +91,8 @@ fn every_node_answers_for_all() {
         assert_eq!(sessions(gateway, Some("ada"), 2).0.len(), 3);
         let one = gateway.result("connection", &json!({"session": sockets[8].session()}));
         assert_eq!((&one["node"], &one["user"]), (&json!("c"), &json!("ada")));
+        let nobody = gateway.api("connection", &json!({"session": "no-such-session"}));
+        assert_eq!(nobody["error"]["temporary"], Value::Null, "{nobody}");
         let status = gateway.result("user_status", &json!({"users": ["ada", "b", "nobody"]}));
         let counts = [0, 1, 2].map(|at: usize| status["statuses"][at]["connections"].clone());
         assert_eq!(counts, [json!(3), json!(2), json!(0)], "{status}");

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Faults without end for three nodes and a real Redis in four layouts, in an order that CHAOS_SEED decides; the checker is the
-# test's own. CHAOS_LAYOUT=single|sentinel|redis_cluster|independent|namespaces runs one of them;
+# test's own. CHAOS_LAYOUT=single|sentinel|redis_cluster|independent|haproxy|namespaces runs one of them;
 # namespaces needs root: the kernel drops the packets between nodes and Redis there.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

@@ -60,6 +60,10 @@ pub(super) fn collect(families: &mut Families, counts: &BrokerCounts) {
     ] {
         families.counter(name, help, count as f64);
     }
+    collect_gauges(families, counts);
+}
+
+fn collect_gauges(families: &mut Families, counts: &BrokerCounts) {
     families.gauge(
         "archmesh_broker_writes_waiting",
         "Writes that wait to be sent to Redis.",

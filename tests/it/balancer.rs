@@ -68,22 +68,25 @@ fn agent_weight(address: SocketAddr) -> Option<u32> {
     agent_line(address).strip_prefix("up ready ")?.strip_suffix("%\n")?.parse().ok()
 }
 
-fn free_port() -> u16 {
+/// A port of the loopback that nobody has now.
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A running balancer; killed when dropped.
 #[derive(Debug)]
-struct Balancer {
+pub struct Balancer {
     child: Child,
-    clients: SocketAddr,
+    /// Where clients connect.
+    pub clients: SocketAddr,
     stats: Option<SocketAddr>,
     log: Log,
     _folder: TempDir,
 }
 
 impl Balancer {
-    fn haproxy(nodes: &[Gateway]) -> Self {
+    /// HAProxy in front of three nodes with an agent each.
+    pub fn haproxy(nodes: &[Gateway]) -> Self {
         Self::start(nodes, "haproxy.cfg", |folder, config| {
             let path = folder.join("haproxy.cfg");
             fs::write(&path, config).unwrap();

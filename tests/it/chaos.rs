@@ -1,10 +1,11 @@
-//! Setup: three nodes, a real Redis in one of four layouts, a publisher and a watcher at every node, and a seed that
-//! decides which faults come in which order while they are at work.
+//! Setup: three nodes, a real Redis in one of four layouts, once behind a real HAProxy, a publisher and a watcher at every
+//! node, and a seed that decides which faults come in which order while they are at work.
 //!
 //! Must hold, whatever came: every acknowledged publication reaches every watcher once and in order, or the watcher is
 //! told that something is missing; nobody is told a wrong `recovered`; all is well again when the faults are over.
+//!
 //! `CHAOS_SEED` repeats a run, `CHAOS_FAULTS` makes it longer (`make chaos`), `CHAOS_FAULT` is the beginning of the name of
-//! the only fault, `CHAOS_LOG` the level of the nodes' logs.
+//! the only fault, `CHAOS_LOG` the level of the nodes' logs, `CHAOS_BALANCER=1` puts HAProxy before every layout.
 
 mod clients;
 mod fault;
@@ -13,6 +14,7 @@ mod layout;
 use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
+use crate::balancer::{Balancer, free_port};
 use crate::gateway::{Gateway, Setup};
 use crate::redis::Redis;
 use crate::support::{unix_now, within};
@@ -67,16 +69,32 @@ pub struct World {
     nodes: Vec<Gateway>,
     clients: Clients,
     dice: Dice,
+    front: Option<Front>,
+}
+
+/// A balancer, and the ports of the nodes behind it, which they keep when they are restarted: public and agent.
+#[derive(Debug)]
+struct Front {
+    _balancer: Balancer,
+    ports: Vec<(u16, u16)>,
 }
 
 impl World {
-    fn start(layout: Layout, dice: Dice) -> Self {
-        let nodes: Vec<Gateway> = (0..NODES).map(|index| node(&layout, index).start()).collect();
+    fn start(layout: Layout, dice: Dice, behind_balancer: bool) -> Self {
+        let ports = (0..NODES).map(|_| (free_port(), free_port())).collect::<Vec<_>>();
+        let ports = behind_balancer.then_some(ports);
+        let start = |index| node(&layout, index, ports.as_deref()).start();
+        let nodes: Vec<Gateway> = (0..NODES).map(start).collect();
         for gateway in &nodes {
             gateway.await_metric("archmesh_broker_probe_seconds", &[], |seconds| seconds > 0.0);
         }
-        let clients = Clients::start(&addresses(&nodes));
-        Self { layout, nodes, clients, dice }
+        let front = ports.map(|ports| (Balancer::haproxy(&nodes), ports));
+        let clients = match &front {
+            None => Clients::start(&addresses(&nodes)),
+            Some((balancer, _)) => Clients::start(&[balancer.clients; NODES]),
+        };
+        let front = front.map(|(balancer, ports)| Front { _balancer: balancer, ports });
+        Self { layout, nodes, clients, dice, front }
     }
 
     fn choose_node(&mut self) -> usize {
@@ -99,8 +117,11 @@ impl World {
 
     /// A new node takes the place of one that has ended.
     fn replace(&mut self, index: usize) {
-        self.nodes[index] = node(&self.layout, index).start();
-        self.clients.moved(index, self.nodes[index].public);
+        let ports = self.front.as_ref().map(|front| &front.ports[..]);
+        self.nodes[index] = node(&self.layout, index, ports).start();
+        if self.front.is_none() {
+            self.clients.moved(index, self.nodes[index].public);
+        }
     }
 
     /// Until some publications were acknowledged, or the time is over.
@@ -140,10 +161,17 @@ impl World {
     }
 }
 
-fn node(layout: &Layout, index: usize) -> Setup {
+fn node(layout: &Layout, index: usize, ports: Option<&[(u16, u16)]>) -> Setup {
     let level = std::env::var("CHAOS_LOG").unwrap_or_else(|_| "info".to_owned());
+    let mut setup = Setup::new();
+    if let Some((public, agent)) = ports.map(|ports| ports[index]) {
+        setup = setup
+            .set("listen.public", format!("127.0.0.1:{public}"))
+            .set("listen.agent", format!("127.0.0.1:{agent}"))
+            .set("listen.proxies", "127.0.0.1");
+    }
     layout
-        .configure(index, Setup::new())
+        .configure(index, setup)
         .set("log.level", level)
         .set("node.name", format!("n{index}"))
         .set("redis.check_interval", "500ms")
@@ -154,7 +182,7 @@ fn node(layout: &Layout, index: usize) -> Setup {
         .set("drain.reconnect_delay_max", "1ms")
 }
 
-fn run(name: &str, layout: Layout) {
+fn run(name: &str, layout: Layout, behind_balancer: bool) {
     let seed = variable("CHAOS_SEED").unwrap_or_else(unix_now);
     let faults = variable("CHAOS_FAULTS").unwrap_or(FAULTS);
     say(&format!("{name}: CHAOS_SEED={seed} CHAOS_FAULTS={faults}"));
@@ -168,7 +196,8 @@ fn run(name: &str, layout: Layout) {
     for at in (1..choices.len()).rev() {
         choices.swap(at, dice.throw(at + 1));
     }
-    let mut world = World::start(layout, dice);
+    let behind_balancer = behind_balancer || variable("CHAOS_BALANCER").is_some();
+    let mut world = World::start(layout, dice, behind_balancer);
     world.await_calm();
     let began = Instant::now();
     for fault in choices.into_iter().cycle().take(faults as usize) {
@@ -187,27 +216,33 @@ fn run(name: &str, layout: Layout) {
 
 #[test]
 fn single_redis_loses_nothing_silently() {
-    run("single", Layout::single(NODES));
+    run("single", Layout::single(NODES), false);
 }
 
 #[test]
 fn sentinel_loses_nothing_silently() {
-    run("sentinel", Layout::sentinel());
+    run("sentinel", Layout::sentinel(), false);
 }
 
 #[test]
 fn redis_cluster_loses_nothing_silently() {
-    run("cluster", Layout::cluster());
+    run("cluster", Layout::cluster(), false);
 }
 
 #[test]
 fn independent_servers_lose_nothing_silently() {
-    run("independent", Layout::spread());
+    run("independent", Layout::spread(), false);
+}
+
+/// Clients know the balancer only.
+#[test]
+fn haproxy_in_front_loses_nothing_silently() {
+    run("haproxy", Layout::single(NODES), true);
 }
 
 /// Packets are dropped by the kernel here.
 #[test]
 #[ignore = "needs root and iptables: `make chaos` runs it"]
 fn namespaces_lose_nothing_silently() {
-    run("namespaces", Layout::namespaces(NODES as u8));
+    run("namespaces", Layout::namespaces(NODES as u8), false);
 }

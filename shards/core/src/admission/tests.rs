@@ -1,5 +1,7 @@
 //! Limits by example, exact rollback, and the odds stated in the module's table.
 
+#![allow(clippy::unwrap_used)]
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use proptest::prelude::*;

@@ -142,7 +142,8 @@ impl Nodes {
                 *met = None;
             }
         }
-        let is_gone = |met: &Option<Instant>| met.is_none_or(|at| at.elapsed() > self.lease_ttl / 2);
+        let is_gone =
+            |met: &Option<Instant>| met.is_none_or(|at| at.elapsed() > self.lease_ttl / 2);
         let gone: Vec<u64> = known
             .foreign
             .iter()

@@ -14,7 +14,7 @@ use gateway_core::message::ShardMessage;
 use gateway_core::route::home_shard;
 use gateway_core::settings::Settings;
 use gateway_core::time::Now;
-use glommio::{Latency, LocalExecutorBuilder, Placement, Shares};
+use glommio::{GlommioError, LocalExecutor, LocalExecutorBuilder, Placement};
 
 use crate::bridge::{ControlReceiver, ControlSender, control_queue};
 use crate::config::EngineConfig;
@@ -30,11 +30,8 @@ use crate::pump::{Pump, PumpInit};
 const EXECUTOR_RING_DEPTH: usize = 64;
 /// Memory for the executor's own I/O: reads of 8 bytes.
 const EXECUTOR_IO_BYTES: usize = 256 * 1024;
-/// The executor asks the pump to yield at least so often.
-const PUMP_LATENCY: Duration = Duration::from_millis(10);
-const PUMP_SHARES: usize = 1000;
-/// See [`keep_executor_awake`].
-const EXECUTOR_WAKE_INTERVAL: Duration = Duration::from_millis(1);
+/// Longer than any process runs without a restart of the host.
+const NEVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// A running engine. Dropping it does not end it: see [`EngineHandle::shutdown`] and [`Self::join`].
 #[derive(Debug)]
@@ -269,16 +266,12 @@ impl ShardThread {
         let placement = self.shared.config.shards[self.id.index()]
             .cpu
             .map_or(Placement::Unbound, Placement::Fixed);
-        let executor = LocalExecutorBuilder::new(placement)
-            .name(&format!("shard-{shard}"))
-            .ring_depth(EXECUTOR_RING_DEPTH)
-            .io_memory(EXECUTOR_IO_BYTES)
-            .make()
+        let executor = build_executor(placement, &format!("shard-{shard}"))
             .map_err(|error| EngineError::Executor { shard, reason: error.to_string() })?;
-        executor.run(self.run_pump())
+        executor.run(async { self.run_pump() })
     }
 
-    async fn run_pump(self) -> Result<(), EngineError> {
+    fn run_pump(self) -> Result<(), EngineError> {
         let id = self.id;
         let setup = |what| move |source| EngineError::Setup { shard: id.0, what, source };
         let ready = self.ready;
@@ -296,16 +289,7 @@ impl ShardThread {
         // Nobody listens any more when another shard failed; then the shutdown flag is set.
         let _ = ready.send(());
         drop(ready);
-        keep_executor_awake();
-        let queue = glommio::executor().create_task_queue(
-            Shares::Static(PUMP_SHARES),
-            Latency::Matters(PUMP_LATENCY),
-            "pump",
-        );
-        let ended = glommio::spawn_local_into(pump.run(), queue)
-            .map_err(|error| EngineError::Executor { shard: id.0, reason: error.to_string() })?
-            .await;
-        match ended {
+        match pump.run() {
             Ok(()) => Ok(()),
             Err(error) => abort(id, &format!("the ring failed: {error}")),
         }
@@ -321,16 +305,18 @@ pub(crate) fn abort(shard: ShardId, reason: &str) -> ! {
     std::process::abort()
 }
 
-/// When the executor's preemption timer fires before it has run any task (the thread was off its core for so long), it takes
-/// itself for idle and sleeps although the pump is ready to run, until something of its own happens. A timer of its own
-/// bounds that. While the pump sleeps in its ring the thread is blocked, so an idle shard pays nothing.
-fn keep_executor_awake() {
-    glommio::spawn_local(async {
-        loop {
-            glommio::timer::sleep(EXECUTOR_WAKE_INTERVAL).await;
-        }
-    })
-    .detach();
+/// The executor of a shard, with one task that never leaves it.
+///
+/// When the executor's preemption timer fires before any task has run in a round (the thread was off its core for so long),
+/// the executor takes itself for idle and sleeps, although a task is ready, until something of its own happens; and nothing
+/// ever does, because all our events are in our own ring. So the timer never fires.
+fn build_executor(placement: Placement, name: &str) -> Result<LocalExecutor, GlommioError<()>> {
+    LocalExecutorBuilder::new(placement)
+        .name(name)
+        .ring_depth(EXECUTOR_RING_DEPTH)
+        .io_memory(EXECUTOR_IO_BYTES)
+        .preempt_timer(NEVER)
+        .make()
 }
 
 #[cfg(test)]
@@ -341,9 +327,10 @@ mod tests {
 
     use super::*;
 
-    /// Threads that take turns on one core for longer than the preemption timer: sooner or later it fires before anything ran.
+    /// Threads that take turns on one core for longer than a preemption timer would last: sooner or later it would fire before
+    /// anything ran.
     #[test]
-    fn the_executor_goes_on_when_its_preemption_timer_fires_first() {
+    fn the_executor_never_sleeps_while_its_task_is_ready() {
         const CORE: usize = 0;
         let over = Arc::new(AtomicBool::new(false));
         let (done, is_done) = sync_channel(1);
@@ -362,23 +349,12 @@ mod tests {
             })
             .collect();
         std::thread::spawn(move || {
-            let executor = LocalExecutorBuilder::new(Placement::Fixed(CORE))
-                .ring_depth(EXECUTOR_RING_DEPTH)
-                .io_memory(EXECUTOR_IO_BYTES)
-                .make()
-                .unwrap();
+            let executor = build_executor(Placement::Fixed(CORE), "test").unwrap();
             executor.run(async {
-                keep_executor_awake();
-                let latency = Latency::Matters(Duration::from_micros(200));
-                let shares = Shares::Static(PUMP_SHARES);
-                let queue = glommio::executor().create_task_queue(shares, latency, "test");
-                let task = async {
-                    let until = Instant::now() + Duration::from_secs(3);
-                    while Instant::now() < until {
-                        glommio::executor().yield_task_queue_now().await;
-                    }
-                };
-                glommio::spawn_local_into(task, queue).unwrap().await;
+                let until = Instant::now() + Duration::from_secs(3);
+                while Instant::now() < until {
+                    glommio::executor().yield_task_queue_now().await;
+                }
             });
             done.send(()).unwrap();
         });

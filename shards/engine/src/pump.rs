@@ -180,8 +180,8 @@ impl Pump {
         &self.mailboxes[self.id.index()]
     }
 
-    /// Turns until the order to end is carried out.
-    pub(crate) async fn run(mut self) -> io::Result<()> {
+    /// Turns until the order to end is carried out. It is the only task of its executor and never leaves it.
+    pub(crate) fn run(mut self) -> io::Result<()> {
         let mut parked = false;
         let mut woke = false;
         loop {
@@ -195,7 +195,6 @@ impl Pump {
                     // Woken for a single turn's work, a shard is likely to sleep again at once; under load it stays
                     // awake and spares others the wake-up calls.
                     self.set_parked(&mut parked, std::mem::take(&mut woke));
-                    glommio::yield_if_needed().await;
                 }
                 // Only a turn that began parked, so that every sender since has to ring, may be followed by sleep.
                 Turn::Idle if !parked => self.set_parked(&mut parked, true),

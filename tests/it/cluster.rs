@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::balancer::free_port;
 use crate::gateway::{Gateway, Setup};
 use crate::http::Answer;
 use crate::redis::Redis;
 use crate::socket::Socket;
 use crate::support::{eventually, within};
+use crate::tls::Authority;
 
 /// A dead node is gone after 8 seconds with the default lease; the rest is for a busy machine.
 const GONE_MAX: Duration = Duration::from_secs(20);
@@ -285,4 +287,49 @@ fn a_password_and_a_redis_cluster_work() {
     let c = node(&format!("redis-cluster://{}", clustered.address()), "c").start();
     await_names(&c, &["c"]);
     await_status(&c, "healthy");
+}
+
+/// The rights that docs/redis.md asks for, over TLS.
+#[test]
+fn tls_and_a_user_with_few_rights_are_enough() {
+    let authority = Authority::new();
+    let port = free_port().to_string();
+    let file = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
+    let (certificate, key) = (file(authority.certificate()), file(authority.key()));
+    let ca = file(authority.ca_file());
+    let redis = Redis::start(&[
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        &certificate,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &ca,
+        "--tls-auth-clients",
+        "no",
+    ]);
+    let rights = "+@read +@write +@pubsub +@scripting +ping +info +time";
+    let user = format!("ACL SETUSER gateway on >secret ~archmesh:* &archmesh:* {rights}");
+    assert_eq!(redis.ask(&user), "+OK");
+    let url = format!("rediss://gateway:secret@127.0.0.1:{port}");
+    let a = node(&url, "a").variable("SSL_CERT_FILE", &ca).start();
+    await_names(&a, &["a"]);
+    await_status(&a, "healthy");
+    let mut socket = Socket::connect(&a, "ada");
+    socket.subscribe("chat:room");
+    let published = within(HANG_FOUND_MAX, "a publish is acknowledged", || {
+        let reply = socket.call("publish", json!({"channel": "chat:room", "data": {"n": 1}}));
+        (reply["type"] == "published").then_some(reply)
+    });
+    assert_eq!(published["data"]["offset"], 1, "{published}");
+    assert_eq!(socket.take("message")["data"]["n"], 1);
+    assert_eq!(a.result("history", &json!({"channel": "chat:room", "limit": 10}))["offset"], 1);
+    // Who signed it matters.
+    let b = node(&url, "b").start();
+    eventually("it has tried", || {
+        let detailed = b.operators().get("/health/detailed").unwrap().json();
+        detailed["components"]["redis"]["last_error"].as_str().map(str::to_owned)
+    });
+    await_status(&b, "degraded");
 }

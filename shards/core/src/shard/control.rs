@@ -62,8 +62,10 @@ impl Shard {
         })
     }
 
+    /// Connections that can still be affected: one that is being closed is as good as gone.
     fn targets(&self, target: &Target) -> Vec<ConnectionId> {
         self.sessions()
+            .filter(|session| !matches!(session.phase, Phase::Closing { .. }))
             .filter(|session| match target {
                 Target::User(user) => session.user == *user,
                 Target::Session(public_id) => *session.public_id.text() == **public_id,

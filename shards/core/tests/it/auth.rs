@@ -162,6 +162,7 @@ fn operators_disconnect_subscribe_and_look() {
     assert_eq!(affected(node.ask_all(op)), 2);
     let op = || ShardOp::Disconnect { target: user.clone(), reason: Disconnect::ForceNoReconnect };
     assert_eq!(affected(node.ask_all(op)), 2);
+    assert_eq!(affected(node.ask_all(op)), 0, "those that are being closed do not count again");
     for client in [a0, a1] {
         let last = node.take_all(client).pop().unwrap();
         assert_eq!(last["type"], "disconnect");

@@ -34,6 +34,7 @@ fn pair(redis: &Redis) -> (Gateway, Gateway) {
     let b = node(&redis.url(), "b").start();
     for gateway in [&a, &b] {
         gateway.await_metric("archmesh_broker_probe_seconds", &[], |seconds| seconds > 0.0);
+        gateway.await_metric("archmesh_cluster_nodes", &[("state", "up")], |nodes| nodes == 2.0);
     }
     (a, b)
 }
@@ -336,9 +337,6 @@ fn without_redis_what_is_not_kept_reaches_the_subscribers_of_this_node() {
 fn users_are_reached_on_every_node_and_revocations_outlive_a_cut() {
     let redis = Redis::start(&[]);
     let (a, b) = pair(&redis);
-    eventually("b is listed", || {
-        (a.metric("archmesh_cluster_nodes", &[("state", "up")]) == 2.0).then_some(())
-    });
     let (mut on_a, mut on_b) = (Socket::connect(&a, "ada"), Socket::connect(&b, "ada"));
     let subscribed = a.result("subscribe", &json!({"user": "ada", "channel": ROOM}));
     assert_eq!(subscribed["affected"], 2);
@@ -408,6 +406,11 @@ fn channels_are_spread_over_independent_servers() {
             .set("redis.breaker_open", "200ms")
             .start()
     });
+    for gateway in [&a, &b] {
+        // Once for the server where they meet and for each that keeps channels.
+        gateway.await_metric("archmesh_redis_up", &[], |up| up == 3.0);
+        gateway.await_metric("archmesh_broker_probe_seconds", &[], |seconds| seconds > 0.0);
+    }
     let (mut on_a, mut on_b) = (Socket::connect(&a, "ada"), Socket::connect(&b, "bob"));
     let channels: Vec<String> = (0..8).map(|n| format!("session:{n}")).collect();
     for channel in &channels {
@@ -450,9 +453,6 @@ fn channels_are_spread_over_independent_servers() {
 fn an_order_that_not_every_node_heard_is_no_success() {
     let redis = Redis::start(&[]);
     let (a, b) = pair(&redis);
-    eventually("b is listed", || {
-        (a.metric("archmesh_cluster_nodes", &[("state", "up")]) == 2.0).then_some(())
-    });
     let mut on_a = Socket::connect(&a, "ada");
     redis.signal("STOP");
     let answer = a.api("disconnect", &json!({"user": "ada"}));

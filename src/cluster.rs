@@ -22,11 +22,11 @@ use arc_swap::ArcSwap;
 use fred::interfaces::LuaInterface;
 use futures_util::future::join_all;
 use gateway_core::message::ShardOp;
-use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
 use crate::config::Config;
 use crate::config::sections::{RedisSection, Strategy};
+use crate::digest;
 use crate::health::LifePhase;
 use crate::load::Load;
 use crate::plane::Plane;
@@ -404,9 +404,7 @@ fn digest_of(servers: &[Arc<Redis>]) -> String {
     if names.is_empty() {
         return String::new();
     }
-    let digest = Sha256::digest(names.join(" "));
-    let first = digest.first_chunk().copied().unwrap_or_default();
-    format!("{:016x}", u64::from_be_bytes(first))
+    format!("{:016x}", digest::number(&names.join(" ")))
 }
 
 fn held_word(held: bool) -> &'static str {

@@ -11,6 +11,7 @@ mod broker;
 pub mod cli;
 mod cluster;
 pub mod config;
+mod digest;
 mod drain;
 mod health;
 mod http;

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use fred::interfaces::{ClientLike, LuaInterface};
 use fred::types::{InfoKind, Value};
-use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 
+use crate::digest;
 use crate::redis::{Redis, RedisError};
 
 const STREAM: &str = include_str!("lua/stream.lua");
@@ -199,9 +199,7 @@ fn run_id(info: &str) -> String {
 }
 
 fn digest(ids: &str) -> String {
-    let digest = Sha256::digest(ids);
-    let first = digest.first_chunk().copied().unwrap_or_default();
-    format!("{:016x}", u64::from_be_bytes(first))
+    format!("{:016x}", digest::number(ids))
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@
 //! less moves only the channels that it gets or had.
 
 use fred::util::redis_keyslot;
-use sha2::{Digest, Sha256};
+
+use crate::digest;
 
 /// Hash slots.
 const SLOTS: u16 = 16_384;
@@ -20,7 +21,7 @@ pub(super) struct Spread {
 impl Spread {
     /// Over servers with these names.
     pub(super) fn new<'a>(names: impl Iterator<Item = &'a str>) -> Self {
-        let seeds: Vec<u64> = names.map(seed).collect();
+        let seeds: Vec<u64> = names.map(digest::number).collect();
         if seeds.len() < 2 {
             return Self { table: Vec::new() };
         }
@@ -36,11 +37,6 @@ impl Spread {
         let slot = || usize::from(redis_keyslot(channel.as_bytes()));
         if self.table.is_empty() { 0 } else { self.table[slot()] }
     }
-}
-
-fn seed(name: &str) -> u64 {
-    let digest = Sha256::digest(name);
-    u64::from_be_bytes(digest.first_chunk().copied().unwrap_or_default())
 }
 
 /// Spreads the bits of a number over all its places (the finalizer of SplitMix64).

@@ -57,7 +57,7 @@ mark() {
 
 # need_toolchain: the Rust toolchain must be there; a C compiler for the bundled C parts is installed when missing.
 need_toolchain() {
-    have cargo || die "cargo is not installed; install the Rust toolchain (1.88 or newer) first"
+    have cargo || die "cargo is not installed; install the Rust toolchain (1.94 or newer) first"
     local missing=()
     have cc || missing+=(gcc libc6-dev)
     have make || missing+=(make)

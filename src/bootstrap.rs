@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use gateway_core::admission::Admission;
+use gateway_core::settings::Settings;
 use gateway_engine::{
     ControlReceiver, Engine, EngineError, EngineHandle, ProbeError, ShardPlacement,
 };
@@ -35,11 +36,13 @@ use crate::http::{HttpLimits, HttpServer, serve_listener};
 use crate::keys::KeyLoadError;
 use crate::logging::{LogSampler, Logging, LoggingError};
 use crate::metrics::ControlMetrics;
+use crate::notify::{DefaultPreferencesError, Notifications};
 use crate::plane::{Plane, SharedPlane, TlsExpiry};
 use crate::reload::Controller;
 use crate::routes::{self, RouteOptions};
 use crate::sampler::Sampler;
 use crate::signals::{Signals, Wish};
+use crate::store::{Store, StoreStartError};
 use crate::tls::{LoadedTls, TlsError};
 use crate::{agent, drain, reload, sampler, supervise};
 use engine_config::Seeds;
@@ -72,6 +75,10 @@ enum NodeError {
     Cluster(#[from] crate::cluster::ClusterError),
     #[error(transparent)]
     Redis(#[from] crate::redis::RedisUrlError),
+    #[error(transparent)]
+    Store(#[from] StoreStartError),
+    #[error(transparent)]
+    DefaultPreferences(#[from] DefaultPreferencesError),
     #[error("the system gives no random numbers")]
     Random,
     #[error(
@@ -137,8 +144,8 @@ struct Node {
     admission: Arc<Admission>,
     controller: Controller,
     tasks: JoinSet<()>,
-    /// Renew the lease and watch Redis; they end before the node says goodbye there.
-    cluster_tasks: JoinSet<()>,
+    /// Work with Redis and the database; they end before the node says goodbye there.
+    service_tasks: JoinSet<()>,
     unknown_kids: tokio::sync::watch::Receiver<u64>,
 }
 
@@ -158,13 +165,14 @@ impl Node {
         // Bound before the engine starts, so that a taken port leaves nothing to stop.
         let internal = bind("internal", config.listen.internal).await?;
         let agent = bind("agent", config.listen.agent).await?;
+        let notifications = notifications(config).await?;
         let tls_config = tls.as_ref().map(|tls| Arc::clone(&tls.config));
         let engine_config =
             engine_config::engine_config(config, placements, tls_config, started, seeds);
         let (engine, receiver) =
             Engine::start(engine_config, Arc::clone(&settings), Arc::clone(&admission))?;
         let handle = engine.handle();
-        let plane = plane(config, (&handle, &admission), settings, tls.as_ref())?;
+        let plane = plane(config, (&handle, &admission), (settings, notifications), tls.as_ref())?;
         let routers = routes::build(&plane, route_options(config));
         let (unknown_kid, unknown_kids) = tokio::sync::watch::channel(0);
         let mut tasks = JoinSet::new();
@@ -178,14 +186,17 @@ impl Node {
         tasks.spawn(sampler::run(Arc::clone(&plane), config.health.interval));
         tasks.spawn(sampler::watch_unknown_kids(Arc::clone(&plane), unknown_kid));
         tasks.spawn(supervise::run(Arc::clone(&plane), config.engine.watchdog_timeout));
-        let mut cluster_tasks = JoinSet::new();
+        let mut service_tasks = JoinSet::new();
         if let Some(cluster) = &plane.cluster {
-            cluster_tasks.spawn(Arc::clone(cluster).watch_redis());
-            cluster_tasks.spawn(Arc::clone(cluster).run(Arc::clone(&plane)));
-            cluster_tasks.spawn(Arc::clone(cluster).watch_nodes(Arc::clone(&plane)));
+            service_tasks.spawn(Arc::clone(cluster).watch_redis());
+            service_tasks.spawn(Arc::clone(cluster).run(Arc::clone(&plane)));
+            service_tasks.spawn(Arc::clone(cluster).watch_nodes(Arc::clone(&plane)));
         }
         if let Some(broker) = &plane.broker {
-            broker.spawn(&plane, &mut cluster_tasks);
+            broker.spawn(&plane, &mut service_tasks);
+        }
+        if let Some(notifications) = &plane.notifications {
+            notifications.spawn(&plane, &mut service_tasks);
         }
         let engine_end = watch_engine(engine);
         announce(config, &handle, plane.bridge.shards().now().unix);
@@ -201,7 +212,7 @@ impl Node {
             admission,
             controller,
             tasks,
-            cluster_tasks,
+            service_tasks,
             unknown_kids,
         })
     }
@@ -216,7 +227,7 @@ impl Node {
                 () = self.controller.keys_rotated() => self.controller.apply_rotated_keys().await,
                 Ok(()) = self.unknown_kids.changed() => self.controller.note_unknown_kid(),
                 Some(task) = self.tasks.join_next() => report_ended_task(task)?,
-                Some(task) = self.cluster_tasks.join_next() => report_ended_task(task)?,
+                Some(task) = self.service_tasks.join_next() => report_ended_task(task)?,
                 end = &mut self.engine_end => return Err(engine_error(end)),
             }
         }
@@ -233,12 +244,15 @@ impl Node {
     async fn stop(&mut self) {
         let section = self.controller.loaded.config.drain.clone();
         drain::run(&self.plane, &self.engine, &self.admission, &section).await;
-        self.cluster_tasks.shutdown().await;
+        self.service_tasks.shutdown().await;
         if let Some(broker) = &self.plane.broker {
             broker.leave().await;
         }
         if let Some(cluster) = &self.plane.cluster {
             cluster.leave().await;
+        }
+        if let Some(notifications) = &self.plane.notifications {
+            notifications.store().close().await;
         }
         self.engine.shutdown();
         match tokio::time::timeout(SHUTDOWN_TIMEOUT, &mut self.engine_end).await {
@@ -254,7 +268,7 @@ impl Node {
 fn plane(
     config: &Config,
     (handle, admission): (&EngineHandle, &Arc<Admission>),
-    settings: Arc<gateway_core::settings::Settings>,
+    (settings, notifications): (Arc<Settings>, Option<Arc<Notifications>>),
     tls: Option<&LoadedTls>,
 ) -> Result<SharedPlane, NodeError> {
     let workers = Arc::new(Semaphore::new(config.control.workers as usize));
@@ -289,6 +303,7 @@ fn plane(
         metrics: ControlMetrics::new()?,
         cluster,
         broker,
+        notifications,
         redis_required: config.redis.required,
         sampler: Sampler::default(),
         http,
@@ -297,6 +312,30 @@ fn plane(
         keys_rotate: AtomicBool::new(false),
         refused_keys: LogSampler::new(config.log.sample_per_second),
     }))
+}
+
+/// Opens the store, with its schema up to date, when something needs it.
+async fn notifications(config: &Config) -> Result<Option<Arc<Notifications>>, NodeError> {
+    if !config.notifications.enabled {
+        return Ok(None);
+    }
+    let store = Arc::new(Store::open(&config.database)?);
+    if config.database.migrate {
+        store.migrate().await?;
+    } else {
+        store.check_schema().await?;
+    }
+    tracing::info!(category = "database", event = "store_opened", database = store.name());
+    if config.database.url.is_none() && config.redis.url.is_some() {
+        tracing::warn!(
+            category = "database",
+            event = "store_not_shared",
+            mend =
+                "set DB_HOST (database.url): every node of a cluster has an SQLite file of its own"
+        );
+    }
+    let notifications = Notifications::new(store, &config.database, &config.notifications)?;
+    Ok(Some(Arc::new(notifications)))
 }
 
 fn route_options(config: &Config) -> RouteOptions {
@@ -334,7 +373,7 @@ fn spawn_receiver(
     let plane = Arc::clone(plane);
     tasks.spawn(async move {
         let serve = |connection| plane.http.serve_handed_over(router.clone(), connection);
-        let served = bridge::run_receiver(receiver, &plane.bridge, plane.broker.as_deref(), serve);
+        let served = bridge::run_receiver(receiver, &plane, serve);
         if let Err(error) = served.await {
             tracing::error!(category = "error", event = "control_queue_failed", %error);
         }

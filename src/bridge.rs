@@ -271,8 +271,8 @@ impl Bridge {
                     _ => false,
                 }
             }
-            ControlMessage::Broker(_) | ControlMessage::BusyUser(_) => {
-                unreachable!("the receiver gives it to the broker")
+            ControlMessage::Broker(_) | ControlMessage::BusyUser(_) | ControlMessage::Call(_) => {
+                unreachable!("the receiver gives it to the broker, or to the notifications")
             }
         };
         self.count_late(in_time);

@@ -12,9 +12,9 @@ pub mod layers;
 pub mod load;
 pub mod print;
 pub mod provenance;
-pub mod redis_variables;
 pub mod secret;
 pub mod sections;
+pub mod service_variables;
 pub mod settings;
 pub mod tiers;
 pub mod toml_source;
@@ -28,10 +28,10 @@ pub use provenance::{ConfigError, ConfigErrors};
 pub use secret::Secret;
 use sections::{
     ApiSection, AuthSection, CacheSection, ChannelsSection, ClusterSection, ControlSection,
-    DiagnosticsSection, DrainSection, EngineSection, Environment, HealthSection, HeartbeatSection,
-    HttpSection, LargeDataSection, LimitsSection, ListenSection, LogSection, MetricsSection,
-    NamespaceSection, NodeSection, OutboxSection, RateLimitsSection, RedisSection, TlsSection,
-    WebSocketSection,
+    DatabaseSection, DiagnosticsSection, DrainSection, EngineSection, Environment, HealthSection,
+    HeartbeatSection, HttpSection, LargeDataSection, LimitsSection, ListenSection, LogSection,
+    MetricsSection, NamespaceSection, NodeSection, NotificationsSection, OutboxSection,
+    RateLimitsSection, RedisSection, TlsSection, WebSocketSection,
 };
 
 /// A checked configuration.
@@ -69,6 +69,10 @@ pub struct Config {
     pub cache: CacheSection,
     /// Where the nodes of a cluster meet.
     pub redis: RedisSection,
+    /// The durable store.
+    pub database: DatabaseSection,
+    /// Notifications.
+    pub notifications: NotificationsSection,
     /// This node's part in a cluster.
     pub cluster: ClusterSection,
     /// Shards.

@@ -91,7 +91,11 @@ impl Plane {
     fn status(&self) -> &'static str {
         match self.health.phase() {
             _ if self.health.any_stalled(self.bridge.shards()) => "unhealthy",
-            LifePhase::Ready if self.is_without_redis() || self.is_divided() => "degraded",
+            LifePhase::Ready
+                if self.is_without_redis() || self.is_divided() || self.is_without_store() =>
+            {
+                "degraded"
+            }
             LifePhase::Ready => "healthy",
             phase => phase.as_str(),
         }
@@ -107,6 +111,11 @@ impl Plane {
     fn is_without_redis(&self) -> bool {
         let is_down = |cluster: &Arc<Cluster>| cluster.all_servers().any(|server| !server.is_up());
         self.cluster.as_ref().is_some_and(is_down)
+    }
+
+    /// Whether there is a database that does not answer.
+    fn is_without_store(&self) -> bool {
+        self.notifications.as_ref().is_some_and(|notifications| !notifications.store().is_up())
     }
 
     fn is_divided(&self) -> bool {
@@ -194,6 +203,7 @@ pub(crate) async fn detailed(State(plane): State<SharedPlane>) -> Response<Body>
             "broker": {"status": "healthy", "kind": "memory", "history_bytes": history_bytes},
             "redis": redis(&plane),
             "cluster": cluster(&plane),
+            "database": database(&plane),
             "tls": tls(&plane),
             "keys": keys(&plane),
             "control": {
@@ -248,6 +258,21 @@ fn cluster(plane: &Plane) -> Value {
         "lease": if held { "held" } else { "not_held" },
         "nodes": cluster.view().nodes.len(),
         "stale": cluster.is_stale(),
+    })
+}
+
+fn database(plane: &Plane) -> Value {
+    let Some(notifications) = &plane.notifications else {
+        return json!({"status": "not_configured"});
+    };
+    let store = notifications.store();
+    json!({
+        "database": store.name(),
+        "kind": store.dialect().as_str(),
+        "status": if store.is_up() { "healthy" } else { "unavailable" },
+        "breaker": store.breaker_state().as_str(),
+        "last_error": store.last_error(),
+        "writes_waiting": notifications.writer().waiting(),
     })
 }
 

@@ -9,6 +9,7 @@ mod control;
 mod families;
 mod process;
 mod shards;
+mod store_metrics;
 
 use axum::body::Body;
 use axum::extract::State;

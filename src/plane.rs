@@ -17,6 +17,7 @@ use crate::http::HttpServer;
 use crate::keys::KeyStore;
 use crate::logging::LogSampler;
 use crate::metrics::ControlMetrics;
+use crate::notify::Notifications;
 use crate::sampler::Sampler;
 
 /// Shared state of the control plane. Parts that a reload replaces are swapped whole.
@@ -38,6 +39,8 @@ pub(crate) struct Plane {
     pub cluster: Option<Arc<Cluster>>,
     /// What carries channels to them, when there is one.
     pub broker: Option<Arc<Broker>>,
+    /// Notifications, when this node has them.
+    pub notifications: Option<Arc<Notifications>>,
     /// Whether a node without Redis is not ready.
     pub redis_required: bool,
     /// Rates between two samples.
@@ -143,6 +146,7 @@ pub(crate) mod testing {
             metrics: ControlMetrics::new().unwrap(),
             cluster: None,
             broker: None,
+            notifications: None,
             redis_required: false,
             sampler: Sampler::default(),
             http: HttpServer::new(HTTP_LIMITS),

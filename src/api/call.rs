@@ -18,15 +18,20 @@ use utoipa::{OpenApi, ToSchema};
 use super::error::{ErrorBody, ErrorEnvelope};
 use super::requests::{
     BatchRequest, BroadcastRequest, ChannelRequest, ChannelsRequest, ConnectionRequest,
-    ConnectionsRequest, DisconnectRequest, HistoryRequest, InfoRequest, LargeDataRequest,
-    PublishRequest, RevokeRequest, SubscriptionRequest, UserStatusRequest,
+    ConnectionsRequest, DisconnectRequest, HistoryRequest, InboxRequest, InfoRequest,
+    LargeDataRequest, MarkRequest, NotificationsRequest, PreferencesRequest, PublishRequest,
+    RevokeRequest, SubscriptionRequest, UserStatusRequest,
 };
 use super::results::{
     AffectedResult, BatchResult, BroadcastResult, ChannelsResult, ConnectionResult,
     ConnectionsResult, HistoryResult, InfoResult, LargeDataResult, PositionResult, PresenceResult,
     PresenceStatsResult, Reply, UserStatusResult,
 };
-use super::{ApiError, batch, connections, large_data, publish, reads, users};
+use super::results::{
+    InboxResult, MarkedResult, NotificationResult, NotificationsResult, PreferencesResult,
+};
+use super::{ApiError, batch, connections, large_data, notifications, publish, reads, users};
+use crate::notify::NotificationRequest;
 use crate::plane::SharedPlane;
 
 /// A request body, read within its bounds and strictly typed.
@@ -176,6 +181,18 @@ methods! {
         connections::connections;
     /// One connection in detail.
     Connection inspect("/api/connection", ConnectionRequest) -> ConnectionResult = connections::connection;
+    /// Sends a notification.
+    Notify notify("/api/v1/notifications", NotificationRequest) -> NotificationResult = notifications::send;
+    /// Sends several notifications, each with its own outcome.
+    NotifyMany notify_many("/api/v1/notifications/batch", NotificationsRequest) -> NotificationsResult =
+        notifications::send_many;
+    /// A page of a user's inbox.
+    Inbox inbox("/api/v1/notifications/list", InboxRequest) -> InboxResult = notifications::list;
+    /// Marks items of a user's inbox as seen, read, received or archived.
+    MarkInbox mark_inbox("/api/v1/notifications/mark", MarkRequest) -> MarkedResult = notifications::mark;
+    /// A user's preferences, after changing them when a patch is given.
+    Preferences preferences("/api/v1/notifications/preferences", PreferencesRequest) -> PreferencesResult =
+        notifications::preferences;
     /// The node and its size.
     Info info("/api/info", InfoRequest) -> InfoResult = connections::info;
 }

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::{connections, reads, users};
+use super::{connections, notifications, reads, users};
 use crate::broker::orders::{self, Order};
 use crate::plane::SharedPlane;
 
@@ -43,6 +43,8 @@ pub(crate) enum Question {
         /// User ids.
         users: Vec<String>,
     },
+    /// Which users are online there.
+    Users,
 }
 
 /// This node's answer, and whether something is missing in it; `None` when it has none.
@@ -73,6 +75,10 @@ pub(crate) async fn answer(
         }
         Question::UserStatus { users } => {
             (to_raw_value(&users::own_statuses(plane, users).await.ok()?), false)
+        }
+        Question::Users => {
+            let (users, partial) = notifications::own_users(plane).await.ok()?;
+            (to_raw_value(&users), partial)
         }
     };
     Some((answer.0.ok()?, answer.1))

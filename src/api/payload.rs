@@ -60,7 +60,7 @@ fn decoded_json(encoded: &str) -> Result<Bytes, ApiError> {
 }
 
 /// Checks a channel name against its bounds and the configured namespaces.
-pub(super) fn check_channel(channel: &str, settings: &Settings) -> Result<(), ApiError> {
+pub(crate) fn check_channel(channel: &str, settings: &Settings) -> Result<(), ApiError> {
     let max = settings.limits.channel_name_bytes_max;
     if !proto::is_channel_name(channel, max) {
         return Err(ApiError::bad_request(format!(

@@ -272,3 +272,84 @@ pub(crate) struct InfoResult {
     /// Whether a node did not answer, or one of its shards.
     pub partial: bool,
 }
+
+/// A notification was taken.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct NotificationResult {
+    /// Its id, or that of the first one with the same idempotency key.
+    pub notification_id: String,
+    /// Whether nothing was done, because it had been done before with the same idempotency key.
+    pub duplicate: bool,
+    /// Users who have it in their inbox now.
+    pub delivered: usize,
+    /// Users who get it later: by `deliver_at`, quiet hours or a digest.
+    pub held: usize,
+    /// Users whose preferences do not want it.
+    pub opted_out: usize,
+    /// With `audience`: whether a node did not say in time who is online there.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
+}
+
+/// Outcome of one of several notifications.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum NotificationReply {
+    /// It was taken.
+    Result(NotificationResult),
+    /// It was not.
+    Error(ErrorBody),
+}
+
+/// Outcomes in the order of the notifications.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct NotificationsResult {
+    /// One per notification.
+    pub responses: Vec<NotificationReply>,
+}
+
+/// How an inbox stands.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct CountersResult {
+    /// Items that are neither read nor archived.
+    pub unread: i64,
+    /// Items that no device has shown yet.
+    pub unseen: i64,
+    /// Grows with every change of the inbox.
+    pub revision: i64,
+}
+
+/// A page of an inbox, newest first.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct InboxResult {
+    /// Items as in the WebSocket protocol.
+    #[schema(value_type = Vec<Object>)]
+    pub items: Vec<Box<RawValue>>,
+    /// Give it as `before` for the next page; absent at the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<i64>,
+    /// How the inbox stands.
+    #[serde(flatten)]
+    pub counters: CountersResult,
+}
+
+/// Items were marked.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct MarkedResult {
+    /// Items that had not been so before.
+    pub changed: usize,
+    /// How the inbox stands.
+    #[serde(flatten)]
+    pub counters: CountersResult,
+}
+
+/// A user's preferences.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct PreferencesResult {
+    /// The user's own.
+    #[schema(value_type = Object)]
+    pub preferences: serde_json::Value,
+    /// What holds where the user's own say nothing.
+    #[schema(value_type = Object)]
+    pub defaults: serde_json::Value,
+}

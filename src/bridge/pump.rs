@@ -10,8 +10,8 @@ use gateway_engine::{ControlEvent, ControlReceiver, HttpConnection};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::Bridge;
-use crate::broker::Broker;
+use crate::notify;
+use crate::plane::SharedPlane;
 
 /// Events taken in one go before other tasks get their turn.
 const BATCH: usize = 256;
@@ -19,8 +19,7 @@ const BATCH: usize = 256;
 /// Hands events on until the future is dropped or the descriptor cannot be watched.
 pub(crate) async fn run(
     receiver: ControlReceiver,
-    bridge: &Bridge,
-    broker: Option<&Broker>,
+    plane: &SharedPlane,
     mut serve: impl FnMut(HttpConnection),
 ) -> io::Result<()> {
     #[allow(
@@ -28,6 +27,7 @@ pub(crate) async fn run(
         reason = "the successor is unsafe; owning the receiver keeps its descriptor open as long as needed"
     )]
     let mut receiver = AsyncFd::with_interest(receiver, Interest::READABLE)?;
+    let broker = plane.broker.as_deref();
     loop {
         // Cleared before draining, so that a wake-up that comes meanwhile is not cleared away; a drain that stops at
         // its batch makes the descriptor readable again.
@@ -45,9 +45,15 @@ pub(crate) async fn run(
                         broker.note_busy(user);
                     }
                 }
-                ControlEvent::Core(message) => bridge.handle_message(message),
+                ControlEvent::Core(ControlMessage::Call(call)) => {
+                    // Only shards of a node with notifications ask.
+                    if let Some(notifications) = &plane.notifications {
+                        notify::calls::handle(notifications, plane, *call);
+                    }
+                }
+                ControlEvent::Core(message) => plane.bridge.handle_message(message),
                 ControlEvent::Snapshot { correlation, shard, snapshot } => {
-                    bridge.handle_snapshot(correlation, shard, snapshot);
+                    plane.bridge.handle_snapshot(correlation, shard, snapshot);
                 }
                 ControlEvent::Http(connection) => serve(connection),
             }

@@ -52,9 +52,10 @@ fn variables(text: &mut String) {
     }
     text.push_str("| `HOST`, `PORT` | `listen.public`: one address; what is not given is taken from the layers below |\n");
     text.push_str("| `REDIS_URL`, or `REDIS_HOST` with `REDIS_PORT`, `REDIS_USERNAME`, `REDIS_PASSWORD`, `REDIS_DB` | `redis.url` |\n");
+    text.push_str("| `DB_URL`, or `DB_HOST` with `DB_PORT`, `DB_NAME`, `DB_USER`, `DB_PASSWORD`, `DB_SSLMODE` | `database.url` |\n");
     text.push_str("| `ARCHMESH_CONFIG` | files, separated by `:` |\n");
     text.push_str(
-        "\n`DB_*` and other `REDIS_*` are refused: this release has no database, and ignoring a misspelt name would hide it.\n\
+        "\nOther `REDIS_*` and `DB_*` are refused: ignoring a misspelt name would hide it.\n\
          What Kubernetes injects for services of those names (`REDIS_SERVICE_HOST`, `REDIS_PORT=tcp://...`) is ignored.\n",
     );
 }

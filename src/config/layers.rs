@@ -9,9 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::config::provenance::{ConfigError, Origin};
-use crate::config::redis_variables;
-use crate::config::secret::REDACTED;
 use crate::config::sections::FAMILIES;
+use crate::config::service_variables;
 use crate::config::toml_source;
 use crate::config::value::Raw;
 
@@ -128,8 +127,7 @@ pub fn collect(sources: &Sources) -> (Vec<Entry>, Vec<ConfigError>) {
     }
     flat_variables(&sources.variables, &mut entries);
     address_variables(&sources.variables, &mut entries, &mut errors);
-    redis_variables::read(&sources.variables, &mut entries, &mut errors);
-    absent_services(&sources.variables, &mut errors);
+    service_variables::read(&sources.variables, &mut entries, &mut errors);
     let mut named: Vec<_> =
         sources.variables.iter().filter(|(name, _)| name.starts_with(PREFIX)).collect();
     named.sort();
@@ -213,27 +211,6 @@ fn address_variables(
 pub const LOWER_HOST: &str = "{host}";
 /// Stands for the port that the layers below `HOST` give.
 pub const LOWER_PORT: &str = "{port}";
-
-/// Variables of a service that this release does not have are refused: ignoring them would make an operator believe in a
-/// database that is not there. What Kubernetes injects for a service named `db` is no wish.
-fn absent_services(variables: &[(String, String)], errors: &mut Vec<ConfigError>) {
-    let mut names: Vec<&str> = variables
-        .iter()
-        .filter(|(name, value)| name.starts_with("DB_") && !value.is_empty())
-        .filter(|(name, value)| !is_service_link(name, value))
-        .map(|(name, _)| name.as_str())
-        .collect();
-    names.sort_unstable();
-    let problem = "asks for a database, which is not in this release: everything is kept in memory";
-    for name in names {
-        errors.push(
-            ConfigError::new(name, problem)
-                .value(REDACTED.to_owned())
-                .at(Origin::Variable(name.to_owned()))
-                .mend(format!("unset {name}")),
-        );
-    }
-}
 
 /// `REDIS_SERVICE_HOST=...`, `REDIS_PORT=tcp://...`, `REDIS_PORT_6379_TCP=...`.
 pub(super) fn is_service_link(name: &str, value: &str) -> bool {

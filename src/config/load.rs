@@ -302,6 +302,8 @@ fn from_values(values: Values) -> Config {
         namespaces,
         cache: sections::CacheSection::read(&values, "cache"),
         redis: sections::RedisSection::read(&values, "redis"),
+        database: sections::DatabaseSection::read(&values, "database"),
+        notifications: sections::NotificationsSection::read(&values, "notifications"),
         cluster: sections::ClusterSection::read(&values, "cluster"),
         engine: sections::EngineSection::read(&values, "engine"),
         control: sections::ControlSection::read(&values, "control"),

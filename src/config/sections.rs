@@ -4,6 +4,7 @@
 
 mod choices;
 mod cluster;
+mod database;
 mod messages;
 mod security;
 mod service;
@@ -11,6 +12,7 @@ mod transport;
 
 pub use choices::{Algorithm, Balance, Environment, HashBy, LogFormat, Size, Strategy, TlsVersion};
 pub use cluster::{ClusterSection, RedisSection};
+pub use database::{DatabaseSection, NotificationsSection};
 pub use messages::{
     CacheSection, ChannelsSection, HeartbeatSection, LargeDataSection, LimitsSection,
     NamespaceSection, OutboxSection, RateLimitsSection, WebSocketSection,
@@ -44,6 +46,8 @@ pub const ALL: &[&Section] = &[
     &CacheSection::SECTION,
     &RedisSection::SECTION,
     &ClusterSection::SECTION,
+    &DatabaseSection::SECTION,
+    &NotificationsSection::SECTION,
     &EngineSection::SECTION,
     &ControlSection::SECTION,
     &HealthSection::SECTION,

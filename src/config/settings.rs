@@ -37,6 +37,7 @@ impl Config {
                 .url
                 .as_ref()
                 .map(|_| BrokerSettings { detach_delay: self.redis.detach_delay }),
+            notifications: self.notifications.enabled,
             heartbeat: HeartbeatSettings {
                 ping_interval: self.heartbeat.ping_interval,
                 pong_timeout: self.heartbeat.pong_timeout,

@@ -224,12 +224,12 @@ fn secrets_are_shown_nowhere() {
 }
 
 #[test]
-fn a_database_is_refused_not_ignored() {
+fn misspelt_services_are_refused_not_ignored() {
     check_errors(
-        Config::load(&sources(&[("REDIS_HOTS", "r"), ("DB_HOST", "d"), ("DB_NAME", "")])),
+        Config::load(&sources(&[("REDIS_HOTS", "r"), ("DB_HOTS", "d"), ("DB_NAME", "")])),
         &[
             &["REDIS_HOTS", "is not a variable", "unset REDIS_HOTS"],
-            &["DB_HOST", "database, which is not in this release", "unset DB_HOST"],
+            &["DB_HOTS", "is not a variable", "unset DB_HOTS"],
         ],
     );
     config(&sources(&[

@@ -39,6 +39,8 @@ pub const SIZES: &[BySize] = &[
     by_size("large_data.shard_bytes_max", ["128MiB", "256MiB", "512MiB", "1GiB"]),
     by_size("channels.per_shard_max", ["10000", "100000", "500000", "1000000"]),
     by_size("cache.memory_max_mb", ["128", "512", "1024", "2048"]),
+    by_size("database.connections_max", ["4", "8", "16", "32"]),
+    by_size("database.writes_waiting_max", ["1000", "10000", "50000", "100000"]),
     by_size("engine.mailbox_messages_max", ["1000", "50000", "100000", "500000"]),
     by_size("engine.receive_buffers", ["256", "512", "1024", "2048"]),
     by_size("control.workers", ["5", "20", "50", "100"]),
@@ -53,6 +55,7 @@ pub const ENVIRONMENTS: &[ByEnvironment] = &[
     by_environment("websocket.origins", [Some("*"), None, None]),
     by_environment("limits.connections_per_user_max", [None, Some("100"), Some("100")]),
     by_environment("rate_limits.handshakes_per_second", [Some("0"), None, None]),
+    by_environment("database.sqlite_path", [None, None, Some("/var/lib/archmesh/archmesh.db")]),
     by_environment("log.format", [Some("pretty"), None, None]),
 ];
 

@@ -10,6 +10,7 @@ use prometheus::{
 
 use super::broker_metrics;
 use super::families::Families;
+use super::store_metrics;
 use crate::breaker::BreakerState;
 use crate::cluster::{Cluster, NodeState};
 use crate::plane::Plane;
@@ -241,6 +242,9 @@ pub(super) fn collect(families: &mut Families, plane: &Plane) {
     }
     if let Some(broker) = &plane.broker {
         broker_metrics::collect(families, &broker.counts());
+    }
+    if let Some(notifications) = &plane.notifications {
+        store_metrics::collect(families, notifications);
     }
     if let Some(expiry) = plane.tls_expiry.get() {
         families.gauge(

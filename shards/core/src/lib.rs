@@ -8,6 +8,7 @@
 pub mod admission;
 pub mod auth;
 pub mod broker;
+pub mod call;
 pub mod error;
 pub mod event;
 pub mod history;

@@ -14,6 +14,7 @@
 //! | `Presence` | dropped and counted; presence can be read again by command |
 //! | `Control` | refused to the control plane, which answers "unavailable" or tries again |
 //! | `Broker` | refused to the control plane, which sends it later, or `Behind` instead |
+//! | `Called` | refused to the control plane, which tries again for a while |
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::broker::{BrokerRequest, BrokerUpdate, MemberId};
+use crate::call::{CallAnswer, ClientCall};
 use crate::error::{ClientError, Disconnect};
 use crate::ids::{ConnectionId, SessionId, ShardId};
 use crate::settings::{Priority, Settings};
@@ -111,6 +113,8 @@ pub enum ShardMessage {
     Control(Box<ShardRequest>),
     /// From the broker between nodes to a channel's home.
     Broker(Box<BrokerUpdate>),
+    /// From the control plane to the shard that owns a connection.
+    Called(Box<CallAnswer>),
 }
 
 /// A publication on its way to the subscribers of one shard.
@@ -356,6 +360,8 @@ pub enum ShardOp {
         /// At most so many, the first by name.
         limit: u32,
     },
+    /// Users with a ready connection.
+    Users,
     /// Use new settings from now on.
     Reconfigure(Arc<Settings>),
     /// WebSocket URLs of the other nodes that take clients now, named in turn to those that this node does not take or keep.
@@ -417,6 +423,8 @@ pub enum ShardOutcome {
     Connection(Option<Box<ConnectionInfo>>),
     /// Channels.
     Channels(Vec<ChannelInfo>),
+    /// Signed-in users, each once.
+    Users(Vec<Arc<str>>),
 }
 
 /// A connection as an operator sees it.
@@ -486,4 +494,6 @@ pub enum ControlMessage {
     Broker(BrokerRequest),
     /// A user sends so much that other nodes should count it too. One that is lost is told with the next report.
     BusyUser(Arc<str>),
+    /// A client's command that the control plane answers.
+    Call(Box<ClientCall>),
 }

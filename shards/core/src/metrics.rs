@@ -81,6 +81,12 @@ label! {
         History => "history",
         /// `large_data`.
         LargeData => "large_data",
+        /// `notifications`, and what is told about them unasked.
+        Notifications => "notifications",
+        /// `notification_seen`, `notification_read`, `notification_ack`, `notification_archive`.
+        NotificationMark => "notification_mark",
+        /// `preferences`.
+        Preferences => "preferences",
         /// Publications to subscribers.
         Message => "message",
         /// `join`, `leave`.

@@ -176,6 +176,8 @@ pub(crate) enum PendingKind {
     Presence,
     PresenceStats,
     History,
+    /// The control plane answers.
+    Call,
 }
 
 /// One connection.
@@ -273,7 +275,8 @@ impl Session {
 
     /// Remembers a command and gives it a number.
     pub(crate) fn expect_reply(&mut self, reply_to: &str, kind: PendingKind) -> u32 {
-        self.next_request = self.next_request.wrapping_add(1);
+        // 0 stands for what nobody asked.
+        self.next_request = self.next_request.wrapping_add(1).max(1);
         let request = self.next_request;
         self.pending.push(Pending { request, reply_to: reply_to.into(), kind });
         request

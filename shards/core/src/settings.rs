@@ -30,6 +30,8 @@ pub struct Settings {
     pub auth: AuthSettings,
     /// How channels reach other nodes; absent on a node that is alone.
     pub broker: Option<BrokerSettings>,
+    /// Whether the control plane answers calls about notifications.
+    pub notifications: bool,
     /// Pings and idle time.
     pub heartbeat: HeartbeatSettings,
     /// Switches that exist for tests and conformance runs only.

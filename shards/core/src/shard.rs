@@ -5,6 +5,7 @@
 //! backlog (see [`crate::message`] for what that is).
 
 mod authenticate;
+mod calls;
 mod close;
 mod commands;
 mod connect;

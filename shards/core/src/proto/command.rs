@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::json;
+use crate::call::CallKind;
 use crate::metrics::MessageKind;
 
 /// The outer object of a client message.
@@ -167,6 +168,8 @@ pub enum Command<'a> {
     History(HistoryData),
     /// `large_data`.
     LargeData(Box<LargeDataChunk<'a>>),
+    /// What the control plane answers, with the text of `data`.
+    Call(CallKind, &'a str),
     /// `fault`.
     Fault(FaultData),
 }
@@ -214,6 +217,12 @@ impl<'a> Envelope<'a> {
             "presence_stats" => MessageKind::PresenceStats,
             "history" => MessageKind::History,
             "large_data" => MessageKind::LargeData,
+            "notifications" => MessageKind::Notifications,
+            "notification_seen"
+            | "notification_read"
+            | "notification_ack"
+            | "notification_archive" => MessageKind::NotificationMark,
+            "preferences" => MessageKind::Preferences,
             _ => MessageKind::Other,
         }
     }
@@ -232,6 +241,12 @@ impl<'a> Envelope<'a> {
             "presence_stats" => Command::PresenceStats(self.typed()?),
             "history" => Command::History(self.typed()?),
             "large_data" => Command::LargeData(Box::new(self.typed()?)),
+            "notifications" => self.call(CallKind::Notifications)?,
+            "notification_seen" => self.call(CallKind::Seen)?,
+            "notification_read" => self.call(CallKind::Read)?,
+            "notification_ack" => self.call(CallKind::Ack)?,
+            "notification_archive" => self.call(CallKind::Archive)?,
+            "preferences" => self.call(CallKind::Preferences)?,
             "fault" => Command::Fault(self.typed()?),
             _ => return Err(CommandError::UnknownKind),
         })
@@ -244,6 +259,10 @@ impl<'a> Envelope<'a> {
         } else {
             Err(CommandError::Invalid("`data` must be a JSON object".into()))
         }
+    }
+
+    fn call(&self, kind: CallKind) -> Result<Command<'a>, CommandError> {
+        Ok(Command::Call(kind, self.data_text()?))
     }
 
     fn typed<T: Deserialize<'a>>(&self) -> Result<T, CommandError> {
@@ -278,6 +297,8 @@ mod tests {
         );
         check(r#"{"type":"publish","data":{"channel":"a","data":[1, {"x":2}]}}"#, "Publish");
         check(r#"{"type":"unsubscribe","channel":"a"}"#, "channel: None");
+        check(r#"{"type":"notification_read","data":{"ids":["a"]}}"#, "Call(Read");
+        check(r#"{"type":"notifications"}"#, "Call(Notifications");
     }
 
     #[test]
@@ -289,6 +310,7 @@ mod tests {
         check(r#"{"type":"publish","data":{"channel":"a"}}"#, "missing field `data`");
         check(r#"{"type":"subscribe","data":{"channel":7}}"#, "wrong type");
         check(r#"{"type":"ping","id":7}"#, "wrong type");
+        check(r#"{"type":"preferences","data":[]}"#, "must be a JSON object");
         check(r#"{"type":"ping","type":"pong"}"#, "duplicate field");
         check(
             &format!(r#"{{"type":"publish","data":{}1{}}}"#, "[".repeat(40), "]".repeat(40)),

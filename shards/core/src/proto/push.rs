@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::encode::{Encoded, EnvelopeWriter};
 use super::json;
+use crate::call::ClientMessage;
 use crate::error::{ClientError, Disconnect};
 use crate::message::{Member, Publish, StreamPosition};
 use crate::outbox::Loss;
@@ -180,6 +181,13 @@ pub fn unsubscribed_by_server(channel: &str, reason: &str, id: &str, unix: Durat
         .data(|data| {
             data.str("channel", channel).str("reason", reason).bool("by_server", true);
         })
+        .frame
+}
+
+/// What the control plane tells one connection unasked.
+pub fn told(message: &ClientMessage, id: &str, unix: Duration) -> Bytes {
+    EnvelopeWriter::new(message.kind, id, unix, message.data.len() + 64)
+        .raw_data(&message.data)
         .frame
 }
 

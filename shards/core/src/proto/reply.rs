@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::encode::EnvelopeWriter;
 use super::json::{self, Object};
 use crate::broker::MemberId;
+use crate::call::ClientMessage;
 use crate::message::{ChannelName, Member, Publication, StreamPosition, Subscribed};
 use crate::settings::{Rate, Settings};
 
@@ -74,6 +75,11 @@ pub fn welcome(head: &ReplyHead<'_>, welcome: &Welcome<'_>, settings: &Settings)
             });
         })
         .frame
+}
+
+/// The answer of the control plane to a call.
+pub fn called(head: &ReplyHead<'_>, message: &ClientMessage) -> Bytes {
+    head.begin(message.kind, message.data.len() + 64).raw_data(&message.data).frame
 }
 
 /// `refreshed`.

@@ -35,6 +35,7 @@ impl Settings {
                 expiry_grace: Duration::from_secs(5),
             },
             broker: None,
+            notifications: true,
             heartbeat: HeartbeatSettings {
                 ping_interval: Duration::from_secs(30),
                 pong_timeout: Duration::from_secs(10),

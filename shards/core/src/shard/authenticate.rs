@@ -230,6 +230,7 @@ impl Shard {
             address,
         }));
         self.release_held(now, id, attaching.held);
+        self.announce_arrival(id);
         self.schedule_session(now, id);
         if !attaching.deferred.is_empty() {
             let mut deferred = attaching.deferred;

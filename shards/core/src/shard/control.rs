@@ -38,6 +38,7 @@ impl Shard {
             ShardOp::Channels { prefix, limit } => {
                 ShardOutcome::Channels(self.homes.list(&prefix, limit as usize))
             }
+            ShardOp::Users => ShardOutcome::Users(self.users()),
             ShardOp::Reconfigure(settings) => return self.reconfigure(settings),
             ShardOp::Drain { duration, reconnect_delay_max, urls } => {
                 self.moving.reconnect_delay_max = reconnect_delay_max;
@@ -60,6 +61,17 @@ impl Shard {
         self.slots.iter().filter_map(|slot| slot.session.as_deref()).filter(|session| {
             session.is_authenticated() && !matches!(session.phase, Phase::Gone { .. })
         })
+    }
+
+    fn users(&self) -> Vec<Arc<str>> {
+        let mut users: Vec<_> = self
+            .sessions()
+            .filter(|session| session.is_ready() && !session.user.is_empty())
+            .map(|session| Arc::clone(&session.user))
+            .collect();
+        users.sort_unstable();
+        users.dedup();
+        users
     }
 
     /// Connections that can still be affected: one that is being closed is as good as gone.

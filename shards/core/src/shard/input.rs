@@ -241,6 +241,7 @@ impl Shard {
             Command::LargeData(chunk) => {
                 self.handle_large_data(now, at, &chunk, envelope.session_id.as_deref());
             }
+            Command::Call(kind, data) => self.handle_call(now, at, kind, data),
             Command::Fault(data) => self.handle_fault(now, id, reply_to, &data),
         }
     }

@@ -42,6 +42,7 @@ impl Shard {
             ShardMessage::Broker(update) => {
                 self.with_homes(now, |homes, env| homes.handle_update(env, *update));
             }
+            ShardMessage::Called(answer) => self.handle_called(now, *answer),
         }
     }
 
@@ -124,7 +125,11 @@ impl Shard {
     pub fn handle_control_refused(&mut self, now: Now, message: ControlMessage) {
         self.metrics.dropped.add(DropKind::Control as usize, 1);
         // An answer that is lost makes its question run into its deadline.
-        let ControlMessage::Broker(request) = message else { return };
+        let request = match message {
+            ControlMessage::Broker(request) => request,
+            ControlMessage::Call(call) => return self.handle_call_refused(now, &call),
+            _ => return,
+        };
         let mut kept = None;
         self.with_homes(now, |homes, env| kept = homes.handle_refused(env, request));
         self.to_broker.extend(kept);
@@ -168,7 +173,8 @@ impl Shard {
             kept @ (ShardMessage::Request(_)
             | ShardMessage::Reply(_)
             | ShardMessage::Control(_)
-            | ShardMessage::Broker(_)) => {
+            | ShardMessage::Broker(_)
+            | ShardMessage::Called(_)) => {
                 self.backlog[target.index()].messages.push_back(kept);
             }
         }

@@ -8,6 +8,7 @@ mod adversity;
 mod auth;
 mod balancer;
 mod broker;
+mod calls;
 mod compression;
 mod connect;
 mod large_data;

@@ -266,7 +266,8 @@ impl Node {
             ControlMessage::Channel { outcome, .. } => outcome,
             ControlMessage::Shard { .. }
             | ControlMessage::Broker(_)
-            | ControlMessage::BusyUser(_) => unreachable!(),
+            | ControlMessage::BusyUser(_)
+            | ControlMessage::Call(_) => unreachable!(),
         }
     }
 
@@ -284,7 +285,8 @@ impl Node {
                 ControlMessage::Shard { outcome, .. } => Some(outcome),
                 ControlMessage::Channel { .. }
                 | ControlMessage::Broker(_)
-                | ControlMessage::BusyUser(_) => None,
+                | ControlMessage::BusyUser(_)
+                | ControlMessage::Call(_) => None,
             })
             .collect()
     }

@@ -69,6 +69,10 @@ fn check(validator: &Validator, message: &Value) {
 pub fn check_server_message(message: &Value) {
     let schemas = schemas();
     let kind = message["type"].as_str().unwrap_or_default();
+    if kind == "notification" && message.get("channel").is_none() {
+        // Told to one connection after its `welcome`; in a channel it is a publication like any other.
+        return check(&definition("NotificationMissed"), message);
+    }
     check(schemas.server.get(kind).unwrap_or(&schemas.publication), message);
 }
 

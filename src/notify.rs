@@ -1,0 +1,375 @@
+//! Notifications: an inbox per user in the store, told to all devices of the user.
+//!
+//! A notification, its items, the counters and what is to be published belong to one transaction ([`apply`]); the [`relay`]
+//! publishes afterwards, in `user:{id}`. So a counter cannot differ from the rows, and what was answered is not lost. Devices get
+//! an item at least once and know it by its id.
+//!
+//! This module owns who gets what and when; the store owns the connections, the shards own the sockets.
+
+mod apply;
+mod arrivals;
+pub(crate) mod calls;
+mod change;
+mod item;
+pub(crate) mod kinds;
+mod preferences;
+mod reads;
+mod relay;
+mod request;
+mod scheduler;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use gateway_core::error::{ClientError, ErrorCode};
+use serde_json::Value;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+
+use crate::config::sections::{DatabaseSection, NotificationsSection};
+use crate::plane::SharedPlane;
+use crate::store::{Arg, Store, StoreError};
+pub(crate) use change::{Applied, Counters, Mark, Which};
+use change::{Change, Held};
+use kinds::{DeliveryChannel, Priority};
+use preferences::{Decision, Delivery, Preferences, PreferencesError, decide};
+pub(crate) use reads::{InboxPage, Page};
+pub(crate) use relay::Relay;
+pub(crate) use request::{Draft, NotificationRequest, check_ids, check_user};
+pub(crate) use writer::{Writer, now_ms};
+
+/// Arrivals that may wait to be looked up; more are left out, and those clients ask for themselves.
+const ARRIVALS_MAX: usize = 65_536;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Notifications {
+    store: Arc<Store>,
+    writer: Writer,
+    changes: std::sync::Mutex<Option<Arc<writer::Changes>>>,
+    relay: Arc<Relay>,
+    arrivals: mpsc::Sender<arrivals::Arrival>,
+    arrived: std::sync::Mutex<Option<mpsc::Receiver<arrivals::Arrival>>>,
+    limits: NotificationsSection,
+    writers: u32,
+    poll_interval: Duration,
+    defaults: Preferences,
+    stats: SendStats,
+}
+
+/// Numbers of what was sent.
+#[derive(Debug, Default)]
+pub(crate) struct SendStats {
+    /// Notifications that were taken.
+    pub accepted: AtomicU64,
+    /// Recipients who got one at once.
+    pub now: AtomicU64,
+    /// Recipients for whom it waits.
+    pub held: AtomicU64,
+    /// Recipients who do not want it.
+    pub opted_out: AtomicU64,
+}
+
+/// A document in the configuration that is none.
+#[derive(Debug, thiserror::Error)]
+#[error("notifications.default_preferences: {0}")]
+pub(crate) struct DefaultPreferencesError(#[from] PreferencesError);
+
+/// A notification was taken.
+#[derive(Clone, Debug)]
+pub(crate) struct Accepted {
+    /// Its id, or that of the first one with the same idempotency key.
+    pub id: String,
+    /// Whether nothing was done, because it had been done before.
+    pub duplicate: bool,
+    /// Users who have it in their inbox now.
+    pub delivered: usize,
+    /// Users who get it later.
+    pub held: usize,
+    /// Users who do not want it.
+    pub opted_out: usize,
+}
+
+/// A request was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotifyError {
+    /// The request is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// The store did not do it.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+}
+
+impl From<PreferencesError> for NotifyError {
+    fn from(error: PreferencesError) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<NotifyError> for ClientError {
+    fn from(error: NotifyError) -> Self {
+        match error {
+            NotifyError::Invalid(problem) => Self::new(ErrorCode::InvalidMessageFormat, problem),
+            NotifyError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// What a client is told: not what the database said.
+impl From<StoreError> for ClientError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Open | StoreError::Full | StoreError::Timeout => {
+                Self::new(ErrorCode::Unavailable, format!("{error}; try again"))
+            }
+            error if error.is_outage() || error.is_conflict() => {
+                Self::new(ErrorCode::Unavailable, "the database is not available; try again")
+            }
+            _ => Self::new(ErrorCode::SystemError, "the store failed; the gateway's log says why"),
+        }
+    }
+}
+
+impl Notifications {
+    /// Notifications in `store`. Nothing runs before [`Self::spawn`].
+    pub(crate) fn new(
+        store: Arc<Store>,
+        database: &DatabaseSection,
+        limits: &NotificationsSection,
+    ) -> Result<Self, DefaultPreferencesError> {
+        let document = limits.default_preferences.as_deref().unwrap_or("{}");
+        let defaults = Preferences::from_slice(document.as_bytes())?;
+        let committed = Arc::new(Notify::new());
+        let bounds = (database.writes_waiting_max as usize, database.batch_max as usize);
+        let (writer, changes) = writer::queue(Arc::clone(&store), bounds, Arc::clone(&committed));
+        let (arrivals, arrived) = mpsc::channel(ARRIVALS_MAX);
+        let relay = Relay::new(Arc::clone(&store), committed, database.poll_interval);
+        Ok(Self {
+            store,
+            writer,
+            changes: std::sync::Mutex::new(Some(changes)),
+            relay: Arc::new(relay),
+            arrivals,
+            arrived: std::sync::Mutex::new(Some(arrived)),
+            limits: limits.clone(),
+            writers: if database.url.is_some() { database.writers } else { 1 },
+            poll_interval: database.poll_interval,
+            defaults,
+            stats: SendStats::default(),
+        })
+    }
+
+    /// Starts the tasks of the node; once.
+    pub(crate) fn spawn(self: &Arc<Self>, plane: &SharedPlane, tasks: &mut JoinSet<()>) {
+        let take = |slot: &std::sync::Mutex<_>| take(slot);
+        if let Some(changes) = take(&self.changes) {
+            for _ in 0..self.writers {
+                tasks.spawn(Arc::clone(&changes).write());
+            }
+        }
+        tasks.spawn(Arc::clone(&self.relay).run(Arc::clone(plane)));
+        if self.store.dialect() == crate::store::Dialect::Postgres {
+            tasks.spawn(Arc::clone(&self.relay).listen());
+        }
+        tasks.spawn(scheduler::release(Arc::clone(self)));
+        tasks.spawn(scheduler::clean(Arc::clone(self)));
+        let arrived = self.arrived.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(arrived) = arrived {
+            tasks.spawn(arrivals::run(Arc::clone(self), Arc::clone(plane), arrived));
+        }
+    }
+
+    /// The store.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The queue of changes.
+    pub(crate) fn writer(&self) -> &Writer {
+        &self.writer
+    }
+
+    /// What publishes.
+    pub(crate) fn relay(&self) -> &Relay {
+        &self.relay
+    }
+
+    /// Bounds of requests.
+    pub(crate) fn limits(&self) -> &NotificationsSection {
+        &self.limits
+    }
+
+    /// Sends a notification to its users, now or when their preferences say.
+    pub(crate) async fn send(&self, draft: Draft) -> Result<Accepted, NotifyError> {
+        let now_ms = now_ms();
+        let Draft { notification, users, deliver_at, .. } = draft;
+        let preferences = self.preferences_of(&users).await?;
+        let nothing = Preferences::default();
+        let (mut now, mut later, mut opted_out) = (Vec::new(), Vec::new(), 0);
+        for user in users {
+            let own = preferences.get(&user).unwrap_or(&nothing);
+            let what = Delivery {
+                category: &notification.category,
+                channel: DeliveryChannel::InApp,
+                priority: notification.priority,
+            };
+            let begin = deliver_at.unwrap_or(now_ms);
+            match decide(own, &self.defaults, what, begin) {
+                Decision::Drop(_) => opted_out += 1,
+                Decision::Send if deliver_at.is_none() => now.push(user),
+                Decision::Send => later.push(Held { user, due_at: begin, digest_key: None }),
+                Decision::Hold { until_ms } => {
+                    later.push(Held { user, due_at: until_ms, digest_key: None });
+                }
+                Decision::Digest { due_ms, key } => {
+                    let digest_key = Some(key.to_string());
+                    later.push(Held { user, due_at: due_ms, digest_key });
+                }
+            }
+        }
+        let (delivered, held) = (now.len(), later.len());
+        let change = Change::Send { notification: Arc::new(notification), now, later };
+        match self.writer.write(change).await? {
+            Applied::Sent { id, duplicate } => {
+                let accepted = Accepted { id, duplicate, delivered, held, opted_out };
+                self.count(&accepted);
+                Ok(accepted)
+            }
+            _ => Err(StoreError::Unexpected("another outcome than was asked for").into()),
+        }
+    }
+
+    fn count(&self, accepted: &Accepted) {
+        if accepted.duplicate {
+            return;
+        }
+        self.stats.accepted.fetch_add(1, Ordering::Relaxed);
+        self.stats.now.fetch_add(accepted.delivered as u64, Ordering::Relaxed);
+        self.stats.held.fetch_add(accepted.held as u64, Ordering::Relaxed);
+        self.stats.opted_out.fetch_add(accepted.opted_out as u64, Ordering::Relaxed);
+    }
+
+    /// Numbers since the start.
+    pub(crate) fn stats(&self) -> &SendStats {
+        &self.stats
+    }
+
+    /// Puts a mark on items; tells how many changed and how the inbox stands.
+    pub(crate) async fn mark(
+        &self,
+        user: &str,
+        mark: Mark,
+        which: Which,
+    ) -> Result<(usize, Counters), NotifyError> {
+        let change = Change::Mark { user: user.to_owned(), mark, which };
+        match self.writer.write(change).await? {
+            Applied::Changed(items, counters) => Ok((items, counters)),
+            _ => Err(StoreError::Unexpected("another outcome than was asked for").into()),
+        }
+    }
+
+    /// A page of an inbox.
+    pub(crate) async fn page(&self, user: &str, page: &Page) -> Result<InboxPage, NotifyError> {
+        let read = async {
+            let mut transaction = self.store.begin_read().await?;
+            let page = reads::page(&mut transaction, user, page, now_ms()).await?;
+            transaction.commit().await?;
+            Ok(page)
+        };
+        Ok(self.store.run(read).await?)
+    }
+
+    /// Preferences of those of `users` who have any.
+    async fn preferences_of(
+        &self,
+        users: &[String],
+    ) -> Result<HashMap<String, Preferences>, NotifyError> {
+        let read = async {
+            let mut transaction = self.store.begin_read().await?;
+            let sql = format!(
+                "SELECT user_id, document FROM archmesh_preferences WHERE user_id IN {}",
+                self.store.dialect().texts("$1")
+            );
+            let users = serde_json::json!(users).to_string();
+            let rows = transaction.fetch(sql, &[Arg::Text(&users)]).await?;
+            transaction.commit().await?;
+            rows.iter().map(|row| Ok((row.text(0)?, row.text(1)?))).collect::<Result<Vec<_>, _>>()
+        };
+        let mut preferences = HashMap::new();
+        for (user, document) in self.store.run(read).await? {
+            // Only documents that were read once are stored.
+            preferences.insert(user, Preferences::from_slice(document.as_bytes())?);
+        }
+        Ok(preferences)
+    }
+
+    /// The user's own preferences, after merging `patch` into them when there is one, and the defaults; both as JSON.
+    pub(crate) async fn preferences(
+        &self,
+        user: &str,
+        patch: Option<&Value>,
+    ) -> Result<(Value, Value), NotifyError> {
+        let users = [user.to_owned()];
+        let own = self.preferences_of(&users).await?.remove(user).unwrap_or_default();
+        let own = match patch {
+            None => own,
+            Some(patch) => self.change_preferences(user, patch).await?,
+        };
+        Ok((serde_json::json!(own), serde_json::json!(self.defaults)))
+    }
+
+    async fn change_preferences(
+        &self,
+        user: &str,
+        patch: &Value,
+    ) -> Result<Preferences, NotifyError> {
+        let mut refused = None;
+        let change = async {
+            let mut transaction = self.store.begin().await?;
+            // Made first, so that two changes of the same user wait for each other.
+            let row = "INSERT INTO archmesh_preferences (user_id, document, updated_at) VALUES ($1, '{}', $2) \
+                       ON CONFLICT (user_id) DO UPDATE SET updated_at = excluded.updated_at RETURNING document";
+            let rows = transaction.fetch(row, &[Arg::Text(user), Arg::Int(now_ms())]).await?;
+            let document = rows.first().map_or(Ok("{}".to_owned()), |row| row.text(0))?;
+            let merged =
+                Preferences::from_slice(document.as_bytes()).and_then(|own| own.merge_patch(patch));
+            let merged = match merged {
+                Ok(merged) => merged,
+                Err(error) => {
+                    refused = Some(error);
+                    transaction.roll_back().await?;
+                    return Ok(Preferences::default());
+                }
+            };
+            let document = serde_json::json!(merged).to_string();
+            let sql = "UPDATE archmesh_preferences SET document = $2 WHERE user_id = $1";
+            transaction.execute(sql, &[Arg::Text(user), Arg::Text(&document)]).await?;
+            transaction.commit().await?;
+            Ok(merged)
+        };
+        let merged = self.store.run(change).await?;
+        refused.map_or(Ok(merged), |error| Err(error.into()))
+    }
+}
+
+fn take<T>(slot: &std::sync::Mutex<Option<T>>) -> Option<T> {
+    slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+}
+
+impl From<Priority> for gateway_core::settings::Priority {
+    fn from(priority: Priority) -> Self {
+        match priority {
+            Priority::Low => Self::Low,
+            Priority::Normal => Self::Normal,
+            Priority::High => Self::High,
+            Priority::Critical => Self::Critical,
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Commands of clients about notifications, from a shard and back.
+//!
+//! Every call with a number is answered, with an error when the store does not answer in time, so that no command of a client
+//! waits for ever. How many are carried out at once is bounded by the queue of the writer and the connections of the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gateway_core::call::{CallAnswer, CallKind, ClientCall, ClientMessage};
+use gateway_core::error::{ClientError, ErrorCode};
+use gateway_core::message::ShardMessage;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::arrivals::Arrival;
+use super::{Mark, Notifications, Page, Which, check_ids};
+use crate::plane::SharedPlane;
+
+/// Items in a page when the client names no number.
+const PAGE_DEFAULT: u32 = 50;
+/// Between two tries to put an answer into a full mailbox.
+const RETRY_INTERVAL: Duration = Duration::from_millis(5);
+/// Tries; then the shard has stood for a second, and its clients will notice.
+const TRIES_MAX: u32 = 200;
+
+#[derive(Debug, Default, Deserialize)]
+struct PageData {
+    limit: Option<u32>,
+    before: Option<i64>,
+    after: Option<i64>,
+    unread: Option<bool>,
+    archived: Option<bool>,
+    category: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct MarkData {
+    ids: Option<Vec<String>>,
+    #[serde(default)]
+    all: bool,
+    up_to: Option<i64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PreferencesData {
+    patch: Option<Value>,
+}
+
+/// Takes a call of a client; its answer goes back to the shard later.
+pub(crate) fn handle(notifications: &Arc<Notifications>, plane: &SharedPlane, call: ClientCall) {
+    if call.kind == CallKind::Arrived {
+        let arrival = Arrival { connection: call.connection, user: call.user };
+        // A client whose arrival finds no room asks for itself.
+        let _full = notifications.arrivals.try_send(arrival);
+        return;
+    }
+    let (notifications, plane) = (Arc::clone(notifications), Arc::clone(plane));
+    tokio::spawn(async move {
+        let outcome = notifications.answer(&call).await.map(|message| vec![message]);
+        let (connection, request) = (call.connection, call.request);
+        deliver(&plane, CallAnswer { connection, request, outcome }).await;
+    });
+}
+
+/// Puts an answer into the mailbox of the connection's shard.
+pub(super) async fn deliver(plane: &SharedPlane, answer: CallAnswer) {
+    let shard = answer.connection.shard();
+    let mut message = ShardMessage::Called(Box::new(answer));
+    for _ in 0..TRIES_MAX {
+        match plane.bridge.shards().try_send(shard, message) {
+            Ok(()) => return,
+            Err(refused) => message = refused,
+        }
+        tokio::time::sleep(RETRY_INTERVAL).await;
+    }
+}
+
+fn read<T: DeserializeOwned>(data: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(data).map_err(|error| invalid(format!("`data`: {error}")))
+}
+
+fn invalid(problem: String) -> ClientError {
+    ClientError::new(ErrorCode::InvalidMessageFormat, problem)
+}
+
+impl Notifications {
+    async fn answer(&self, call: &ClientCall) -> Result<ClientMessage, ClientError> {
+        let mark = match call.kind {
+            CallKind::Seen => Mark::Seen,
+            CallKind::Read => Mark::Read,
+            CallKind::Ack => Mark::Acked,
+            CallKind::Archive => Mark::Archived,
+            CallKind::Preferences => {
+                let PreferencesData { patch } = read(&call.data)?;
+                let (own, defaults) = self.preferences(&call.user, patch.as_ref()).await?;
+                let data = json!({"preferences": own, "defaults": defaults});
+                return Ok(ClientMessage { kind: "preferences", data: data.to_string().into() });
+            }
+            CallKind::Notifications | CallKind::Arrived => {
+                let page = self.page(&call.user, &self.page_of(read(&call.data)?)).await?;
+                return Ok(ClientMessage { kind: "notifications", data: page.to_json().into() });
+            }
+        };
+        let which = self.which(read(&call.data)?)?;
+        let mut data = match &which {
+            Which::Ids(ids) => json!({"state": mark.as_str(), "ids": ids}),
+            Which::UpTo(_) => json!({"state": mark.as_str(), "all": true}),
+        };
+        let up_to = match which {
+            Which::UpTo(up_to) => up_to,
+            Which::Ids(_) => None,
+        };
+        let (_, counters) = self.mark(&call.user, mark, which).await?;
+        if data.get("all").is_some() {
+            data["up_to"] = up_to.unwrap_or(counters.last_seq).into();
+        }
+        data["unread"] = counters.unread.into();
+        data["unseen"] = counters.unseen.into();
+        data["revision"] = counters.revision.into();
+        Ok(ClientMessage { kind: "notification_update", data: data.to_string().into() })
+    }
+
+    fn page_of(&self, data: PageData) -> Page {
+        Page {
+            limit: data.limit.unwrap_or(PAGE_DEFAULT).min(self.limits.page_max),
+            before: data.before,
+            after: data.after,
+            unread: data.unread.unwrap_or_default(),
+            archived: data.archived.unwrap_or_default(),
+            category: data.category,
+        }
+    }
+
+    fn which(&self, data: MarkData) -> Result<Which, ClientError> {
+        match (data.ids, data.all) {
+            (Some(ids), false) => {
+                check_ids(&ids, self.limits.page_max as usize).map_err(invalid)?;
+                Ok(Which::Ids(ids))
+            }
+            (None, true) => Ok(Which::UpTo(data.up_to)),
+            _ => Err(invalid("give either `ids` or `all: true`".to_owned())),
+        }
+    }
+}

@@ -11,6 +11,8 @@ mod error;
 pub(crate) mod everywhere;
 mod key;
 mod large_data;
+mod notification_requests;
+mod notification_results;
 mod notifications;
 mod openapi;
 pub(crate) mod payload;

@@ -36,7 +36,7 @@ use crate::http::{HttpLimits, HttpServer, serve_listener};
 use crate::keys::KeyLoadError;
 use crate::logging::{LogSampler, Logging, LoggingError};
 use crate::metrics::ControlMetrics;
-use crate::notify::{DefaultPreferencesError, Notifications};
+use crate::notify::{Notifications, NotificationsError};
 use crate::plane::{Plane, SharedPlane, TlsExpiry};
 use crate::reload::Controller;
 use crate::routes::{self, RouteOptions};
@@ -78,7 +78,7 @@ enum NodeError {
     #[error(transparent)]
     Store(#[from] StoreStartError),
     #[error(transparent)]
-    DefaultPreferences(#[from] DefaultPreferencesError),
+    Notifications(#[from] NotificationsError),
     #[error("the system gives no random numbers")]
     Random,
     #[error(
@@ -244,6 +244,9 @@ impl Node {
     async fn stop(&mut self) {
         let section = self.controller.loaded.config.drain.clone();
         drain::run(&self.plane, &self.engine, &self.admission, &section).await;
+        if let Some(notifications) = &self.plane.notifications {
+            notifications.drain(self.controller.loaded.config.delivery.timeout).await;
+        }
         self.service_tasks.shutdown().await;
         if let Some(broker) = &self.plane.broker {
             broker.leave().await;
@@ -334,7 +337,7 @@ async fn notifications(config: &Config) -> Result<Option<Arc<Notifications>>, No
                 "set DB_HOST (database.url): every node of a cluster has an SQLite file of its own"
         );
     }
-    let notifications = Notifications::new(store, &config.database, &config.notifications)?;
+    let notifications = Notifications::new(store, config)?;
     Ok(Some(Arc::new(notifications)))
 }
 

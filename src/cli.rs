@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 the command failed, 2 wrong usage, 78 the configuration is wrong.
 
+mod database;
 pub mod output;
 pub mod token;
 pub mod version;
@@ -29,6 +30,10 @@ pub struct Cli {
 enum Command {
     /// Run a node.
     Serve(ConfigArgs),
+    /// Bring the schema of the database up to date.
+    Migrate(ConfigArgs),
+    /// Print a new key pair for Web Push.
+    Vapid,
     /// Print a signed token, for development and tests.
     Token(token::TokenArgs),
     /// Look at the configuration.
@@ -123,6 +128,8 @@ impl ConfigArgs {
 pub fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Serve(args) => args.load().map(|loaded| bootstrap::serve(&loaded)),
+        Command::Migrate(args) => args.load().map(|loaded| database::migrate(&loaded.config)),
+        Command::Vapid => Ok(database::vapid()),
         Command::Token(args) => args.config.load().map(|loaded| token::run(&args, &loaded.config)),
         Command::Config(ConfigCommand::Print { format, args }) => {
             args.load().map(|loaded| output::print(&loaded.print(format)))

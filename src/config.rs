@@ -28,10 +28,11 @@ pub use provenance::{ConfigError, ConfigErrors};
 pub use secret::Secret;
 use sections::{
     ApiSection, AuthSection, CacheSection, ChannelsSection, ClusterSection, ControlSection,
-    DatabaseSection, DiagnosticsSection, DrainSection, EngineSection, Environment, HealthSection,
-    HeartbeatSection, HttpSection, LargeDataSection, LimitsSection, ListenSection, LogSection,
-    MetricsSection, NamespaceSection, NodeSection, NotificationsSection, OutboxSection,
-    RateLimitsSection, RedisSection, TlsSection, WebSocketSection,
+    DatabaseSection, DeliverySection, DiagnosticsSection, DrainSection, EmailSection,
+    EngineSection, Environment, HealthSection, HeartbeatSection, HttpSection, LargeDataSection,
+    LimitsSection, ListenSection, LogSection, MetricsSection, NamespaceSection, NodeSection,
+    NotificationsSection, OutboxSection, RateLimitsSection, RedisSection, TlsSection,
+    WebPushSection, WebSocketSection, WebhookSection,
 };
 
 /// A checked configuration.
@@ -73,6 +74,14 @@ pub struct Config {
     pub database: DatabaseSection,
     /// Notifications.
     pub notifications: NotificationsSection,
+    /// Deliveries by other ways than the inbox.
+    pub delivery: DeliverySection,
+    /// Mail.
+    pub email: EmailSection,
+    /// Push messages of browsers.
+    pub web_push: WebPushSection,
+    /// Webhook of notifications.
+    pub webhook: WebhookSection,
     /// This node's part in a cluster.
     pub cluster: ClusterSection,
     /// Shards.

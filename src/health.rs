@@ -24,6 +24,7 @@ use crate::bridge::Shards;
 use crate::cluster::Cluster;
 use crate::load::Load;
 use crate::metrics::loop_lag_json;
+use crate::notify::Dispatcher;
 use crate::plane::{Plane, SharedPlane};
 use crate::redis::Redis;
 
@@ -273,6 +274,31 @@ fn database(plane: &Plane) -> Value {
         "breaker": store.breaker_state().as_str(),
         "last_error": store.last_error(),
         "writes_waiting": notifications.writer().waiting(),
+        "delivery_channels": notifications
+            .channels()
+            .states()
+            .map(|(channel, state)| (channel.to_string(), json!(state.as_str())))
+            .collect::<serde_json::Map<_, _>>(),
+        "delivery": notifications.dispatcher().map(delivery),
+    })
+}
+
+fn delivery(dispatcher: &Dispatcher) -> Value {
+    let snapshot = dispatcher.snapshot();
+    let lanes = snapshot.lanes.iter().map(|lane| {
+        let numbers = json!({
+            "held": lane.held,
+            "running": lane.running,
+            "oldest_seconds": lane.oldest.map(|age| age.as_secs_f64()),
+        });
+        (lane.priority.to_string(), numbers)
+    });
+    json!({
+        "phase": snapshot.phase.as_str(),
+        "workers": snapshot.workers,
+        "busy": snapshot.busy,
+        "delayed": snapshot.delayed,
+        "lanes": lanes.collect::<serde_json::Map<_, _>>(),
     })
 }
 

@@ -21,6 +21,7 @@ mod logging;
 mod metrics;
 mod notify;
 mod plane;
+mod processor;
 mod redis;
 mod reload;
 mod routes;

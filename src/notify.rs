@@ -10,21 +10,30 @@ mod apply;
 mod arrivals;
 pub(crate) mod calls;
 mod change;
+mod channels;
+mod contacts;
+mod dispatch;
+mod insight;
 mod item;
 pub(crate) mod kinds;
+mod outgoing;
 mod preferences;
 mod reads;
 mod relay;
 mod request;
 mod scheduler;
+mod send;
+mod senders;
+mod template;
+mod templates;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use gateway_core::error::{ClientError, ErrorCode};
@@ -32,16 +41,22 @@ use serde_json::Value;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
-use crate::config::sections::{DatabaseSection, NotificationsSection};
+use crate::config::sections::{DeliverySection, NotificationsSection};
+use crate::config::{Config, Secret};
 use crate::plane::SharedPlane;
 use crate::store::{Arg, Store, StoreError};
+use change::Change;
 pub(crate) use change::{Applied, Counters, Mark, Which};
-use change::{Change, Held};
-use kinds::{DeliveryChannel, Priority};
-use preferences::{Decision, Delivery, Preferences, PreferencesError, decide};
+pub(crate) use channels::Channels;
+pub(crate) use contacts::{ContactChange, Contacts};
+pub(crate) use dispatch::{Dispatcher, OUTCOMES as DISPATCH_OUTCOMES};
+pub(crate) use insight::{Analytics, DeadLetter, Status};
+use preferences::{Preferences, PreferencesError};
 pub(crate) use reads::{InboxPage, Page};
 pub(crate) use relay::Relay;
 pub(crate) use request::{Draft, NotificationRequest, check_ids, check_user};
+use senders::SetupError;
+pub(crate) use templates::StoredTemplate;
 pub(crate) use writer::{Writer, now_ms};
 
 /// Arrivals that may wait to be looked up; more are left out, and those clients ask for themselves.
@@ -52,14 +67,20 @@ const ARRIVALS_MAX: usize = 65_536;
 pub(crate) struct Notifications {
     store: Arc<Store>,
     writer: Writer,
-    changes: std::sync::Mutex<Option<Arc<writer::Changes>>>,
+    changes: Mutex<Option<Arc<writer::Changes>>>,
     relay: Arc<Relay>,
     arrivals: mpsc::Sender<arrivals::Arrival>,
-    arrived: std::sync::Mutex<Option<mpsc::Receiver<arrivals::Arrival>>>,
+    arrived: Mutex<Option<mpsc::Receiver<arrivals::Arrival>>>,
     limits: NotificationsSection,
     writers: u32,
     poll_interval: Duration,
     defaults: Preferences,
+    channels: Channels,
+    compiled: templates::Compiled,
+    delivery: DeliverySection,
+    dispatcher: OnceLock<Arc<Dispatcher>>,
+    /// Told when there are deliveries.
+    outgoing: Arc<Notify>,
     stats: SendStats,
 }
 
@@ -76,10 +97,16 @@ pub(crate) struct SendStats {
     pub opted_out: AtomicU64,
 }
 
-/// A document in the configuration that is none.
+/// The configuration of notifications cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("notifications.default_preferences: {0}")]
-pub(crate) struct DefaultPreferencesError(#[from] PreferencesError);
+pub(crate) enum NotificationsError {
+    /// A document that is none.
+    #[error("notifications.default_preferences: {0}")]
+    DefaultPreferences(#[from] PreferencesError),
+    /// A delivery channel.
+    #[error(transparent)]
+    Channel(#[from] SetupError),
+}
 
 /// A notification was taken.
 #[derive(Clone, Debug)]
@@ -90,8 +117,10 @@ pub(crate) struct Accepted {
     pub duplicate: bool,
     /// Users who have it in their inbox now.
     pub delivered: usize,
-    /// Users who get it later.
+    /// Users who get it into their inbox later.
     pub held: usize,
+    /// Deliveries by other ways than the inbox.
+    pub queued: usize,
     /// Users who do not want it.
     pub opted_out: usize,
 }
@@ -139,36 +168,38 @@ impl From<StoreError> for ClientError {
 
 impl Notifications {
     /// Notifications in `store`. Nothing runs before [`Self::spawn`].
-    pub(crate) fn new(
-        store: Arc<Store>,
-        database: &DatabaseSection,
-        limits: &NotificationsSection,
-    ) -> Result<Self, DefaultPreferencesError> {
+    pub(crate) fn new(store: Arc<Store>, config: &Config) -> Result<Self, NotificationsError> {
+        let (database, limits) = (&config.database, &config.notifications);
         let document = limits.default_preferences.as_deref().unwrap_or("{}");
         let defaults = Preferences::from_slice(document.as_bytes())?;
-        let committed = Arc::new(Notify::new());
+        let (committed, outgoing) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let bounds = (database.writes_waiting_max as usize, database.batch_max as usize);
-        let (writer, changes) = writer::queue(Arc::clone(&store), bounds, Arc::clone(&committed));
+        let told = [Arc::clone(&committed), Arc::clone(&outgoing)];
+        let (writer, changes) = writer::queue(Arc::clone(&store), bounds, told);
         let (arrivals, arrived) = mpsc::channel(ARRIVALS_MAX);
         let relay = Relay::new(Arc::clone(&store), committed, database.poll_interval);
         Ok(Self {
             store,
             writer,
-            changes: std::sync::Mutex::new(Some(changes)),
+            changes: Mutex::new(Some(changes)),
             relay: Arc::new(relay),
             arrivals,
-            arrived: std::sync::Mutex::new(Some(arrived)),
+            arrived: Mutex::new(Some(arrived)),
             limits: limits.clone(),
             writers: if database.url.is_some() { database.writers } else { 1 },
             poll_interval: database.poll_interval,
             defaults,
+            channels: Channels::new(config)?,
+            compiled: templates::Compiled::default(),
+            delivery: config.delivery.clone(),
+            dispatcher: OnceLock::new(),
+            outgoing,
             stats: SendStats::default(),
         })
     }
 
     /// Starts the tasks of the node; once.
     pub(crate) fn spawn(self: &Arc<Self>, plane: &SharedPlane, tasks: &mut JoinSet<()>) {
-        let take = |slot: &std::sync::Mutex<_>| take(slot);
         if let Some(changes) = take(&self.changes) {
             for _ in 0..self.writers {
                 tasks.spawn(Arc::clone(&changes).write());
@@ -180,10 +211,31 @@ impl Notifications {
         }
         tasks.spawn(scheduler::release(Arc::clone(self)));
         tasks.spawn(scheduler::clean(Arc::clone(self)));
-        let arrived = self.arrived.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        if let Some(arrived) = arrived {
+        if let Some(arrived) = take(&self.arrived) {
             tasks.spawn(arrivals::run(Arc::clone(self), Arc::clone(plane), arrived));
         }
+        if self.channels.any() {
+            let start = || Arc::new(Dispatcher::start(self));
+            let dispatcher = Arc::clone(self.dispatcher.get_or_init(start));
+            tasks.spawn(dispatcher.run(Arc::clone(self), Arc::clone(&self.outgoing)));
+        }
+    }
+
+    /// Finishes the deliveries that are under way.
+    pub(crate) async fn drain(&self, limit: Duration) {
+        if let Some(dispatcher) = self.dispatcher.get() {
+            dispatcher.drain(self, limit).await;
+        }
+    }
+
+    /// What works deliveries off, when a delivery channel is switched on.
+    pub(crate) fn dispatcher(&self) -> Option<&Dispatcher> {
+        self.dispatcher.get().map(Arc::as_ref)
+    }
+
+    /// The ways out.
+    pub(crate) fn channels(&self) -> &Channels {
+        &self.channels
     }
 
     /// The store.
@@ -204,46 +256,6 @@ impl Notifications {
     /// Bounds of requests.
     pub(crate) fn limits(&self) -> &NotificationsSection {
         &self.limits
-    }
-
-    /// Sends a notification to its users, now or when their preferences say.
-    pub(crate) async fn send(&self, draft: Draft) -> Result<Accepted, NotifyError> {
-        let now_ms = now_ms();
-        let Draft { notification, users, deliver_at, .. } = draft;
-        let preferences = self.preferences_of(&users).await?;
-        let nothing = Preferences::default();
-        let (mut now, mut later, mut opted_out) = (Vec::new(), Vec::new(), 0);
-        for user in users {
-            let own = preferences.get(&user).unwrap_or(&nothing);
-            let what = Delivery {
-                category: &notification.category,
-                channel: DeliveryChannel::InApp,
-                priority: notification.priority,
-            };
-            let begin = deliver_at.unwrap_or(now_ms);
-            match decide(own, &self.defaults, what, begin) {
-                Decision::Drop(_) => opted_out += 1,
-                Decision::Send if deliver_at.is_none() => now.push(user),
-                Decision::Send => later.push(Held { user, due_at: begin, digest_key: None }),
-                Decision::Hold { until_ms } => {
-                    later.push(Held { user, due_at: until_ms, digest_key: None });
-                }
-                Decision::Digest { due_ms, key } => {
-                    let digest_key = Some(key.to_string());
-                    later.push(Held { user, due_at: due_ms, digest_key });
-                }
-            }
-        }
-        let (delivered, held) = (now.len(), later.len());
-        let change = Change::Send { notification: Arc::new(notification), now, later };
-        match self.writer.write(change).await? {
-            Applied::Sent { id, duplicate } => {
-                let accepted = Accepted { id, duplicate, delivered, held, opted_out };
-                self.count(&accepted);
-                Ok(accepted)
-            }
-            _ => Err(StoreError::Unexpected("another outcome than was asked for").into()),
-        }
     }
 
     fn count(&self, accepted: &Accepted) {
@@ -359,17 +371,11 @@ impl Notifications {
     }
 }
 
-fn take<T>(slot: &std::sync::Mutex<Option<T>>) -> Option<T> {
-    slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+/// A new key pair for Web Push: public and private, base64url.
+pub(crate) fn generate_vapid_keys() -> Option<(String, Secret<String>)> {
+    senders::VapidKeys::generate()
 }
 
-impl From<Priority> for gateway_core::settings::Priority {
-    fn from(priority: Priority) -> Self {
-        match priority {
-            Priority::Low => Self::Low,
-            Priority::Normal => Self::Normal,
-            Priority::High => Self::High,
-            Priority::Critical => Self::Critical,
-        }
-    }
+fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
 }

@@ -1,4 +1,4 @@
--- Inboxes, notifications, the outbox and preferences.
+-- Inboxes, notifications, their deliveries, the outbox, preferences, addresses, templates.
 -- Locks: new tables only, nothing that exists is touched. Back: drop the tables named here.
 -- Times are milliseconds since 1970. Priorities: 0 low, 1 normal, 2 high, 3 critical.
 
@@ -8,11 +8,20 @@ CREATE TABLE archmesh_notifications (
     category        TEXT   NOT NULL,
     priority        INTEGER NOT NULL,
     content         TEXT   NOT NULL,
+    template        TEXT,
     collapse_key    TEXT,
     created_at      INTEGER NOT NULL,
     expires_at      INTEGER
 );
 CREATE INDEX archmesh_notifications_created ON archmesh_notifications (created_at);
+
+-- Texts of a notification in other languages than that of its content.
+CREATE TABLE archmesh_notification_texts (
+    notification_id TEXT NOT NULL,
+    locale          TEXT NOT NULL,
+    content         TEXT NOT NULL,
+    PRIMARY KEY (notification_id, locale)
+);
 
 -- One row per user: who holds its lock may change the user's inbox, and its numbers are those of the rows.
 CREATE TABLE archmesh_inboxes (
@@ -29,6 +38,7 @@ CREATE TABLE archmesh_inbox (
     seq             INTEGER NOT NULL,
     notification_id TEXT   NOT NULL,
     collapse_key    TEXT,
+    locale          TEXT,
     created_at      INTEGER NOT NULL,
     expires_at      INTEGER,
     seen_at         INTEGER,
@@ -50,6 +60,8 @@ CREATE TABLE archmesh_deliveries (
     notification_id TEXT   NOT NULL,
     user_id         TEXT   NOT NULL,
     channel         TEXT   NOT NULL,
+    contact_id      INTEGER NOT NULL DEFAULT 0,
+    locale          TEXT,
     status          TEXT   NOT NULL DEFAULT 'pending',
     priority        INTEGER NOT NULL,
     due_at          INTEGER NOT NULL,
@@ -58,9 +70,10 @@ CREATE TABLE archmesh_deliveries (
     error           TEXT,
     created_at      INTEGER NOT NULL,
     updated_at      INTEGER NOT NULL,
-    UNIQUE (notification_id, user_id, channel)
+    UNIQUE (notification_id, user_id, channel, contact_id)
 );
-CREATE INDEX archmesh_deliveries_due ON archmesh_deliveries (due_at) WHERE status IN ('pending', 'retrying', 'sending');
+CREATE INDEX archmesh_deliveries_due ON archmesh_deliveries (priority, due_at) WHERE status IN ('pending', 'retrying', 'sending');
+CREATE INDEX archmesh_deliveries_dead ON archmesh_deliveries (id) WHERE status = 'dead';
 CREATE INDEX archmesh_deliveries_user ON archmesh_deliveries (user_id, id);
 
 -- Publications that belong to a transaction. Applications may write to it inside their own:
@@ -82,4 +95,23 @@ CREATE TABLE archmesh_preferences (
     user_id    TEXT PRIMARY KEY,
     document   TEXT   NOT NULL,
     updated_at INTEGER NOT NULL
+);
+
+-- Where users can be reached besides their devices that are connected.
+CREATE TABLE archmesh_contacts (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id    TEXT   NOT NULL,
+    channel    TEXT   NOT NULL,
+    address    TEXT   NOT NULL,
+    created_at INTEGER NOT NULL,
+    UNIQUE (user_id, channel, address)
+);
+
+CREATE TABLE archmesh_templates (
+    name       TEXT   NOT NULL,
+    version    INTEGER NOT NULL,
+    digest     TEXT   NOT NULL,
+    document   TEXT   NOT NULL,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (name, version)
 );

@@ -16,19 +16,25 @@ use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
 
 use super::error::{ErrorBody, ErrorEnvelope};
+use super::notification_requests::{
+    AnalyticsRequest, ContactsRequest, DeadLettersRequest, InboxRequest, MarkRequest,
+    NotificationsRequest, PreferencesRequest, PreviewRequest, RetryRequest, StatusRequest,
+    TemplateStoreRequest, TemplatesRequest,
+};
+use super::notification_results::{
+    AnalyticsResult, ContactsResult, DeadLettersResult, InboxResult, MarkedResult,
+    NotificationResult, NotificationsResult, PreferencesResult, PreviewResult, RetriedResult,
+    StatusResult, TemplateVersionResult, TemplatesResult,
+};
 use super::requests::{
     BatchRequest, BroadcastRequest, ChannelRequest, ChannelsRequest, ConnectionRequest,
-    ConnectionsRequest, DisconnectRequest, HistoryRequest, InboxRequest, InfoRequest,
-    LargeDataRequest, MarkRequest, NotificationsRequest, PreferencesRequest, PublishRequest,
-    RevokeRequest, SubscriptionRequest, UserStatusRequest,
+    ConnectionsRequest, DisconnectRequest, HistoryRequest, InfoRequest, LargeDataRequest,
+    PublishRequest, RevokeRequest, SubscriptionRequest, UserStatusRequest,
 };
 use super::results::{
     AffectedResult, BatchResult, BroadcastResult, ChannelsResult, ConnectionResult,
     ConnectionsResult, HistoryResult, InfoResult, LargeDataResult, PositionResult, PresenceResult,
     PresenceStatsResult, Reply, UserStatusResult,
-};
-use super::results::{
-    InboxResult, MarkedResult, NotificationResult, NotificationsResult, PreferencesResult,
 };
 use super::{ApiError, batch, connections, large_data, notifications, publish, reads, users};
 use crate::notify::NotificationRequest;
@@ -193,6 +199,29 @@ methods! {
     /// A user's preferences, after changing them when a patch is given.
     Preferences preferences("/api/v1/notifications/preferences", PreferencesRequest) -> PreferencesResult =
         notifications::preferences;
+    /// A user's addresses, after changing those that are given.
+    Contacts contacts("/api/v1/notifications/contacts", ContactsRequest) -> ContactsResult = notifications::contacts;
+    /// Stores a template as a new version.
+    StoreTemplate store_template("/api/v1/notifications/templates/store", TemplateStoreRequest) ->
+        TemplateVersionResult = notifications::store_template;
+    /// Stored templates.
+    Templates templates("/api/v1/notifications/templates", TemplatesRequest) -> TemplatesResult =
+        notifications::templates;
+    /// What a template makes for each delivery channel.
+    PreviewTemplate preview_template("/api/v1/notifications/templates/preview", PreviewRequest) -> PreviewResult =
+        notifications::preview;
+    /// What became of a notification.
+    NotificationStatus notification_status("/api/v1/notifications/status", StatusRequest) -> StatusResult =
+        notifications::status;
+    /// Deliveries that were given up.
+    DeadLetters dead_letters("/api/v1/notifications/dead_letters", DeadLettersRequest) -> DeadLettersResult =
+        notifications::dead_letters;
+    /// Tries given-up deliveries again.
+    RetryDeliveries retry_deliveries("/api/v1/notifications/retry", RetryRequest) -> RetriedResult =
+        notifications::retry;
+    /// Sums of notifications and deliveries over a time.
+    Analytics analytics("/api/v1/notifications/analytics", AnalyticsRequest) -> AnalyticsResult =
+        notifications::analytics;
     /// The node and its size.
     Info info("/api/info", InfoRequest) -> InfoResult = connections::info;
 }

@@ -10,16 +10,21 @@ use serde_json::value::RawValue;
 
 use super::ApiError;
 use super::everywhere::{self, Question};
-use super::requests::{
-    InboxRequest, MarkName, MarkRequest, NotificationsRequest, PreferencesRequest,
+use super::notification_requests::{
+    AnalyticsRequest, ContactsRequest, DeadLettersRequest, InboxRequest, MarkName, MarkRequest,
+    NotificationsRequest, PreferencesRequest, PreviewRequest, RetryRequest, StatusRequest,
+    TemplateStoreRequest, TemplatesRequest,
 };
-use super::results::{
-    CountersResult, InboxResult, MarkedResult, NotificationReply, NotificationResult,
-    NotificationsResult, PreferencesResult,
+use super::notification_results::{
+    AnalyticsResult, ContactsResult, CountersResult, DeadLettersResult, DeliveryEntry, DeliverySum,
+    InboxResult, InboxSum, MarkedResult, NotificationReply, NotificationResult,
+    NotificationsResult, PreferencesResult, PreviewResult, RetriedResult, StatusResult,
+    TemplateEntry, TemplateVersionResult, TemplatesResult,
 };
 use crate::notify::{
-    Accepted, Counters, Draft, Mark, NotificationRequest, Notifications, NotifyError, Page, Which,
-    check_ids, check_user, now_ms,
+    Accepted, Analytics, ContactChange, Contacts, Counters, DeadLetter, Draft, Mark,
+    NotificationRequest, Notifications, NotifyError, Page, Status, StoredTemplate, Which,
+    check_ids, check_user, kinds::Priority, now_ms,
 };
 use crate::plane::SharedPlane;
 
@@ -63,8 +68,16 @@ pub(super) async fn send(
     let (draft, partial) =
         if draft.online { with_online(plane, draft).await? } else { (draft, false) };
     let accepted = notifications.send(draft).await?;
-    let Accepted { id, duplicate, delivered, held, opted_out } = accepted;
-    Ok(NotificationResult { notification_id: id, duplicate, delivered, held, opted_out, partial })
+    let Accepted { id, duplicate, delivered, held, queued, opted_out } = accepted;
+    Ok(NotificationResult {
+        notification_id: id,
+        duplicate,
+        delivered,
+        held,
+        queued,
+        opted_out,
+        partial,
+    })
 }
 
 /// Sends several; one that is wrong leaves the others alone. They wait for the store together.
@@ -175,4 +188,160 @@ pub(super) async fn preferences(
     check_user(&request.user).map_err(ApiError::bad_request)?;
     let (own, defaults) = notifications.preferences(&request.user, request.patch.as_ref()).await?;
     Ok(PreferencesResult { preferences: own, defaults })
+}
+
+/// Reads or changes a user's addresses.
+pub(super) async fn contacts(
+    plane: &SharedPlane,
+    request: ContactsRequest,
+) -> Result<ContactsResult, ApiError> {
+    let notifications = notifications(plane)?;
+    check_user(&request.user).map_err(ApiError::bad_request)?;
+    let change = ContactChange {
+        email: request.email,
+        phone: request.phone,
+        web_push: request.web_push,
+        web_push_removed: request.web_push_removed,
+    };
+    let Contacts { email, phone, browsers } = notifications.contacts(&request.user, change).await?;
+    Ok(ContactsResult { email, phone, browsers })
+}
+
+/// Stores a template.
+pub(super) async fn store_template(
+    plane: &SharedPlane,
+    request: TemplateStoreRequest,
+) -> Result<TemplateVersionResult, ApiError> {
+    let version = notifications(plane)?.store_template(&request.document).await?;
+    Ok(TemplateVersionResult { version })
+}
+
+/// Lists templates.
+pub(super) async fn templates(
+    plane: &SharedPlane,
+    request: TemplatesRequest,
+) -> Result<TemplatesResult, ApiError> {
+    let stored = notifications(plane)?.list_templates(request.name.as_deref()).await?;
+    let templates = stored.into_iter().map(|template| {
+        let StoredTemplate { name, version, digest, document, created_at } = template;
+        let document = RawValue::from_string(document)
+            .map_err(|_| ApiError::new(ErrorCode::SystemError, "a stored template is no JSON"))?;
+        Ok(TemplateEntry { name, version, digest, created_at, document })
+    });
+    Ok(TemplatesResult { templates: templates.collect::<Result<_, ApiError>>()? })
+}
+
+/// Shows what a template makes.
+pub(super) async fn preview(
+    plane: &SharedPlane,
+    request: PreviewRequest,
+) -> Result<PreviewResult, ApiError> {
+    let source = match (&request.document, &request.name) {
+        (Some(document), None) => Ok(document),
+        (None, Some(name)) => Err((name.as_str(), request.version.map(place))),
+        _ => return Err(ApiError::bad_request("give either `document` or `name`")),
+    };
+    let notifications = notifications(plane)?;
+    let locale = request.locale.as_deref();
+    let channels = notifications.preview(source, locale, &request.variables).await?;
+    Ok(PreviewResult { channels })
+}
+
+/// What became of a notification.
+pub(super) async fn status(
+    plane: &SharedPlane,
+    request: StatusRequest,
+) -> Result<StatusResult, ApiError> {
+    let found = notifications(plane)?.status(&request.notification_id).await?;
+    let Some(Status { inbox, sums, deliveries }) = found else {
+        return Err(ApiError::new(ErrorCode::NotFound, "no such notification, or not any more"));
+    };
+    let [items, seen, read, acked, archived] = inbox;
+    let sums = sums.into_iter().map(|(channel, status, count)| DeliverySum {
+        channel,
+        category: None,
+        priority: None,
+        status,
+        count,
+    });
+    Ok(StatusResult {
+        inbox: InboxSum {
+            category: None,
+            priority: None,
+            items,
+            seen,
+            read,
+            acked: Some(acked),
+            archived,
+        },
+        deliveries: sums.collect(),
+        listed: deliveries.into_iter().map(entry).collect(),
+    })
+}
+
+fn entry(delivery: DeadLetter) -> DeliveryEntry {
+    let DeadLetter { id, notification_id, user, channel, status, attempts, error, updated_at } =
+        delivery;
+    DeliveryEntry { id, notification_id, user, channel, status, attempts, error, updated_at }
+}
+
+/// Deliveries that were given up.
+pub(super) async fn dead_letters(
+    plane: &SharedPlane,
+    request: DeadLettersRequest,
+) -> Result<DeadLettersResult, ApiError> {
+    let notifications = notifications(plane)?;
+    let max = notifications.limits().page_max;
+    let limit = request.limit.unwrap_or(max).min(max);
+    let found = notifications.dead_letters(request.before.map(place), limit).await?;
+    let next = found.last().filter(|_| found.len() == limit as usize).map(|last| last.id);
+    Ok(DeadLettersResult { deliveries: found.into_iter().map(entry).collect(), next })
+}
+
+/// Tries given-up deliveries again.
+pub(super) async fn retry(
+    plane: &SharedPlane,
+    request: RetryRequest,
+) -> Result<RetriedResult, ApiError> {
+    let ids: Option<Vec<i64>> = match (request.ids, request.all) {
+        (Some(ids), false) => Some(ids.into_iter().map(place).collect()),
+        (None, true) => None,
+        _ => return Err(ApiError::bad_request("give either `ids` or `\"all\":true`")),
+    };
+    let retried = notifications(plane)?.retry_dead(ids.as_deref()).await?;
+    Ok(RetriedResult { retried })
+}
+
+fn priority_name(number: i64) -> Option<&'static str> {
+    let priority = Priority::ALL.into_iter().find(|priority| priority.index() as i64 == number)?;
+    Some(priority.as_str())
+}
+
+/// Sums over a time.
+pub(super) async fn analytics(
+    plane: &SharedPlane,
+    request: AnalyticsRequest,
+) -> Result<AnalyticsResult, ApiError> {
+    let to = request.to.map_or(i64::MAX, place);
+    let found = notifications(plane)?.analytics(place(request.from), to).await?;
+    let Analytics { inbox, deliveries } = found;
+    let inbox =
+        inbox.into_iter().map(|(category, priority, [items, seen, read, archived])| InboxSum {
+            category: Some(category),
+            priority: priority_name(priority),
+            items,
+            seen,
+            read,
+            acked: None,
+            archived,
+        });
+    let deliveries =
+        deliveries.into_iter().map(|(channel, category, priority, status, count)| DeliverySum {
+            channel,
+            category: Some(category),
+            priority: priority_name(priority),
+            status,
+            count,
+        });
+    Ok(AnalyticsResult { inbox: inbox.collect(), deliveries: deliveries.collect() })
 }

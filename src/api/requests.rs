@@ -7,7 +7,6 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::call::Command;
-use crate::notify::NotificationRequest;
 
 /// Urgency of a publication on the wire.
 #[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
@@ -222,75 +221,3 @@ pub(crate) struct ConnectionRequest {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct InfoRequest {}
-
-/// Several notifications.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct NotificationsRequest {
-    /// At most `api.batch_max`.
-    pub notifications: Vec<NotificationRequest>,
-}
-
-/// Which part of a user's inbox.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct InboxRequest {
-    /// User id.
-    pub user: String,
-    /// Page size, at most `notifications.page_max`; 0 asks for the counters only.
-    pub limit: Option<u32>,
-    /// Items older than this `seq`.
-    pub before: Option<u64>,
-    /// Items newer than this `seq`.
-    pub after: Option<u64>,
-    /// Unread items only.
-    #[serde(default)]
-    pub unread: bool,
-    /// Archived items instead of the others.
-    #[serde(default)]
-    pub archived: bool,
-    /// Items of this category only.
-    pub category: Option<String>,
-}
-
-/// What has become of items.
-#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum MarkName {
-    /// Shown.
-    Seen,
-    /// Read, and so seen.
-    Read,
-    /// Received by a device.
-    Acked,
-    /// Put away.
-    Archived,
-}
-
-/// Marks items of a user's inbox.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct MarkRequest {
-    /// User id.
-    pub user: String,
-    /// The mark.
-    pub state: MarkName,
-    /// Notification ids, at most `notifications.page_max`.
-    pub ids: Option<Vec<String>>,
-    /// All items up to `up_to`, instead of `ids`.
-    #[serde(default)]
-    pub all: bool,
-    /// `seq`; the newest when left out.
-    pub up_to: Option<u64>,
-}
-
-/// Reads or changes preferences.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct PreferencesRequest {
-    /// User id.
-    pub user: String,
-    /// Merged into the user's preferences (RFC 7396); null removes a member.
-    #[schema(value_type = Option<Object>)]
-    pub patch: Option<serde_json::Value>,
-}

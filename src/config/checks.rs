@@ -421,6 +421,14 @@ impl Checker<'_> {
             "set redis.url to one of them, or to another server",
         );
         self.require(
+            self.config.database.url.as_ref().is_none_or(|url| {
+                ["postgres://", "postgresql://"].iter().any(|scheme| url.expose().starts_with(scheme))
+            }),
+            &["database.url"],
+            "is not the URL of a PostgreSQL database",
+            "give one such as postgres://user:password@db.example.com:5432/archmesh (docs/database.md)",
+        );
+        self.require(
             cluster.lease_ttl >= 3 * cluster.lease_interval,
             &["cluster.lease_ttl", "cluster.lease_interval"],
             "is less than three times cluster.lease_interval, so one late renewal could end a lease",

@@ -5,14 +5,18 @@
 mod choices;
 mod cluster;
 mod database;
+mod delivery;
 mod messages;
 mod security;
 mod service;
 mod transport;
 
-pub use choices::{Algorithm, Balance, Environment, HashBy, LogFormat, Size, Strategy, TlsVersion};
+pub use choices::{
+    Algorithm, Balance, Environment, HashBy, LogFormat, MailSecurity, Size, Strategy, TlsVersion,
+};
 pub use cluster::{ClusterSection, RedisSection};
 pub use database::{DatabaseSection, NotificationsSection};
+pub use delivery::{DeliverySection, EmailSection, WebPushSection, WebhookSection};
 pub use messages::{
     CacheSection, ChannelsSection, HeartbeatSection, LargeDataSection, LimitsSection,
     NamespaceSection, OutboxSection, RateLimitsSection, WebSocketSection,
@@ -48,6 +52,10 @@ pub const ALL: &[&Section] = &[
     &ClusterSection::SECTION,
     &DatabaseSection::SECTION,
     &NotificationsSection::SECTION,
+    &DeliverySection::SECTION,
+    &EmailSection::SECTION,
+    &WebPushSection::SECTION,
+    &WebhookSection::SECTION,
     &EngineSection::SECTION,
     &ControlSection::SECTION,
     &HealthSection::SECTION,

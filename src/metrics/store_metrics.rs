@@ -2,14 +2,25 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use hdrhistogram::Histogram;
+
 use super::families::Families;
 use crate::breaker::BreakerState;
-use crate::notify::Notifications;
+use crate::notify::kinds::Priority;
+use crate::notify::{Channels, DISPATCH_OUTCOMES, Dispatcher, Notifications};
+use crate::processor::{LaneSnapshot, LaneTimes, ProcessorSnapshot};
 use crate::store::{OUTCOMES, Store};
+
+/// Upper bounds of what deliveries take, in seconds.
+const DELIVERY_SECONDS: &[f64] = &[0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0];
 
 /// Counters and gauges.
 pub(super) fn collect(families: &mut Families, notifications: &Notifications) {
     collect_store(families, notifications.store());
+    collect_channels(families, notifications.channels());
+    if let Some(dispatcher) = notifications.dispatcher() {
+        collect_dispatcher(families, dispatcher);
+    }
     let writer = notifications.writer();
     families.gauge(
         "archmesh_inbox_writes_waiting",
@@ -59,6 +70,78 @@ pub(super) fn collect(families: &mut Families, notifications: &Notifications) {
     );
 }
 
+fn state_number(state: BreakerState) -> f64 {
+    match state {
+        BreakerState::Closed => 0.0,
+        BreakerState::HalfOpen => 1.0,
+        BreakerState::Open => 2.0,
+    }
+}
+
+fn collect_channels(families: &mut Families, channels: &Channels) {
+    families.gauges(
+        "archmesh_delivery_channel_breaker_state",
+        "Breaker in front of a delivery channel: 0 closed, 1 half open, 2 open.",
+        &["channel"],
+        channels.states().map(|(channel, state)| (channel.to_string(), state_number(state))),
+    );
+}
+
+fn collect_dispatcher(families: &mut Families, dispatcher: &Dispatcher) {
+    families.counters(
+        "archmesh_delivery_attempts_total",
+        "Attempts to deliver by what came of them; those left alone were not made.",
+        &["outcome"],
+        DISPATCH_OUTCOMES
+            .iter()
+            .zip(dispatcher.stats().outcomes())
+            .map(|(outcome, count)| ((*outcome).to_owned(), count as f64)),
+    );
+    let snapshot: ProcessorSnapshot = dispatcher.snapshot();
+    let lanes = |value: fn(&LaneSnapshot) -> f64| {
+        snapshot.lanes.iter().map(move |lane| (lane.priority.to_string(), value(lane)))
+    };
+    families.gauges(
+        "archmesh_delivery_jobs_waiting",
+        "Deliveries on this node that wait for a worker.",
+        &["priority"],
+        lanes(|lane| lane.depth as f64),
+    );
+    families.gauges(
+        "archmesh_delivery_jobs_oldest_seconds",
+        "How long the oldest of them has waited.",
+        &["priority"],
+        lanes(|lane| lane.oldest.unwrap_or_default().as_secs_f64()),
+    );
+    families.counters(
+        "archmesh_delivery_jobs_refused_total",
+        "Deliveries that found no room on this node and went back into the store.",
+        &["priority"],
+        lanes(|lane| lane.counts.refused as f64),
+    );
+    let times = dispatcher.times();
+    for (name, help, of) in [
+        (
+            "archmesh_delivery_wait_seconds",
+            "From claiming a delivery to a worker that takes it.",
+            (|times| &times.wait_us) as fn(&LaneTimes) -> &Histogram<u64>,
+        ),
+        ("archmesh_delivery_run_seconds", "Duration of attempts to deliver.", |times| {
+            &times.run_us
+        }),
+    ] {
+        let lanes = Priority::ALL.into_iter().map(|p| (p.to_string(), of(&times[p.index()])));
+        families.histograms((name, help), &["priority"], (DELIVERY_SECONDS, 1e6), lanes);
+    }
+    families.gauges(
+        "archmesh_delivery_workers",
+        "Workers that deliver.",
+        &["state"],
+        [("busy", snapshot.busy), ("idle", snapshot.workers.saturating_sub(snapshot.busy))]
+            .map(|(state, count)| (state.to_owned(), count as f64)),
+    );
+}
+
 fn collect_store(families: &mut Families, store: &Store) {
     families.gauge(
         "archmesh_database_up",
@@ -68,11 +151,7 @@ fn collect_store(families: &mut Families, store: &Store) {
     families.gauge(
         "archmesh_database_breaker_state",
         "Breaker in front of the database: 0 closed, 1 half open, 2 open.",
-        match store.breaker_state() {
-            BreakerState::Closed => 0.0,
-            BreakerState::HalfOpen => 1.0,
-            BreakerState::Open => 2.0,
-        },
+        state_number(store.breaker_state()),
     );
     families.counters(
         "archmesh_database_requests_total",

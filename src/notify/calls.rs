@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use gateway_core::call::{CallAnswer, CallKind, ClientCall, ClientMessage};
 use gateway_core::error::{ClientError, ErrorCode};
 use gateway_core::message::ShardMessage;
@@ -14,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::arrivals::Arrival;
-use super::{Mark, Notifications, Page, Which, check_ids};
+use super::{ContactChange, Mark, Notifications, Page, Which, check_ids};
 use crate::plane::SharedPlane;
 
 /// Items in a page when the client names no number.
@@ -45,6 +46,12 @@ struct MarkData {
 #[derive(Debug, Deserialize)]
 struct PreferencesData {
     patch: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PushData {
+    subscription: Option<Value>,
+    removed: Option<String>,
 }
 
 /// Takes a call of a client; its answer goes back to the shard later.
@@ -97,6 +104,10 @@ impl Notifications {
                 let data = json!({"preferences": own, "defaults": defaults});
                 return Ok(ClientMessage { kind: "preferences", data: data.to_string().into() });
             }
+            CallKind::PushSubscription => {
+                let data = self.push_subscription(&call.user, read(&call.data)?).await?;
+                return Ok(ClientMessage { kind: "push_subscription", data });
+            }
             CallKind::Notifications | CallKind::Arrived => {
                 let page = self.page(&call.user, &self.page_of(read(&call.data)?)).await?;
                 return Ok(ClientMessage { kind: "notifications", data: page.to_json().into() });
@@ -119,6 +130,21 @@ impl Notifications {
         data["unseen"] = counters.unseen.into();
         data["revision"] = counters.revision.into();
         Ok(ClientMessage { kind: "notification_update", data: data.to_string().into() })
+    }
+
+    async fn push_subscription(&self, user: &str, data: PushData) -> Result<Bytes, ClientError> {
+        let Some(public_key) = self.channels.public_key() else {
+            let message = "this node sends no push messages to browsers (web_push.private_key)";
+            return Err(ClientError::new(ErrorCode::NotFound, message));
+        };
+        let change = ContactChange {
+            web_push: data.subscription,
+            web_push_removed: data.removed,
+            ..ContactChange::default()
+        };
+        let contacts = self.contacts(user, change).await?;
+        let answer = json!({"public_key": public_key, "browsers": contacts.browsers});
+        Ok(answer.to_string().into())
     }
 
     fn page_of(&self, data: PageData) -> Page {

@@ -1,8 +1,9 @@
 //! What can happen to inboxes, and what came of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::kinds::{Category, Priority};
+use super::kinds::{Category, DeliveryChannel, Priority};
 
 /// A notification, checked, as it is stored once for all its recipients.
 #[derive(Clone, Debug)]
@@ -17,6 +18,10 @@ pub(crate) struct Notification {
     pub priority: Priority,
     /// JSON object with `title`, `message` and, when given, `action` and `metadata`.
     pub content: String,
+    /// The same in other languages, by locale.
+    pub texts: BTreeMap<String, String>,
+    /// JSON of the template that it was made of: `name`, `version`, `variables`.
+    pub template: Option<String>,
     /// It replaces the unread item of the same key.
     pub collapse_key: Option<String>,
     /// Unix milliseconds.
@@ -25,11 +30,31 @@ pub(crate) struct Notification {
     pub expires_at: Option<i64>,
 }
 
-/// An item that is not to be shown yet.
+impl Notification {
+    /// Its content for a reader.
+    pub(super) fn content_in(&self, locale: Option<&str>) -> &str {
+        locale.and_then(|locale| self.texts.get(locale)).unwrap_or(&self.content)
+    }
+}
+
+/// Who gets a notification.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Recipient {
+    /// User id.
+    pub user: String,
+    /// Locale of the text that is for them, when it is not the content.
+    pub locale: Option<Arc<str>>,
+}
+
+/// What reaches a user later than now, or by another way than the inbox.
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
     /// Whose.
-    pub user: String,
+    pub recipient: Recipient,
+    /// By which way.
+    pub channel: DeliveryChannel,
+    /// Row of the address; 0 where none is needed.
+    pub contact: i64,
     /// Unix milliseconds from which on it may be shown.
     pub due_at: i64,
     /// Items of the same user and key are shown as one.
@@ -87,9 +112,9 @@ pub(crate) enum Change {
     Send {
         /// What.
         notification: Arc<Notification>,
-        /// Who gets it now, each named once.
-        now: Vec<String>,
-        /// Who gets it later.
+        /// Who gets it into the inbox now, each named once.
+        now: Vec<Recipient>,
+        /// What goes out later, or by other ways.
         later: Vec<Held>,
     },
     /// Held items are due.
@@ -99,7 +124,7 @@ pub(crate) enum Change {
         /// Rows of the deliveries.
         done: Vec<i64>,
         /// Whose.
-        user: String,
+        recipient: Recipient,
         /// What is shown.
         notification: Arc<Notification>,
     },
@@ -127,7 +152,7 @@ pub(crate) struct Due {
     /// Row of the delivery.
     pub delivery: i64,
     /// Whose.
-    pub user: String,
+    pub recipient: Recipient,
     /// What.
     pub notification: Arc<Notification>,
 }
@@ -136,9 +161,10 @@ impl Change {
     /// Users whose inboxes it touches.
     pub(super) fn users(&self) -> Box<dyn Iterator<Item = &str> + '_> {
         match self {
-            Self::Send { now, .. } => Box::new(now.iter().map(String::as_str)),
-            Self::Release(due) => Box::new(due.iter().map(|due| &*due.user)),
-            Self::Digest { user, .. } | Self::Mark { user, .. } | Self::Clean { user, .. } => {
+            Self::Send { now, .. } => Box::new(now.iter().map(|to| to.user.as_str())),
+            Self::Release(due) => Box::new(due.iter().map(|due| &*due.recipient.user)),
+            Self::Digest { recipient, .. } => Box::new(std::iter::once(&*recipient.user)),
+            Self::Mark { user, .. } | Self::Clean { user, .. } => {
                 Box::new(std::iter::once(&**user))
             }
         }

@@ -148,6 +148,11 @@ impl Priority {
     /// All there are, the least urgent first.
     pub(crate) const ALL: [Self; 4] = [Self::Low, Self::Normal, Self::High, Self::Critical];
 
+    /// 0 for low to 3 for critical; its place in [`Self::ALL`], and its number in the store.
+    pub(crate) const fn index(self) -> usize {
+        self as usize
+    }
+
     /// Name in documents, logs and metrics.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -210,13 +215,18 @@ impl FromStr for Category {
     type Err = KindError;
 
     fn from_str(text: &str) -> Result<Self, KindError> {
-        let named =
-            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_.-".contains(&byte);
-        if text.is_empty() || text.len() > CATEGORY_BYTES_MAX || !text.bytes().all(named) {
+        if !is_name(text, CATEGORY_BYTES_MAX) {
             return Err(KindError::Category(shown(text)));
         }
         Ok(Self(Arc::from(text)))
     }
+}
+
+/// Whether `name` is 1 to `bytes_max` of `a-z`, `0-9`, `_`, `.` and `-`.
+pub(super) fn is_name(name: &str, bytes_max: usize) -> bool {
+    let allowed =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_.-".contains(&byte);
+    (1..=bytes_max).contains(&name.len()) && name.bytes().all(allowed)
 }
 
 serde_as_text!(Category, "the name of a category such as workflow_failed");

@@ -58,11 +58,12 @@ pub(crate) async fn page(
     let archived = if page.archived { "IS NOT NULL" } else { "IS NULL" };
     let unread = if page.unread { "AND i.read_at IS NULL" } else { "" };
     let sql = format!(
-        "SELECT {} FROM archmesh_inbox i JOIN archmesh_notifications n ON n.id = i.notification_id \
+        "SELECT {} FROM archmesh_inbox i {} \
          WHERE i.user_id = $1 AND i.seq < $2 AND i.seq > $3 AND i.archived_at {archived} {unread} \
          AND (i.expires_at IS NULL OR i.expires_at > $4) AND ($5 = '' OR n.category = $5) \
          ORDER BY i.seq DESC LIMIT $6",
-        item::COLUMNS
+        item::COLUMNS,
+        item::JOIN
     );
     let args = [
         Arg::Text(user),
@@ -96,9 +97,10 @@ pub(crate) async fn unacked(
         "SELECT {} FROM (SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY seq DESC) AS place \
          FROM archmesh_inbox WHERE acked_at IS NULL AND archived_at IS NULL \
          AND (expires_at IS NULL OR expires_at > $2) AND user_id IN {}) i \
-         JOIN archmesh_notifications n ON n.id = i.notification_id WHERE i.place <= $3 ORDER BY i.user_id, i.seq",
+         {} WHERE i.place <= $3 ORDER BY i.user_id, i.seq",
         item::COLUMNS,
-        transaction.dialect().texts("$1")
+        transaction.dialect().texts("$1"),
+        item::JOIN
     );
     let users = json!(users).to_string();
     let args = [Arg::Text(&users), Arg::Int(now_ms), Arg::Int(i64::from(limit))];

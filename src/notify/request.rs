@@ -5,8 +5,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::change::Notification;
-use super::kinds::{Category, Priority};
+use super::kinds::{Category, DeliveryChannel, Priority};
 use crate::config::sections::NotificationsSection;
 
 /// Bytes of an id or a key.
@@ -43,15 +42,20 @@ pub(crate) struct NotificationRequest {
     pub users: Vec<String>,
     /// Instead of users.
     pub audience: Option<Audience>,
-    /// First line.
-    pub title: String,
-    /// Text.
-    pub message: String,
+    /// First line; not with `template`.
+    pub title: Option<String>,
+    /// Text; not with `template`.
+    pub message: Option<String>,
+    /// Instead of `title`, `message` and `action`: texts in the language of each user.
+    pub template: Option<TemplateRequest>,
     /// What it is about; preferences go by it: `workflow_update`, `workflow_complete`, `workflow_failed`, `system_alert`,
-    /// `user_action`, or a name of your own.
-    pub category: String,
-    /// `low`, `normal` (the default), `high` or `critical`, which waits for nothing.
+    /// `user_action`, or a name of your own. A template may have it.
+    pub category: Option<String>,
+    /// `low`, `normal` (the default), `high` or `critical`, which waits for nothing. A template may have it.
     pub priority: Option<String>,
+    /// Delivery channels that may be used: `in_app`, `email`, `web_push`, `webhook`, `sms`; all that are switched on when
+    /// left out. Preferences decide which of them are.
+    pub channels: Option<Vec<String>>,
     /// What the user can do about it.
     pub action: Option<ActionRequest>,
     /// Any JSON object, passed on as it is.
@@ -67,11 +71,48 @@ pub(crate) struct NotificationRequest {
     pub idempotency_key: Option<String>,
 }
 
+/// A stored template and what to put into it.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TemplateRequest {
+    /// Name.
+    pub name: String,
+    /// The newest one when left out.
+    pub version: Option<u64>,
+    /// Values by the names that the template declares.
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    pub variables: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Where the texts come from.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    /// From the caller: `title`, `message` and, when given, `action`.
+    Given(serde_json::Value),
+    /// From a template.
+    Template(TemplateRequest),
+}
+
 /// A checked request.
 #[derive(Debug)]
 pub(crate) struct Draft {
-    /// What is sent.
-    pub notification: Notification,
+    /// Texts.
+    pub source: Source,
+    /// JSON text of an object.
+    pub metadata: Option<String>,
+    /// What it is about; that of the template when absent.
+    pub category: Option<Category>,
+    /// How urgent it is; that of the template, or normal, when absent.
+    pub priority: Option<Priority>,
+    /// Delivery channels that may be used.
+    pub channels: Option<Vec<DeliveryChannel>>,
+    /// It replaces the unread item of the same key.
+    pub collapse_key: Option<String>,
+    /// Sending again with the same key answers the first notification.
+    pub idempotency_key: Option<String>,
+    /// Unix milliseconds.
+    pub expires_at: Option<i64>,
     /// To whom, each once; empty with `online`.
     pub users: Vec<String>,
     /// To everybody who is online.
@@ -93,52 +134,83 @@ fn check_text(field: &str, text: &str, bytes_max: usize) -> Result<(), String> {
 impl NotificationRequest {
     /// Checks everything; the error says what would be right.
     pub(crate) fn check(self, limits: &NotificationsSection, now_ms: i64) -> Result<Draft, String> {
-        check_text("title", &self.title, limits.text_bytes_max)?;
-        check_text("message", &self.message, limits.text_bytes_max)?;
-        if self.title.len() + self.message.len() > limits.text_bytes_max {
-            let max = limits.text_bytes_max;
-            return Err(format!(
-                "`title` and `message` together are larger than {max} bytes (notifications.text_bytes_max)"
-            ));
-        }
+        let source = source(&self, limits)?;
         for (field, key) in
             [("collapse_key", &self.collapse_key), ("idempotency_key", &self.idempotency_key)]
         {
             key.as_deref().map_or(Ok(()), |key| check_text(field, key, KEY_BYTES_MAX))?;
         }
-        let category: Category =
-            self.category.parse().map_err(|error| format!("`category`: {error}"))?;
-        let priority = self.priority.as_deref().map_or(Ok(Priority::Normal), str::parse);
+        let category = self.category.as_deref().map(str::parse).transpose();
+        let category = category.map_err(|error| format!("`category`: {error}"))?;
+        if category.is_none() && matches!(source, Source::Given(_)) {
+            return Err("missing field `category`".to_owned());
+        }
+        let priority = self.priority.as_deref().map(str::parse).transpose();
         let priority = priority.map_err(|error| format!("`priority`: {error}"))?;
+        let channels = self.channels.as_deref().map(delivery_channels).transpose()?;
         let (expires_at, deliver_at) =
             check_times((self.expires_at, self.deliver_at), limits, now_ms)?;
         let online = self.audience == Some(Audience::Online);
         let users = recipients(self.user, self.users, online, limits.recipients_max as usize)?;
-        let mut content = json!({"title": self.title, "message": self.message});
-        if let Some(action) = &self.action {
-            check_action(action)?;
-            content["action"] = json!({"label": action.label, "url": action.url});
+        let metadata = self.metadata.as_ref().map(|metadata| metadata.get());
+        if let Some(metadata) = metadata {
+            check_metadata(metadata, limits.metadata_bytes_max)?;
         }
-        let mut content = content.to_string();
-        if let Some(metadata) = &self.metadata {
-            check_metadata(metadata.get(), limits.metadata_bytes_max)?;
-            content.pop();
-            content += ",\"metadata\":";
-            content += metadata.get();
-            content.push('}');
-        }
-        let notification = Notification {
-            id: uuid::Uuid::now_v7().to_string(),
-            idempotency_key: self.idempotency_key,
+        Ok(Draft {
+            source,
+            metadata: metadata.map(str::to_owned),
             category,
             priority,
-            content,
+            channels,
             collapse_key: self.collapse_key,
-            created_at: now_ms,
+            idempotency_key: self.idempotency_key,
             expires_at,
-        };
-        Ok(Draft { notification, users, online, deliver_at })
+            users,
+            online,
+            deliver_at,
+        })
     }
+}
+
+/// The texts, or the template that makes them.
+fn source(request: &NotificationRequest, limits: &NotificationsSection) -> Result<Source, String> {
+    match (&request.title, &request.message, &request.template) {
+        (Some(title), Some(message), None) => {
+            check_texts(title, message, limits.text_bytes_max)?;
+            let mut content = json!({"title": title, "message": message});
+            if let Some(action) = &request.action {
+                check_action(action)?;
+                content["action"] = json!({"label": action.label, "url": action.url});
+            }
+            Ok(Source::Given(content))
+        }
+        (None, None, Some(template)) if request.action.is_none() => {
+            Ok(Source::Template(template.clone()))
+        }
+        _ => {
+            Err("give `title` and `message`, with or without `action`, or `template` alone"
+                .to_owned())
+        }
+    }
+}
+
+fn check_texts(title: &str, message: &str, bytes_max: usize) -> Result<(), String> {
+    check_text("title", title, bytes_max)?;
+    check_text("message", message, bytes_max)?;
+    if title.len() + message.len() > bytes_max {
+        return Err(format!(
+            "`title` and `message` together are larger than {bytes_max} bytes (notifications.text_bytes_max)"
+        ));
+    }
+    Ok(())
+}
+
+fn delivery_channels(names: &[String]) -> Result<Vec<DeliveryChannel>, String> {
+    if names.is_empty() {
+        return Err("`channels` is empty; leave it out for all delivery channels".to_owned());
+    }
+    let channels = names.iter().map(|name| name.parse()).collect::<Result<Vec<_>, _>>();
+    channels.map_err(|error| format!("`channels`: {error}"))
 }
 
 fn check_times(
@@ -269,12 +341,11 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(draft.users, ["alice", "bob"]);
-        assert_eq!(draft.notification.priority, Priority::Normal);
+        assert_eq!(draft.priority, Some(Priority::Normal));
         assert_eq!(draft.deliver_at, Some(NOW + 5));
-        let content: Value = serde_json::from_str(&draft.notification.content).unwrap();
-        assert_eq!(content["title"], "t\"");
-        assert_eq!(content["metadata"], json!({"n": 1}));
-        assert_eq!(content["action"]["url"], "/w/7");
+        let Source::Given(content) = draft.source else { panic!("the texts were given") };
+        assert_eq!((&content["title"], &content["action"]["url"]), (&json!("t\""), &json!("/w/7")));
+        assert_eq!(draft.metadata.as_deref(), Some(r#"{"n":1}"#));
         assert_eq!(check(with("deliver_at", json!(5))).unwrap().deliver_at, None, "that is now");
     }
 
@@ -298,6 +369,11 @@ mod tests {
             ("users", json!(["a b"]), "white space"),
             ("audience", json!("online"), "only one"),
             ("idempotency_key", json!(""), "`idempotency_key`"),
+            ("channels", json!([]), "`channels` is empty"),
+            ("channels", json!(["pigeon"]), "no delivery channel"),
+            ("template", json!({"name": "x"}), "or `template` alone"),
+            ("title", json!(null), "give `title` and `message`"),
+            ("category", json!(null), "missing field `category`"),
             ("tittle", json!("x"), "unknown field `tittle`"),
         ] {
             let error = check(with(member, value)).unwrap_err();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::apply::apply;
-use super::change::{Change, Due, Notification};
+use super::change::{Change, Due, Notification, Recipient};
 use super::kinds::Priority;
 use super::{Notifications, now_ms};
 use crate::store::{Arg, Row, StoreError, Transaction};
@@ -55,8 +55,10 @@ impl Notifications {
         let mut transaction = self.store.begin().await?;
         let now = now_ms();
         let sql = format!(
-            "SELECT d.id, d.user_id, d.digest_key, n.id, n.category, n.priority, n.content, n.created_at, n.expires_at, n.collapse_key \
+            "SELECT d.id, d.user_id, d.digest_key, n.id, n.category, n.priority, coalesce(t.content, n.content), \
+             n.created_at, n.expires_at, n.collapse_key, d.locale \
              FROM archmesh_deliveries d JOIN archmesh_notifications n ON n.id = d.notification_id \
+             LEFT JOIN archmesh_notification_texts t ON t.notification_id = n.id AND t.locale = d.locale \
              WHERE d.status = 'pending' AND d.channel = 'in_app' AND d.due_at <= $1 ORDER BY d.due_at, d.id LIMIT $2 {}",
             transaction.dialect().skip_locked().replace("UPDATE", "UPDATE OF d")
         );
@@ -109,18 +111,22 @@ async fn forget(transaction: &mut Transaction, created_before: i64) -> Result<()
 
 fn due_of(row: &Row) -> Result<Due, StoreError> {
     let number = row.int(5)?;
-    let priority = Priority::ALL.into_iter().find(|priority| *priority as i64 == number);
+    let priority = Priority::ALL.into_iter().find(|priority| priority.index() as i64 == number);
     let notification = Notification {
         id: row.text(3)?,
         idempotency_key: None,
         category: row.text(4)?.parse().map_err(|_| StoreError::Unexpected("a category"))?,
         priority: priority.ok_or(StoreError::Unexpected("a priority"))?,
         content: row.text(6)?,
+        texts: BTreeMap::new(),
+        template: None,
         collapse_key: row.maybe_text(9)?,
         created_at: row.int(7)?,
         expires_at: row.maybe_int(8)?,
     };
-    Ok(Due { delivery: row.int(0)?, user: row.text(1)?, notification: Arc::new(notification) })
+    let locale = row.maybe_text(10)?.map(Into::into);
+    let recipient = Recipient { user: row.text(1)?, locale };
+    Ok(Due { delivery: row.int(0)?, recipient, notification: Arc::new(notification) })
 }
 
 /// Single items are shown as they are; several of one digest as one notification that names them.
@@ -129,7 +135,7 @@ fn changes_of(due: Vec<(Option<String>, Due)>, now_ms: i64) -> Vec<Change> {
     let mut digests: BTreeMap<(String, String), Vec<Due>> = BTreeMap::new();
     for (key, due) in due {
         match key {
-            Some(key) => digests.entry((due.user.clone(), key)).or_default().push(due),
+            Some(key) => digests.entry((due.recipient.user.clone(), key)).or_default().push(due),
             None => single.push(due),
         }
     }
@@ -141,7 +147,8 @@ fn changes_of(due: Vec<(Option<String>, Due)>, now_ms: i64) -> Vec<Change> {
         }
         let done = items.iter().map(|item| item.delivery).collect();
         let notification = Arc::new(digest_of(&items, now_ms));
-        changes.push(Change::Digest { done, user, notification });
+        let recipient = Recipient { user, locale: None };
+        changes.push(Change::Digest { done, recipient, notification });
     }
     changes.push(Change::Release(single));
     changes
@@ -184,6 +191,8 @@ fn digest_of(items: &[Due], now_ms: i64) -> Notification {
         category: first.category.clone(),
         priority: most_urgent.unwrap_or_default(),
         content: content.to_string(),
+        texts: BTreeMap::new(),
+        template: None,
         collapse_key: None,
         created_at: now_ms,
         expires_at: None,

@@ -48,14 +48,14 @@ pub(crate) struct Changes {
     stats: Arc<WriterStats>,
     batch_max: usize,
     /// Told after each commit.
-    committed: Arc<Notify>,
+    committed: [Arc<Notify>; 2],
 }
 
 /// A queue for `waiting_max` changes.
 pub(crate) fn queue(
     store: Arc<Store>,
     (waiting_max, batch_max): (usize, usize),
-    committed: Arc<Notify>,
+    committed: [Arc<Notify>; 2],
 ) -> (Writer, Arc<Changes>) {
     let (sender, receiver) = mpsc::channel(waiting_max);
     let stats = Arc::<WriterStats>::default();
@@ -142,7 +142,7 @@ impl Changes {
                 applied
             }
         };
-        self.committed.notify_one();
+        self.committed.iter().for_each(|told| told.notify_one());
         for (answer, outcome) in answers.into_iter().zip(applied) {
             // Whoever asked may have given up.
             let _unheard = answer.send(outcome);

@@ -28,6 +28,8 @@ pub enum CallKind {
     Archive,
     /// The user's preferences: read, or changed and read.
     Preferences,
+    /// The browser's subscription to push messages: made, ended, or how to make one.
+    PushSubscription,
 }
 
 /// A command on its way to the control plane.

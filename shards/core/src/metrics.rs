@@ -85,7 +85,7 @@ label! {
         Notifications => "notifications",
         /// `notification_seen`, `notification_read`, `notification_ack`, `notification_archive`.
         NotificationMark => "notification_mark",
-        /// `preferences`.
+        /// `preferences`, `push_subscription`.
         Preferences => "preferences",
         /// Publications to subscribers.
         Message => "message",

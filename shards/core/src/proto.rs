@@ -40,6 +40,7 @@ const RESERVED_KINDS: &[&str] = &[
     "presence_stats",
     "publish",
     "published",
+    "push_subscription",
     "refresh",
     "refreshed",
     "subscribe",

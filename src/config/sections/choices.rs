@@ -18,6 +18,18 @@ choice! {
 }
 
 choice! {
+    /// Protection of the connection to a mail server.
+    MailSecurity {
+        /// None, for a server on this machine.
+        None = "none",
+        /// Begins in plain text and goes over to TLS, or is given up.
+        StartTls = "starttls",
+        /// TLS from the first byte.
+        Tls = "tls",
+    }
+}
+
+choice! {
     /// Size tier; sets defaults for everything that grows with the number of connections.
     Size {
         /// 100 connections per node.

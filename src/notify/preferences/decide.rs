@@ -62,19 +62,6 @@ pub(crate) enum OptedOut {
     BuiltIn,
 }
 
-impl OptedOut {
-    /// Name in logs and metrics.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::UserCategory => "user_category",
-            Self::UserChannel => "user_channel",
-            Self::DefaultCategory => "default_category",
-            Self::DefaultChannel => "default_channel",
-            Self::BuiltIn => "built_in",
-        }
-    }
-}
-
 /// Whether a category does not go out on a delivery channel, and by whose answer. The first answer counts: of the user
 /// to the category, of the user to the delivery channel, then of the defaults in the same order.
 pub(crate) fn opted_out(

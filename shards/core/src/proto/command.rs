@@ -222,7 +222,7 @@ impl<'a> Envelope<'a> {
             | "notification_read"
             | "notification_ack"
             | "notification_archive" => MessageKind::NotificationMark,
-            "preferences" => MessageKind::Preferences,
+            "preferences" | "push_subscription" => MessageKind::Preferences,
             _ => MessageKind::Other,
         }
     }
@@ -247,6 +247,7 @@ impl<'a> Envelope<'a> {
             "notification_ack" => self.call(CallKind::Ack)?,
             "notification_archive" => self.call(CallKind::Archive)?,
             "preferences" => self.call(CallKind::Preferences)?,
+            "push_subscription" => self.call(CallKind::PushSubscription)?,
             "fault" => Command::Fault(self.typed()?),
             _ => return Err(CommandError::UnknownKind),
         })

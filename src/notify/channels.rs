@@ -1,0 +1,199 @@
+//! The configured ways out: one sender per delivery channel, each behind a breaker.
+
+use std::time::{Duration, Instant};
+
+use super::kinds::DeliveryChannel;
+use super::senders::{
+    HttpSettings, Outgoing, SendError, Sender, SetupError, SmtpCredentials, SmtpSecurity,
+    SmtpSender, SmtpSettings, VapidKeys, WebPushSender, WebPushSettings, WebhookSender,
+    WebhookSettings,
+};
+use crate::breaker::{Breaker, BreakerLimits, BreakerState, Change};
+use crate::config::Config;
+use crate::config::sections::MailSecurity;
+
+/// Bytes of an answer that are read.
+const ANSWER_BYTES_MAX: usize = 4096;
+/// How long an unused connection to a mail server is kept.
+const MAIL_IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// A way out and what stands in front of it.
+#[derive(Debug)]
+struct Channel {
+    kind: DeliveryChannel,
+    sender: Sender,
+    breaker: Breaker,
+}
+
+/// All configured ways out.
+#[derive(Debug)]
+pub(crate) struct Channels {
+    all: Vec<Channel>,
+    sms: bool,
+    allow_insecure: bool,
+    public_key: Option<String>,
+    retry_after: Duration,
+}
+
+/// How an attempt went.
+#[derive(Debug)]
+pub(super) enum Attempt {
+    /// It was handed over.
+    Sent,
+    /// It was not.
+    Failed(SendError),
+    /// The breaker is open, so nothing was tried; worth another look after this time.
+    LeftAlone(Duration),
+    /// There is no such way out any more.
+    Unknown,
+}
+
+impl Channels {
+    /// What the configuration switches on.
+    pub(super) fn new(config: &Config) -> Result<Self, SetupError> {
+        let delivery = &config.delivery;
+        let limits =
+            BreakerLimits { failures: delivery.breaker_failures, open: delivery.breaker_open };
+        let mut all = Vec::new();
+        let mut add =
+            |kind, sender| all.push(Channel { kind, sender, breaker: Breaker::new(limits) });
+        if let Some(settings) = smtp(config) {
+            add(DeliveryChannel::Email, Sender::Smtp(Box::new(SmtpSender::new(settings)?)));
+        }
+        let mut public_key = None;
+        if let Some(settings) = web_push(config)? {
+            let sender = WebPushSender::new(settings)?;
+            public_key = Some(sender.public_key().to_owned());
+            add(DeliveryChannel::WebPush, Sender::WebPush(Box::new(sender)));
+        }
+        if let Some(url) = &config.webhook.url {
+            let settings = WebhookSettings {
+                url: url.clone(),
+                secrets: config.webhook.secrets.clone(),
+                http: http(config),
+            };
+            add(DeliveryChannel::Webhook, Sender::Webhook(Box::new(WebhookSender::new(settings)?)));
+        }
+        Ok(Self {
+            all,
+            sms: config.webhook.sms,
+            allow_insecure: delivery.allow_insecure,
+            public_key,
+            retry_after: delivery.breaker_open,
+        })
+    }
+
+    /// Whether there is a way out for `kind`.
+    pub(super) fn has(&self, kind: DeliveryChannel) -> bool {
+        kind == DeliveryChannel::InApp || self.find(kind).is_some()
+    }
+
+    /// Text messages leave through the webhook.
+    fn find(&self, kind: DeliveryChannel) -> Option<&Channel> {
+        let carrier = match kind {
+            DeliveryChannel::Sms if self.sms => DeliveryChannel::Webhook,
+            other => other,
+        };
+        self.all.iter().find(|channel| channel.kind == carrier)
+    }
+
+    /// Whether anything but inboxes is switched on.
+    pub(super) fn any(&self) -> bool {
+        !self.all.is_empty()
+    }
+
+    /// Whether push services may be anywhere.
+    pub(super) fn allows_insecure_browsers(&self) -> bool {
+        self.allow_insecure
+    }
+
+    /// What browsers subscribe with, when Web Push is switched on.
+    pub(crate) fn public_key(&self) -> Option<&str> {
+        self.public_key.as_deref()
+    }
+
+    /// States of the breakers.
+    pub(crate) fn states(&self) -> impl Iterator<Item = (DeliveryChannel, BreakerState)> {
+        self.all.iter().map(|channel| (channel.kind, channel.breaker.state()))
+    }
+
+    /// Makes one attempt.
+    pub(super) async fn send(
+        &self,
+        kind: DeliveryChannel,
+        message: &Outgoing,
+        now_unix: Duration,
+    ) -> Attempt {
+        let Some(channel) = self.find(kind) else { return Attempt::Unknown };
+        if !channel.breaker.try_enter(Instant::now()) {
+            return Attempt::LeftAlone(self.retry_after);
+        }
+        let result = channel.sender.send(message, now_unix).await;
+        // A message that is refused says nothing about the other side's health.
+        let healthy = result.as_ref().err().is_none_or(|error| !error.is_retryable());
+        match channel.breaker.report(Instant::now(), healthy) {
+            Some(Change::Opened) => {
+                let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
+                tracing::warn!(category = "delivery", event = "delivery_channel_lost", channel = %kind, error);
+            }
+            Some(Change::Closed) => {
+                tracing::info!(category = "delivery", event = "delivery_channel_back", channel = %kind);
+            }
+            None => {}
+        }
+        match result {
+            Ok(_) => Attempt::Sent,
+            Err(error) => Attempt::Failed(error),
+        }
+    }
+}
+
+fn http(config: &Config) -> HttpSettings {
+    let delivery = &config.delivery;
+    HttpSettings {
+        deadline: delivery.timeout,
+        allow_http: delivery.allow_insecure,
+        allow_private_addresses: delivery.allow_insecure,
+        retry_after_max: delivery.retry_max,
+        answer_bytes_max: ANSWER_BYTES_MAX,
+        ca_file: delivery.ca_path.clone(),
+    }
+}
+
+fn smtp(config: &Config) -> Option<SmtpSettings> {
+    let email = &config.email;
+    Some(SmtpSettings {
+        host: email.host.clone()?,
+        port: email.port,
+        security: match email.security {
+            MailSecurity::None => SmtpSecurity::None,
+            MailSecurity::StartTls => SmtpSecurity::StartTls,
+            MailSecurity::Tls => SmtpSecurity::Tls,
+        },
+        credentials: email
+            .user
+            .clone()
+            .zip(email.password.clone())
+            .map(|(user, password)| SmtpCredentials { user, password }),
+        from: email.from.clone().unwrap_or_default(),
+        reply_to: email.reply_to.clone(),
+        hello_name: None,
+        ca_file: config.delivery.ca_path.clone(),
+        unsubscribe_url: email.unsubscribe_url.clone(),
+        deadline: config.delivery.timeout,
+        connections_max: email.connections_max as usize,
+        idle_max: MAIL_IDLE_MAX,
+    })
+}
+
+fn web_push(config: &Config) -> Result<Option<WebPushSettings>, SetupError> {
+    let section = &config.web_push;
+    let Some(private_key) = &section.private_key else { return Ok(None) };
+    let public_key = section.public_key.as_deref().unwrap_or_default();
+    Ok(Some(WebPushSettings {
+        vapid: VapidKeys::parse(public_key, private_key)?,
+        contact: section.contact.clone().unwrap_or_default(),
+        ttl: section.ttl,
+        http: http(config),
+    }))
+}

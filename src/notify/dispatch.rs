@@ -1,0 +1,413 @@
+//! Deliveries on their way out: claimed from the store, worked off by priority, and their outcome written back.
+//!
+//! A claim is a lease: a row that is `sending` and whose lease has ended is claimed again, by any node, so a node that dies
+//! costs time and no delivery. Retries are rows with a later time, not jobs in memory. So everything here may be repeated: a
+//! mail or a webhook carries the same id each time.
+//!
+//! Rows of one digest leave as one message.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::channels::Attempt;
+use super::kinds::{DeliveryChannel, Priority};
+use super::outgoing::Parcel;
+use super::senders::{SendError, retry_delay};
+use super::{Notifications, NotifyError, now_ms};
+use crate::config::sections::DeliverySection;
+use crate::processor::{
+    DeadReason, Handler, KeyOrder, LaneLimits, LaneTimes, Outcome, Processor, ProcessorLimits,
+    ProcessorSnapshot,
+};
+use crate::store::{Arg, Row, StoreError, Transaction};
+
+/// Rows that are claimed in one transaction.
+const CLAIM_MAX: usize = 256;
+/// How long a claim holds beyond the attempt itself: waiting for a worker, writing the outcome.
+const LEASE_SLACK: Duration = Duration::from_secs(60);
+
+/// How long a claimed row waits for room among the jobs before it goes back.
+const ROOM_WAIT: Duration = Duration::from_millis(100);
+/// Tries of a job whose notification cannot be read because the store is away; then its lease ends.
+const READS_MAX: u32 = 5;
+
+/// Outcomes of attempts, in order of the counters.
+pub(crate) const OUTCOMES: [&str; 5] = ["sent", "retrying", "failed", "dead", "left_alone"];
+
+/// A claimed row.
+#[derive(Clone, Debug)]
+pub(super) struct Claim {
+    pub id: i64,
+    pub notification: String,
+    pub user: String,
+    pub channel: DeliveryChannel,
+    pub contact: i64,
+    pub locale: Option<String>,
+    pub digest_key: Option<String>,
+    pub priority: Priority,
+    pub attempts: u32,
+}
+
+/// What a worker does: one message for one row, or for all rows of a digest.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub claims: Vec<Claim>,
+}
+
+/// Numbers of the dispatcher.
+#[derive(Debug, Default)]
+pub(crate) struct DispatchStats {
+    outcomes: [AtomicU64; OUTCOMES.len()],
+}
+
+impl DispatchStats {
+    fn count(&self, outcome: &str) {
+        let index = OUTCOMES.iter().position(|known| *known == outcome).unwrap_or_default();
+        self.outcomes[index].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Attempts by [`OUTCOMES`].
+    pub(crate) fn outcomes(&self) -> [u64; OUTCOMES.len()] {
+        std::array::from_fn(|index| self.outcomes[index].load(Ordering::Relaxed))
+    }
+}
+
+/// Claims rows and hands them to the workers.
+#[derive(Debug)]
+pub(crate) struct Dispatcher {
+    processor: Processor<Job>,
+    stats: Arc<DispatchStats>,
+}
+
+struct Work {
+    notifications: Weak<Notifications>,
+    stats: Arc<DispatchStats>,
+}
+
+fn limits(section: &DeliverySection) -> ProcessorLimits {
+    let jobs_max = section.jobs_max as usize;
+    let lane = |weight, workers_percent| LaneLimits { jobs_max, weight, workers_percent };
+    ProcessorLimits {
+        jobs_max,
+        lanes: [lane(1, 50), lane(2, 75), lane(4, 90), lane(8, 100)],
+        key_jobs_max: jobs_max,
+        key_order: KeyOrder::Parallel(4),
+        workers_min: section.workers_min.min(section.workers_max) as usize,
+        workers_max: section.workers_max as usize,
+        // The attempt has a deadline of its own; this is for what is around it.
+        job_timeout: section.timeout + LEASE_SLACK / 2,
+        attempts_max: READS_MAX,
+        ..ProcessorLimits::default()
+    }
+}
+
+impl Dispatcher {
+    /// Starts the workers.
+    pub(super) fn start(notifications: &Arc<Notifications>) -> Self {
+        let stats = Arc::<DispatchStats>::default();
+        let work = Work { notifications: Arc::downgrade(notifications), stats: Arc::clone(&stats) };
+        let processor = Processor::start(limits(&notifications.delivery), work)
+            .expect("the bounds of the section lie within those of the processor");
+        Self { processor, stats }
+    }
+
+    /// Numbers since the start.
+    pub(crate) fn stats(&self) -> &DispatchStats {
+        &self.stats
+    }
+
+    /// How long jobs waited and ran, by lane.
+    pub(crate) fn times(&self) -> [LaneTimes; 4] {
+        self.processor.times()
+    }
+
+    /// Depths and counts of the lanes.
+    pub(crate) fn snapshot(&self) -> ProcessorSnapshot {
+        self.processor.snapshot()
+    }
+
+    /// Claims and hands out until the future is dropped.
+    pub(super) async fn run(self: Arc<Self>, notifications: Arc<Notifications>, wake: Arc<Notify>) {
+        loop {
+            let claimed = notifications.store.run(self.claim(&notifications)).await.unwrap_or(0);
+            if claimed < CLAIM_MAX {
+                let _woken =
+                    tokio::time::timeout(notifications.poll_interval, wake.notified()).await;
+            }
+        }
+    }
+
+    /// Finishes what is under way; what is left is claimed again when its lease ends, or by [`Self::give_back`].
+    pub(super) async fn drain(&self, notifications: &Notifications, limit: Duration) {
+        let left = self.processor.drain(Instant::now() + limit).await;
+        let ids: Vec<i64> = left.iter().flat_map(|job| &job.claims).map(|claim| claim.id).collect();
+        if let Err(error) = notifications.give_back(&ids, 0).await {
+            tracing::warn!(category = "delivery", event = "deliveries_not_given_back", %error);
+        }
+    }
+
+    /// The more urgent lanes are claimed first, each as far as the processor has room for it.
+    async fn claim(&self, notifications: &Notifications) -> Result<usize, StoreError> {
+        let snapshot = self.processor.snapshot();
+        let mut room = (notifications.delivery.jobs_max as usize).saturating_sub(snapshot.held);
+        let mut claimed = 0;
+        for priority in Priority::ALL.into_iter().rev() {
+            // A part of the room is kept for each lane below, so that none of them starves.
+            let share = (room / (priority.index() + 1)).clamp(usize::from(room > 0), CLAIM_MAX);
+            if share == 0 {
+                break;
+            }
+            let mut transaction = notifications.store.begin().await?;
+            let lease = notifications.delivery.timeout + LEASE_SLACK;
+            let claims = claim_lane(&mut transaction, priority, (share, lease)).await?;
+            if claims.is_empty() {
+                transaction.roll_back().await?;
+                continue;
+            }
+            transaction.commit().await?;
+            claimed += claims.len();
+            room = room.saturating_sub(claims.len());
+            self.hand_out(notifications, priority, claims).await?;
+        }
+        Ok(claimed)
+    }
+
+    async fn hand_out(
+        &self,
+        notifications: &Notifications,
+        priority: Priority,
+        claims: Vec<Claim>,
+    ) -> Result<(), StoreError> {
+        let mut refused = Vec::new();
+        for job in jobs_of(claims) {
+            let user = Arc::<str>::from(job.claims[0].user.as_str());
+            let deadline = Instant::now() + ROOM_WAIT;
+            if let Err(back) = self.processor.push(priority, user, job, deadline).await {
+                refused.extend(back.job.claims.iter().map(|claim| claim.id));
+            }
+        }
+        notifications.give_back(&refused, notifications.poll_interval.as_millis() as i64).await
+    }
+}
+
+fn jobs_of(claims: Vec<Claim>) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    let mut digests: BTreeMap<(String, String, i64), Vec<Claim>> = BTreeMap::new();
+    for claim in claims {
+        match &claim.digest_key {
+            Some(key) => {
+                let digest = (claim.user.clone(), key.clone(), claim.contact);
+                digests.entry(digest).or_default().push(claim);
+            }
+            None => jobs.push(Job { claims: vec![claim] }),
+        }
+    }
+    jobs.extend(digests.into_values().map(|claims| Job { claims }));
+    jobs
+}
+
+async fn claim_lane(
+    transaction: &mut Transaction,
+    priority: Priority,
+    (limit, lease): (usize, Duration),
+) -> Result<Vec<Claim>, StoreError> {
+    let now = now_ms();
+    let sql = format!(
+        "UPDATE archmesh_deliveries SET status = 'sending', attempts = attempts + 1, due_at = $2, updated_at = $1 \
+         WHERE id IN (SELECT id FROM archmesh_deliveries WHERE status IN ('pending', 'retrying', 'sending') \
+         AND channel <> 'in_app' AND priority = $3 AND due_at <= $1 ORDER BY due_at LIMIT $4 {}) \
+         RETURNING id, notification_id, user_id, channel, contact_id, locale, digest_key, attempts",
+        transaction.dialect().skip_locked()
+    );
+    let args = [
+        Arg::Int(now),
+        Arg::Int(now + lease.as_millis() as i64),
+        Arg::Int(priority.index() as i64),
+        Arg::Int(limit as i64),
+    ];
+    let rows = transaction.fetch(sql, &args).await?;
+    rows.iter().map(|row| claim_of(row, priority)).collect()
+}
+
+fn claim_of(row: &Row, priority: Priority) -> Result<Claim, StoreError> {
+    let channel = row.text(3)?.parse();
+    Ok(Claim {
+        id: row.int(0)?,
+        notification: row.text(1)?,
+        user: row.text(2)?,
+        channel: channel.map_err(|_| StoreError::Unexpected("a delivery channel"))?,
+        contact: row.int(4)?,
+        locale: row.maybe_text(5)?,
+        digest_key: row.maybe_text(6)?,
+        priority,
+        attempts: u32::try_from(row.int(7)?).unwrap_or(u32::MAX),
+    })
+}
+
+impl Handler<Job> for Work {
+    async fn handle(&self, job: &Job, _attempt: u32) -> Outcome {
+        let Some(notifications) = self.notifications.upgrade() else {
+            return Outcome::Dead("the node is stopping".into());
+        };
+        let Ok(fate) = notifications.attempt(job).await else {
+            // Nothing was sent.
+            return Outcome::Retry { after: None };
+        };
+        self.stats.count(fate.name());
+        // An outcome that cannot be written is found again when the lease of the rows ends.
+        if let Err(error) = notifications.write_fate(job, &fate).await {
+            tracing::warn!(category = "delivery", event = "delivery_outcome_not_written", %error);
+        }
+        Outcome::Done
+    }
+
+    async fn dead(&self, job: &Job, reason: &DeadReason) {
+        // The store is away, or the gateway itself is at fault. The lease of the rows ends, and they are tried again.
+        let (delivery, reason) = (job.claims[0].id, reason.to_string());
+        tracing::error!(category = "delivery", event = "delivery_worker_failed", delivery, reason);
+    }
+}
+
+/// What becomes of a job's rows.
+#[derive(Debug)]
+enum Fate {
+    /// Handed over; `true` when that is all there is to know of it.
+    Sent { delivered: bool },
+    /// To be tried again, after so many milliseconds.
+    Retry { after_ms: i64, error: Cow<'static, str> },
+    /// Not tried at all.
+    LeftAlone { after_ms: i64 },
+    /// Never.
+    Failed(Cow<'static, str>),
+    /// Given up after the last attempt.
+    Dead(Cow<'static, str>),
+}
+
+impl Fate {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Sent { .. } => "sent",
+            Self::Retry { .. } => "retrying",
+            Self::LeftAlone { .. } => "left_alone",
+            Self::Failed(_) => "failed",
+            Self::Dead(_) => "dead",
+        }
+    }
+}
+
+impl Notifications {
+    /// One attempt; an error is the store's, and nothing was sent.
+    async fn attempt(&self, job: &Job) -> Result<Fate, StoreError> {
+        let parcel = match self.parcel(job).await {
+            Ok(Parcel::Ready(message)) => message,
+            Ok(Parcel::Nothing(why)) => return Ok(Fate::Failed(why)),
+            Err(NotifyError::Store(error)) => return Err(error),
+            Err(NotifyError::Invalid(why)) => return Ok(Fate::Failed(why.into())),
+        };
+        let claim = &job.claims[0];
+        let now_unix = Duration::from_millis(now_ms() as u64);
+        Ok(match self.channels.send(claim.channel, &parcel, now_unix).await {
+            Attempt::Sent => {
+                let delivered =
+                    matches!(claim.channel, DeliveryChannel::Webhook | DeliveryChannel::Sms);
+                Fate::Sent { delivered }
+            }
+            Attempt::LeftAlone(after) => Fate::LeftAlone { after_ms: after.as_millis() as i64 },
+            Attempt::Unknown => Fate::Failed("this delivery channel is switched off".into()),
+            Attempt::Failed(error) => self.after_failure(job, &error).await,
+        })
+    }
+
+    async fn after_failure(&self, job: &Job, error: &SendError) -> Fate {
+        let claim = &job.claims[0];
+        let (channel, kind) = (claim.channel, error.kind.as_str());
+        tracing::debug!(category = "delivery", event = "delivery_attempt_failed", delivery = claim.id, %channel, kind);
+        if error.is_gone() && claim.contact != 0 {
+            // It stays until the next message finds it dead again.
+            let _kept = self.forget_contact(claim.contact).await;
+        }
+        if error.is_retryable() {
+            return self.retry(job, error.retry_after, error.to_string().into());
+        }
+        Fate::Failed(error.to_string().into())
+    }
+
+    fn retry(&self, job: &Job, retry_after: Option<Duration>, error: Cow<'static, str>) -> Fate {
+        let attempts = job.claims.iter().map(|claim| claim.attempts).max().unwrap_or(1);
+        if attempts >= self.delivery.attempts_max {
+            return Fate::Dead(error);
+        }
+        let (base, max) = (self.delivery.retry_base, self.delivery.retry_max);
+        let delay = retry_delay(attempts, base, max, retry_after, fastrand::u64(..));
+        Fate::Retry { after_ms: delay.as_millis() as i64, error }
+    }
+
+    async fn write_fate(&self, job: &Job, fate: &Fate) -> Result<(), StoreError> {
+        let ids: Vec<i64> = job.claims.iter().map(|claim| claim.id).collect();
+        let (status, after_ms, error) = match fate {
+            Fate::Sent { delivered: true } => ("delivered", 0, None),
+            Fate::Sent { delivered: false } => ("sent", 0, None),
+            Fate::Retry { after_ms, error } => ("retrying", *after_ms, Some(error)),
+            Fate::LeftAlone { after_ms } => return self.give_back(&ids, *after_ms).await,
+            Fate::Failed(error) => ("failed", 0, Some(error)),
+            Fate::Dead(error) => ("dead", 0, Some(error)),
+        };
+        if matches!(fate, Fate::Failed(_) | Fate::Dead(_)) {
+            let claim = &job.claims[0];
+            let error = error.map(AsRef::as_ref).unwrap_or_default();
+            tracing::warn!(
+                category = "delivery", event = "delivery_failed", delivery = claim.id, channel = %claim.channel,
+                status, attempts = claim.attempts, error
+            );
+        }
+        let ids = json!(ids).to_string();
+        let now = now_ms();
+        let work = async {
+            let mut transaction = self.store.begin().await?;
+            let sql = format!(
+                "UPDATE archmesh_deliveries SET status = $2, due_at = $3, error = $4, updated_at = $5 \
+                 WHERE id IN {} AND status = 'sending'",
+                transaction.dialect().numbers("$1")
+            );
+            let args = [
+                Arg::Text(&ids),
+                Arg::Text(status),
+                Arg::Int(now + after_ms),
+                Arg::Text(error.map(AsRef::as_ref).unwrap_or_default()),
+                Arg::Int(now),
+            ];
+            transaction.execute(sql, &args).await?;
+            transaction.commit().await
+        };
+        self.store.run(work).await
+    }
+
+    /// Rows that were claimed and not tried: the claim does not count as an attempt.
+    async fn give_back(&self, ids: &[i64], after_ms: i64) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let ids = json!(ids).to_string();
+        let work = async {
+            let mut transaction = self.store.begin().await?;
+            let sql = format!(
+                "UPDATE archmesh_deliveries SET status = CASE WHEN attempts > 1 THEN 'retrying' ELSE 'pending' END, \
+                 attempts = attempts - 1, due_at = $2, updated_at = $3 WHERE id IN {} AND status = 'sending'",
+                transaction.dialect().numbers("$1")
+            );
+            let now = now_ms();
+            transaction
+                .execute(sql, &[Arg::Text(&ids), Arg::Int(now + after_ms), Arg::Int(now)])
+                .await?;
+            transaction.commit().await
+        };
+        self.store.run(work).await
+    }
+}

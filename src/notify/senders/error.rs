@@ -1,0 +1,211 @@
+//! Why an attempt failed and whether another one makes sense; why a sender cannot be set up.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What the other side said, as far as it can be shown: codes, no text of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Status of an HTTP response.
+    Http(u16),
+    /// Reply of a mail server.
+    Smtp {
+        /// Three digits.
+        code: u16,
+        /// Enhanced status code such as 5.1.1, when the reply had one.
+        enhanced: Option<(u16, u16, u16)>,
+    },
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(status) => write!(f, "HTTP {status}"),
+            Self::Smtp { code, enhanced: None } => write!(f, "SMTP {code}"),
+            Self::Smtp { code, enhanced: Some((class, subject, detail)) } => {
+                write!(f, "SMTP {code} {class}.{subject}.{detail}")
+            }
+        }
+    }
+}
+
+/// What went wrong. The text names the mend and holds nothing secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SendErrorKind {
+    /// The deadline passed. The message may have been taken over all the same.
+    #[error(
+        "no answer before the deadline; when this repeats, raise the timeout or look at the other side"
+    )]
+    Timeout,
+    /// No connection, so nothing was sent.
+    #[error("no connection: {0}; check host, port, network and certificate")]
+    Connect(String),
+    /// The connection broke. The message may have been taken over all the same.
+    #[error("the connection broke before the answer: {0}")]
+    Interrupted(String),
+    /// Not now.
+    #[error("not taken for now ({0}); it is worth another attempt later")]
+    Unavailable(Answer),
+    /// User, password or method of login were not accepted. No fault of the message.
+    #[error("login was not accepted ({0}); check the user name and the password")]
+    Login(Answer),
+    /// Never.
+    #[error(
+        "refused for good ({0}); check the settings of this delivery channel and what the other side expects"
+    )]
+    Refused(Answer),
+    /// The address or subscription is dead.
+    #[error("the target no longer exists ({0}); stop sending to it")]
+    Gone(Answer),
+    /// The subscription's own time is over.
+    #[error("the subscription has expired; the browser must subscribe again")]
+    Expired,
+    /// The target leads into a network that is closed to it.
+    #[error("the host has no public address; allow private addresses if it is meant to be inside")]
+    PrivateAddress,
+    /// The message cannot go this way.
+    #[error("the message cannot be sent this way: {0}")]
+    Unfit(&'static str),
+}
+
+impl SendErrorKind {
+    /// Name in metrics and logs.
+    pub(crate) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Connect(_) => "connect",
+            Self::Interrupted(_) => "interrupted",
+            Self::Unavailable(_) => "unavailable",
+            Self::Login(_) => "login",
+            Self::Refused(_) => "refused",
+            Self::Gone(_) => "gone",
+            Self::Expired => "expired",
+            Self::PrivateAddress => "private_address",
+            Self::Unfit(_) => "unfit",
+        }
+    }
+}
+
+/// A failed attempt.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{kind}")]
+pub(crate) struct SendError {
+    /// What went wrong.
+    pub kind: SendErrorKind,
+    /// How long the other side asked to be left alone, bounded by the settings.
+    pub retry_after: Option<Duration>,
+}
+
+impl SendError {
+    /// Whether the same attempt may succeed later.
+    pub(crate) fn is_retryable(&self) -> bool {
+        match self.kind {
+            SendErrorKind::Timeout
+            | SendErrorKind::Connect(_)
+            | SendErrorKind::Interrupted(_)
+            | SendErrorKind::Unavailable(_)
+            | SendErrorKind::Login(_) => true,
+            SendErrorKind::Refused(_)
+            | SendErrorKind::Gone(_)
+            | SendErrorKind::Expired
+            | SendErrorKind::PrivateAddress
+            | SendErrorKind::Unfit(_) => false,
+        }
+    }
+
+    /// Whether the target is dead and should be removed.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self.kind, SendErrorKind::Gone(_) | SendErrorKind::Expired)
+    }
+}
+
+impl From<SendErrorKind> for SendError {
+    fn from(kind: SendErrorKind) -> Self {
+        Self { kind, retry_after: None }
+    }
+}
+
+/// A sender cannot be set up as configured.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SetupError {
+    /// A setting cannot be used. The value is not repeated: it might be secret.
+    #[error("{setting} {problem}")]
+    Setting {
+        /// Which one, as a person says it.
+        setting: &'static str,
+        /// What is wrong and what it should be.
+        problem: &'static str,
+    },
+    /// The file of CA certificates cannot be read.
+    #[error("CA file {} cannot be read: {source}", path.display())]
+    CaFile {
+        /// As configured.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file of CA certificates cannot be used.
+    #[error("CA file {} is not a PEM bundle of certificates", path.display())]
+    CaContent {
+        /// As configured.
+        path: PathBuf,
+    },
+    /// TLS cannot be set up, usually because the system has no CA certificates.
+    #[error("TLS cannot be set up: {0}; install the system's CA certificates or name a CA file")]
+    Tls(String),
+}
+
+/// The innermost cause of an error, where libraries tell the useful part, on one bounded line.
+pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
+    const CHARS_MAX: usize = 160;
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    let shown = |c: char| if c.is_control() { ' ' } else { c };
+    cause.to_string().chars().map(shown).take(CHARS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_codes() {
+        assert_eq!(Answer::Http(503).to_string(), "HTTP 503");
+        assert_eq!(Answer::Smtp { code: 550, enhanced: None }.to_string(), "SMTP 550");
+        let enhanced = Some((5, 1, 1));
+        assert_eq!(Answer::Smtp { code: 550, enhanced }.to_string(), "SMTP 550 5.1.1");
+    }
+
+    #[test]
+    fn nothing_dead_is_retried() {
+        let answer = Answer::Http(410);
+        for (kind, retryable, gone) in [
+            (SendErrorKind::Timeout, true, false),
+            (SendErrorKind::Connect(String::new()), true, false),
+            (SendErrorKind::Interrupted(String::new()), true, false),
+            (SendErrorKind::Unavailable(answer), true, false),
+            (SendErrorKind::Login(answer), true, false),
+            (SendErrorKind::Refused(answer), false, false),
+            (SendErrorKind::Gone(answer), false, true),
+            (SendErrorKind::Expired, false, true),
+            (SendErrorKind::PrivateAddress, false, false),
+            (SendErrorKind::Unfit("x"), false, false),
+        ] {
+            let name = kind.as_str();
+            let error = SendError::from(kind);
+            assert_eq!((error.is_retryable(), error.is_gone()), (retryable, gone), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_innermost_cause_is_told_on_one_line() {
+        let inner = std::io::Error::other("line one\r\nline two");
+        let outer = SetupError::CaFile { path: PathBuf::from("ca.pem"), source: inner };
+        assert_eq!(root_cause(&outer), "line one  line two");
+        let long = std::io::Error::other("x".repeat(500));
+        assert_eq!(root_cause(&long).len(), 160);
+    }
+}

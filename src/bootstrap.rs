@@ -165,14 +165,14 @@ impl Node {
         // Bound before the engine starts, so that a taken port leaves nothing to stop.
         let internal = bind("internal", config.listen.internal).await?;
         let agent = bind("agent", config.listen.agent).await?;
-        let notifications = notifications(config).await?;
+        let store = open_store(config).await?;
         let tls_config = tls.as_ref().map(|tls| Arc::clone(&tls.config));
         let engine_config =
             engine_config::engine_config(config, placements, tls_config, started, seeds);
         let (engine, receiver) =
             Engine::start(engine_config, Arc::clone(&settings), Arc::clone(&admission))?;
         let handle = engine.handle();
-        let plane = plane(config, (&handle, &admission), (settings, notifications), tls.as_ref())?;
+        let plane = plane(config, (&handle, &admission), (settings, store), tls.as_ref())?;
         let routers = routes::build(&plane, route_options(config));
         let (unknown_kid, unknown_kids) = tokio::sync::watch::channel(0);
         let mut tasks = JoinSet::new();
@@ -271,7 +271,7 @@ impl Node {
 fn plane(
     config: &Config,
     (handle, admission): (&EngineHandle, &Arc<Admission>),
-    (settings, notifications): (Arc<Settings>, Option<Arc<Notifications>>),
+    (settings, store): (Arc<Settings>, Option<Arc<Store>>),
     tls: Option<&LoadedTls>,
 ) -> Result<SharedPlane, NodeError> {
     let workers = Arc::new(Semaphore::new(config.control.workers as usize));
@@ -297,6 +297,11 @@ fn plane(
         Some(cluster) => Some(Broker::start(config, (&bridge, Arc::clone(admission)), cluster)?),
         None => None,
     };
+    let redis = cluster.as_ref().map(|cluster| Arc::clone(cluster.redis()));
+    let notifications = match store {
+        Some(store) => Some(Arc::new(Notifications::new(store, redis, config)?)),
+        None => None,
+    };
     Ok(Arc::new(Plane {
         bridge,
         settings: ArcSwap::new(settings),
@@ -318,7 +323,7 @@ fn plane(
 }
 
 /// Opens the store, with its schema up to date, when something needs it.
-async fn notifications(config: &Config) -> Result<Option<Arc<Notifications>>, NodeError> {
+async fn open_store(config: &Config) -> Result<Option<Arc<Store>>, NodeError> {
     if !config.notifications.enabled {
         return Ok(None);
     }
@@ -337,8 +342,7 @@ async fn notifications(config: &Config) -> Result<Option<Arc<Notifications>>, No
                 "set DB_HOST (database.url): every node of a cluster has an SQLite file of its own"
         );
     }
-    let notifications = Notifications::new(store, config)?;
-    Ok(Some(Arc::new(notifications)))
+    Ok(Some(store))
 }
 
 fn route_options(config: &Config) -> RouteOptions {

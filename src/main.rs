@@ -8,6 +8,7 @@ pub mod bootstrap;
 mod breaker;
 mod bridge;
 mod broker;
+mod cache;
 pub mod cli;
 mod cluster;
 pub mod config;

@@ -8,6 +8,7 @@
 
 mod apply;
 mod arrivals;
+mod cached;
 pub(crate) mod calls;
 mod change;
 mod channels;
@@ -41,9 +42,11 @@ use serde_json::Value;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
+use crate::cache::{Cache, CacheError};
 use crate::config::sections::{DeliverySection, NotificationsSection};
 use crate::config::{Config, Secret};
 use crate::plane::SharedPlane;
+use crate::redis::Redis;
 use crate::store::{Arg, Store, StoreError};
 use change::Change;
 pub(crate) use change::{Applied, Counters, Mark, Which};
@@ -75,6 +78,7 @@ pub(crate) struct Notifications {
     writers: u32,
     poll_interval: Duration,
     defaults: Preferences,
+    cached: cached::Cached,
     channels: Channels,
     compiled: templates::Compiled,
     delivery: DeliverySection,
@@ -106,6 +110,9 @@ pub(crate) enum NotificationsError {
     /// A delivery channel.
     #[error(transparent)]
     Channel(#[from] SetupError),
+    /// The cache.
+    #[error("cache.memory_max_mb, cache.store_percent: {0}")]
+    Cache(#[from] CacheError),
 }
 
 /// A notification was taken.
@@ -168,7 +175,11 @@ impl From<StoreError> for ClientError {
 
 impl Notifications {
     /// Notifications in `store`. Nothing runs before [`Self::spawn`].
-    pub(crate) fn new(store: Arc<Store>, config: &Config) -> Result<Self, NotificationsError> {
+    pub(crate) fn new(
+        store: Arc<Store>,
+        redis: Option<Arc<Redis>>,
+        config: &Config,
+    ) -> Result<Self, NotificationsError> {
         let (database, limits) = (&config.database, &config.notifications);
         let document = limits.default_preferences.as_deref().unwrap_or("{}");
         let defaults = Preferences::from_slice(document.as_bytes())?;
@@ -189,6 +200,7 @@ impl Notifications {
             writers: if database.url.is_some() { database.writers } else { 1 },
             poll_interval: database.poll_interval,
             defaults,
+            cached: cached::Cached::new(config, redis)?,
             channels: Channels::new(config)?,
             compiled: templates::Compiled::default(),
             delivery: config.delivery.clone(),
@@ -209,6 +221,8 @@ impl Notifications {
         if self.store.dialect() == crate::store::Dialect::Postgres {
             tasks.spawn(Arc::clone(&self.relay).listen());
         }
+        tasks.spawn(cached::sweep(Arc::clone(self)));
+        self.cached.tell_others(plane);
         tasks.spawn(scheduler::release(Arc::clone(self)));
         tasks.spawn(scheduler::clean(Arc::clone(self)));
         if let Some(arrived) = take(&self.arrived) {
@@ -231,6 +245,11 @@ impl Notifications {
     /// What works deliveries off, when a delivery channel is switched on.
     pub(crate) fn dispatcher(&self) -> Option<&Dispatcher> {
         self.dispatcher.get().map(Arc::as_ref)
+    }
+
+    /// What is kept of the store.
+    pub(crate) fn cache(&self) -> &Cache {
+        self.cached.cache()
     }
 
     /// The ways out.
@@ -303,21 +322,13 @@ impl Notifications {
         &self,
         users: &[String],
     ) -> Result<HashMap<String, Preferences>, NotifyError> {
-        let read = async {
-            let mut transaction = self.store.begin_read().await?;
-            let sql = format!(
-                "SELECT user_id, document FROM archmesh_preferences WHERE user_id IN {}",
-                self.store.dialect().texts("$1")
-            );
-            let users = serde_json::json!(users).to_string();
-            let rows = transaction.fetch(sql, &[Arg::Text(&users)]).await?;
-            transaction.commit().await?;
-            rows.iter().map(|row| Ok((row.text(0)?, row.text(1)?))).collect::<Result<Vec<_>, _>>()
-        };
+        let documents = self.cached.preferences(&self.store, users).await?;
         let mut preferences = HashMap::new();
-        for (user, document) in self.store.run(read).await? {
+        for (user, document) in users.iter().zip(documents) {
             // Only documents that were read once are stored.
-            preferences.insert(user, Preferences::from_slice(document.as_bytes())?);
+            if let Some(document) = document {
+                preferences.insert(user.clone(), Preferences::from_slice(document.as_bytes())?);
+            }
         }
         Ok(preferences)
     }
@@ -328,8 +339,11 @@ impl Notifications {
         user: &str,
         patch: Option<&Value>,
     ) -> Result<(Value, Value), NotifyError> {
-        let users = [user.to_owned()];
-        let own = self.preferences_of(&users).await?.remove(user).unwrap_or_default();
+        let document = self.cached.preferences_of_one(&self.store, user).await?;
+        let own = document.map_or_else(
+            || Ok(Preferences::default()),
+            |document| Preferences::from_slice(document.as_bytes()),
+        )?;
         let own = match patch {
             None => own,
             Some(patch) => self.change_preferences(user, patch).await?,
@@ -367,6 +381,7 @@ impl Notifications {
             Ok(merged)
         };
         let merged = self.store.run(change).await?;
+        self.cached.forget_preferences(user).await;
         refused.map_or(Ok(merged), |error| Err(error.into()))
     }
 }

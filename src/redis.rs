@@ -4,6 +4,7 @@
 //! watchdog sends PING; one that is not answered in time counts as a failure, is repeated at once, and makes the client
 //! drop the connection. While the breaker is open nothing is sent but the watchdog's trial.
 
+mod cache_level;
 mod connection;
 
 use std::future::Future;
@@ -21,6 +22,7 @@ use tokio::time::timeout;
 
 use crate::breaker::{Breaker, BreakerLimits, BreakerState, Change};
 use crate::config::sections::RedisSection;
+pub(crate) use cache_level::CacheLevel;
 pub(crate) use connection::Connection;
 
 /// First delay before a lost connection is tried again; it doubles from there.

@@ -194,6 +194,10 @@ impl Controller {
         let workers = Arc::clone(&self.plane.api.load().workers);
         self.plane.api.store(Arc::new(api_policy(&new.config, workers)));
         self.keys = Keys::follow(keys, &new.config, &self.plane);
+        if let Some(notifications) = &self.plane.notifications {
+            // An operator who has changed rows by hand reloads to see them.
+            notifications.cache().clear_local();
+        }
         self.loaded = new;
         self.reconfigure(settings).await
     }

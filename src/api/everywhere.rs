@@ -45,6 +45,13 @@ pub(crate) enum Question {
     },
     /// Which users are online there.
     Users,
+    /// To forget what it keeps of the store, because it has changed; answers whether it keeps anything.
+    Forget {
+        /// Region of the cache.
+        region: String,
+        /// Key in it.
+        key: String,
+    },
 }
 
 /// This node's answer, and whether something is missing in it; `None` when it has none.
@@ -80,12 +87,18 @@ pub(crate) async fn answer(
             let (users, partial) = notifications::own_users(plane).await.ok()?;
             (to_raw_value(&users), partial)
         }
+        Question::Forget { region, key } => {
+            if let Some(notifications) = &plane.notifications {
+                notifications.forget(&region, &key);
+            }
+            (to_raw_value(&plane.notifications.is_some()), false)
+        }
     };
     Some((answer.0.ok()?, answer.1))
 }
 
 /// Answers of all other nodes, and whether one is missing.
-pub(super) async fn ask_others<T: DeserializeOwned>(
+pub(crate) async fn ask_others<T: DeserializeOwned>(
     plane: &SharedPlane,
     question: &Question,
 ) -> (Vec<T>, bool) {

@@ -108,7 +108,8 @@ fn tiers_of_the_contract() {
     check("medium", 20, 50_000, 50_000, 512, 30);
     check("large", 50, 100_000, 65_536, 1_024, 15);
     check("enterprise", 100, 500_000, 65_536, 2_048, 10);
-    assert_eq!(of("medium").cache.history_bytes_per_shard(4), 128 << 20);
+    assert_eq!(of("medium").cache.history_bytes_per_shard(4), (512 << 20) / 100 * 90 / 4);
+    assert_eq!(of("medium").cache.store_bytes(), (512 << 20) / 100 * 10);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use hdrhistogram::Histogram;
 
 use super::families::Families;
 use crate::breaker::BreakerState;
+use crate::cache::{Cache, RegionStats};
 use crate::notify::kinds::Priority;
 use crate::notify::{Channels, DISPATCH_OUTCOMES, Dispatcher, Notifications};
 use crate::processor::{LaneSnapshot, LaneTimes, ProcessorSnapshot};
@@ -17,6 +18,7 @@ const DELIVERY_SECONDS: &[f64] = &[0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 
 /// Counters and gauges.
 pub(super) fn collect(families: &mut Families, notifications: &Notifications) {
     collect_store(families, notifications.store());
+    collect_cache(families, notifications.cache());
     collect_channels(families, notifications.channels());
     if let Some(dispatcher) = notifications.dispatcher() {
         collect_dispatcher(families, dispatcher);
@@ -76,6 +78,54 @@ fn state_number(state: BreakerState) -> f64 {
         BreakerState::HalfOpen => 1.0,
         BreakerState::Open => 2.0,
     }
+}
+
+type Counter = fn(&RegionStats) -> u64;
+
+fn collect_cache(families: &mut Families, cache: &Cache) {
+    let stats = cache.stats();
+    let by_region = |value: Counter| {
+        stats.iter().map(move |(region, stats)| (region.as_str().to_owned(), value(stats) as f64))
+    };
+    let counters: [(&str, &str, Counter); 15] = [
+        ("hits", "Lookups that this node's level answered.", |s| s.hits),
+        ("misses", "Lookups that it did not.", |s| s.misses),
+        ("loads", "Calls of the source; one for a batch.", |s| s.loads),
+        ("load_errors", "Calls of the source that failed or ran out of time.", |s| s.load_errors),
+        ("coalesced", "Lookups that waited for a load of another.", |s| s.coalesced),
+        ("refused", "Lookups refused because too many waited.", |s| s.refused),
+        ("stale_served", "Expired values given out because the source failed.", |s| s.stale_served),
+        ("second_hits", "Values found in Redis.", |s| s.second_hits),
+        ("second_misses", "Values that were not in Redis.", |s| s.second_misses),
+        ("second_errors", "Calls of Redis that failed.", |s| s.second_errors + s.second_corrupt),
+        ("second_skipped", "Values not put into Redis, for their size or age.", |s| {
+            s.second_skipped
+        }),
+        ("evictions_size", "Values that made room for others.", |s| s.evicted_by_size),
+        ("evictions_ttl", "Values whose time was over.", |s| s.evicted_by_ttl),
+        ("too_large", "Values that were not kept because of their size.", |s| s.too_large),
+        ("invalidations", "Values that were changed here or by another node.", |s| s.invalidations),
+    ];
+    for (name, help, value) in counters {
+        families.counters(
+            &format!("archmesh_cache_{name}_total"),
+            help,
+            &["region"],
+            by_region(value),
+        );
+    }
+    families.gauges(
+        "archmesh_cache_entries",
+        "Values on this node.",
+        &["region"],
+        by_region(|s| s.entries),
+    );
+    families.gauges(
+        "archmesh_cache_bytes",
+        "Memory that they take.",
+        &["region"],
+        by_region(|s| s.bytes),
+    );
 }
 
 fn collect_channels(families: &mut Families, channels: &Channels) {

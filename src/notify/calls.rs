@@ -124,7 +124,7 @@ impl Notifications {
         };
         let (_, counters) = self.mark(&call.user, mark, which).await?;
         if data.get("all").is_some() {
-            data["up_to"] = up_to.unwrap_or(counters.last_seq).into();
+            data["up_to"] = up_to.unwrap_or(counters.last_seq).min(counters.last_seq).into();
         }
         data["unread"] = counters.unread.into();
         data["unseen"] = counters.unseen.into();

@@ -18,7 +18,7 @@ const BROWSERS_MAX: i64 = 10;
 const ADDRESS_BYTES_MAX: usize = 254;
 
 /// An address.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Contact {
     pub id: i64,
     pub user: String,
@@ -63,7 +63,7 @@ fn contact(row: &Row) -> Result<Contact, StoreError> {
 /// Addresses of several users.
 pub(super) async fn of_users(
     transaction: &mut Transaction,
-    users: &[String],
+    users: &[&str],
 ) -> Result<HashMap<String, Vec<Contact>>, StoreError> {
     let sql = format!(
         "SELECT id, user_id, channel, address FROM archmesh_contacts WHERE user_id IN {} ORDER BY id",
@@ -155,13 +155,13 @@ impl Notifications {
                 add(&mut transaction, user, DeliveryChannel::WebPush, &json).await?;
                 forget_oldest_browsers(&mut transaction, user).await?;
             }
-            let users = [user.to_owned()];
-            let contacts =
-                of_users(&mut transaction, &users).await?.remove(user).unwrap_or_default();
+            let mut contacts = of_users(&mut transaction, &[user]).await?;
+            let contacts = contacts.remove(user).unwrap_or_default();
             transaction.commit().await?;
             Ok(contacts)
         };
         let contacts = self.store.run(work).await?;
+        self.cached.forget_contacts(user).await;
         let of = |channel: DeliveryChannel| contacts.iter().filter(move |c| c.channel == channel);
         Ok(Contacts {
             email: of(DeliveryChannel::Email).next().map(|contact| contact.address.clone()),
@@ -177,14 +177,16 @@ impl Notifications {
     }
 
     /// An address is dead.
-    pub(super) async fn forget_contact(&self, id: i64) -> Result<(), StoreError> {
+    pub(super) async fn forget_contact(&self, user: &str, id: i64) -> Result<(), StoreError> {
         let work = async {
             let mut transaction = self.store.begin().await?;
             let sql = "DELETE FROM archmesh_contacts WHERE id = $1";
             transaction.execute(sql, &[Arg::Int(id)]).await?;
             transaction.commit().await
         };
-        self.store.run(work).await
+        self.store.run(work).await?;
+        self.cached.forget_contacts(user).await;
+        Ok(())
     }
 }
 

@@ -331,7 +331,7 @@ impl Notifications {
         tracing::debug!(category = "delivery", event = "delivery_attempt_failed", delivery = claim.id, %channel, kind);
         if error.is_gone() && claim.contact != 0 {
             // It stays until the next message finds it dead again.
-            let _kept = self.forget_contact(claim.contact).await;
+            let _kept = self.forget_contact(&claim.user, claim.contact).await;
         }
         if error.is_retryable() {
             return self.retry(job, error.retry_after, error.to_string().into());

@@ -21,7 +21,7 @@ const DIGEST_ITEMS_MAX: usize = 50;
 /// Characters of each of their titles.
 const DIGEST_TITLE_MAX: usize = 200;
 /// Between two looks for old items.
-const CLEAN_INTERVAL: Duration = Duration::from_secs(10);
+const CLEAN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Shows held items when they are due, until the future is dropped.
 pub(super) async fn release(notifications: Arc<Notifications>) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::change::{Applied, Change, Held, Notification, Recipient};
-use super::contacts::{self, Contact};
+use super::contacts::Contact;
 use super::kinds::{DeliveryChannel, Priority};
 use super::preferences::{Decision, Delivery, Preferences, decide};
 use super::request::Source;
@@ -52,7 +52,7 @@ impl Notifications {
                 None => None,
             };
             let to = Recipient { user: user.clone(), locale };
-            let addresses = contacts.get(user).map(Vec::as_slice).unwrap_or_default();
+            let addresses = contacts.get(user).map(|all| all.as_slice()).unwrap_or_default();
             let begin = draft.deliver_at.unwrap_or(now_ms);
             let before = (plan.now.len(), plan.later.len());
             for &channel in &channels {
@@ -135,17 +135,15 @@ impl Notifications {
         &self,
         users: &[String],
         channels: &[DeliveryChannel],
-    ) -> Result<HashMap<String, Vec<Contact>>, NotifyError> {
+    ) -> Result<HashMap<String, Arc<Vec<Contact>>>, NotifyError> {
         if !channels.iter().any(|channel| needs_address(*channel)) {
             return Ok(HashMap::new());
         }
-        let read = async {
-            let mut transaction = self.store.begin_read().await?;
-            let contacts = contacts::of_users(&mut transaction, users).await?;
-            transaction.commit().await?;
-            Ok(contacts)
+        let contacts = self.cached.contacts(&self.store, users).await?;
+        let of_user = |(user, contacts): (&String, Option<Arc<Vec<Contact>>>)| {
+            Some((user.clone(), contacts?))
         };
-        Ok(self.store.run(read).await?)
+        Ok(users.iter().zip(contacts).filter_map(of_user).collect())
     }
 }
 

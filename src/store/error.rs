@@ -1,5 +1,9 @@
 //! Why the store did not do what it was asked.
 
+use std::sync::Arc;
+
+use crate::cache::LoadError;
+
 /// A request to the store failed. Nothing of it was done, unless [`Self::is_unclear`].
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -28,9 +32,25 @@ pub(crate) enum StoreError {
         /// Known to this release.
         wanted: i64,
     },
+    /// What somebody else has asked for has failed, and they waited together.
+    #[error("{0}")]
+    Shared(Arc<Self>),
     /// A stored value cannot be read.
     #[error("the database holds something unexpected: {0}")]
     Unexpected(&'static str),
+}
+
+impl From<LoadError<Self>> for StoreError {
+    fn from(error: LoadError<Self>) -> Self {
+        match error {
+            LoadError::Failed(error) => Self::Shared(error),
+            LoadError::TimedOut => Self::Timeout,
+            LoadError::Busy => Self::Full,
+            LoadError::Panicked | LoadError::WrongCount { .. } | LoadError::Key(_) => {
+                Self::Unexpected("a cached value")
+            }
+        }
+    }
 }
 
 impl StoreError {
@@ -38,6 +58,7 @@ impl StoreError {
     pub(crate) fn is_outage(&self) -> bool {
         match self {
             Self::Timeout => true,
+            Self::Shared(error) => error.is_outage(),
             Self::Failed(error) => match error {
                 sqlx::Error::Database(error) => is_outage_code(error.code().as_deref()),
                 sqlx::Error::Io(_)

@@ -38,10 +38,7 @@ export function openPage({ insecure }, use) {
 
   const finish = (status) => {
     browser.removeAllListeners("exit");
-    browser.once("exit", () => {
-      rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
-      process.stdout.write("", () => process.exit(status));
-    });
+    browser.once("exit", () => removeProfile(profile, () => process.stdout.write("", () => process.exit(status))));
     if (!browser.kill("SIGKILL")) process.exit(status);
   };
   const log = [];
@@ -73,6 +70,17 @@ export function openPage({ insecure }, use) {
     const url = line.match(/^DevTools listening on (ws:\S+)/)?.[1];
     if (url) steer(url).catch((error) => fail(error.message));
   });
+}
+
+/** Processes of Chromium outlive it for a moment and still write; `maxRetries` would not remove what is new. */
+function removeProfile(profile, done, triesLeft = 100) {
+  try {
+    rmSync(profile, { recursive: true, force: true });
+  } catch (error) {
+    if (triesLeft === 0) throw error;
+    return setTimeout(removeProfile, 100, profile, done, triesLeft - 1);
+  }
+  done();
 }
 
 /** Calls of the DevTools protocol over one socket: `call` resolves with the result, `on` hears events. */

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::gateway::{Gateway, Setup};
 use crate::program::{Kind, Program};
-use crate::support::{API_KEY, token, tool};
+use crate::support::{API_KEY, WAIT, token, tool};
 use crate::tls::Authority;
 
 fn url(gateway: &Gateway) -> String {
@@ -105,6 +105,23 @@ fn chromium() {
 fn chromium_over_tls() {
     let authority = Authority::new();
     scenario(&authority.setup().start(), Kind::Chromium, &["--insecure"]);
+}
+
+/// Two tabs of one user and one of another, through a restart of the gateway.
+#[test]
+fn notification_centre() {
+    let folder = tempfile::tempdir().unwrap();
+    let setup = || Setup::new().set("database.sqlite_path", folder.path().join("a.db").display());
+    let mut gateway = setup().start();
+    let (one, other) = (token("alice"), token("bob"));
+    let options = ["--one", &one, "--other", &other, "--api-key", API_KEY];
+    let mut page = Program::start(Kind::Notifications, &url(&gateway), &options);
+    page.named("restart");
+    gateway.signal("TERM");
+    gateway.await_exit(WAIT);
+    let gateway = setup().start();
+    page.order(&json!({"op": "restarted", "url": url(&gateway)}));
+    page.named("passed");
 }
 
 #[test]

@@ -22,6 +22,8 @@ pub enum Kind {
     Chromium,
     /// No client: a page in Chromium.
     Page,
+    /// The example page of notifications, driven through a whole story.
+    Notifications,
 }
 
 /// A running client program.
@@ -43,13 +45,14 @@ impl Program {
             Kind::NpmWs => (node(), "ws_client.mjs"),
             Kind::Chromium => (node(), "browser.mjs"),
             Kind::Page => (node(), "page.mjs"),
+            Kind::Notifications => (node(), "notifications.mjs"),
             Kind::PyPiWebsockets => {
                 (tool("ARCHMESH_TEST_PYTHON", &[".cache/venv/bin/python"]), "websockets_client.py")
             }
         };
         let mut command = Command::new(program);
         command.arg(clients.join(script)).arg(url).args(options).current_dir(&clients);
-        if matches!(kind, Kind::Chromium | Kind::Page) {
+        if matches!(kind, Kind::Chromium | Kind::Page | Kind::Notifications) {
             let names = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
             command.env("CHROMIUM", tool("CHROMIUM", &names));
         }

@@ -241,15 +241,29 @@ impl NamespaceSection {
 section! {
     /// Memory for what channels remember.
     "cache" => CacheSection {
-        /// MiB for the histories of all channels of this node. Each shard gets an equal part for the channels it is
-        /// home of.
+        /// MiB for what this node keeps of other things: histories of channels, of which each shard gets an equal part for the
+        /// channels it is home of, and what is read of the store.
         memory_max_mb: u64 = Kind::Count(16, 1 << 20), Live;
+        /// Percent of it for what is read of the store: preferences and addresses of users.
+        store_percent: u64 = Kind::Count(1, 90), Restart;
+        /// How long that is kept; a change through any node of the cluster is seen at once.
+        store_ttl: Duration = Kind::Duration(1_000, 86_400_000), Restart;
+        /// Whether it is kept in Redis too, for all nodes of the cluster.
+        store_shared: bool = Kind::Bool, Restart;
+        /// Values of at least this size are compressed (LZ4) in Redis.
+        compression_bytes_min: usize = Kind::Size(64, 1 << 30), Restart;
     }
 }
 
 impl CacheSection {
     /// Bytes of history each of `shards` shards may hold.
     pub fn history_bytes_per_shard(&self, shards: u16) -> usize {
-        ((self.memory_max_mb << 20) / u64::from(shards.max(1))) as usize
+        let histories = (self.memory_max_mb << 20) / 100 * (100 - self.store_percent);
+        (histories / u64::from(shards.max(1))) as usize
+    }
+
+    /// Bytes for what is read of the store.
+    pub fn store_bytes(&self) -> u64 {
+        (self.memory_max_mb << 20) / 100 * self.store_percent
     }
 }

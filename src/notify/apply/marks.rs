@@ -23,14 +23,14 @@ impl Batch<'_> {
     ) -> Result<Applied, StoreError> {
         let columns = mark.columns();
         let condition = format!("{} IS NULL", columns[0]);
+        let newest = self.counters.get(user).map_or(0, |counters| counters.last_seq);
         let (condition, parameter) = match which {
             Which::Ids(ids) => {
                 let ids_in = self.transaction.dialect().texts("$2");
                 (format!("{condition} AND notification_id IN {ids_in}"), Ok(json!(ids).to_string()))
             }
             Which::UpTo(seq) => {
-                let newest = self.counters.get(user).map_or(0, |counters| counters.last_seq);
-                (format!("{condition} AND seq <= $2"), Err(seq.unwrap_or(newest)))
+                (format!("{condition} AND seq <= $2"), Err(seq.unwrap_or(newest).min(newest)))
             }
         };
         let parameter = match &parameter {
@@ -60,7 +60,7 @@ impl Batch<'_> {
         let what = match which {
             Which::Ids(ids) => json!({"state": mark.as_str(), "ids": ids}),
             Which::UpTo(seq) => {
-                json!({"state": mark.as_str(), "all": true, "up_to": seq.unwrap_or(counters.last_seq)})
+                json!({"state": mark.as_str(), "all": true, "up_to": seq.unwrap_or(newest).min(newest)})
             }
         };
         self.tell_update(user, what, counters);

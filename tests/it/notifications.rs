@@ -43,6 +43,7 @@ macro_rules! on_both_databases {
 
 on_both_databases!(
     sending::one_user_gets_it_and_nobody_else,
+    sending::the_largest_one_reaches_the_devices,
     sending::many_users_get_it,
     sending::a_batch_answers_one_by_one,
     sending::everybody_online_gets_it,
@@ -55,6 +56,7 @@ on_both_databases!(
     devices::unknown_ids_change_nothing,
     devices::counters_are_those_of_the_rows_after_anything,
     inbox::what_was_missed_comes_after_the_welcome,
+    inbox::many_large_ones_do_not_end_the_connection,
     inbox::pages_hold_everything_once,
     inbox::filters_leave_out_the_rest,
     inbox::strangers_have_no_inbox,

@@ -44,6 +44,23 @@ pub fn what_was_missed_comes_after_the_welcome(database: &Database) {
     database.check_counters();
 }
 
+/// As large as they may be, and as many as are told after a welcome or fit into a page.
+pub fn many_large_ones_do_not_end_the_connection(database: &Database) {
+    let gateway = database.setup().start();
+    let large = json!({"message": "\u{1}".repeat(16_000), "metadata": {"x": "y".repeat(32_000)}});
+    let ids: Vec<String> = (0..60)
+        .map(|n| sent(&gateway, with(note("ada", &format!("{n}")), large.clone())))
+        .collect();
+    let mut ada = Socket::connect(&gateway, "ada");
+    for id in &ids[10..] {
+        shown(&mut ada, id);
+    }
+    let reply = ada.call("notifications", json!({"limit": 200}));
+    assert_eq!(reply["data"]["items"].as_array().map(Vec::len), Some(60), "{}", reply["type"]);
+    ada.call("notification_ack", json!({"all": true}));
+    assert_eq!(list(&gateway, "ada", json!({}))["items"].as_array().unwrap().len(), 60);
+}
+
 fn all_pages(read: impl Fn(Value) -> Value, limit: u32) -> Vec<String> {
     let mut found = Vec::new();
     let mut request = json!({"limit": limit});

@@ -44,7 +44,7 @@ pub fn what_an_application_writes_arrives_in_order(database: &Database) {
     }
     assert!(began.elapsed() < ARRIVAL_MAX * 5, "{:?}", began.elapsed());
     database.await_published();
-    assert_eq!(gateway.metric("archmesh_outbox_published_total", &[]), ROWS as f64);
+    gateway.await_metric("archmesh_outbox_published_total", &[], |rows| rows == ROWS as f64);
     // Once only.
     assert!(ada.settled("news").is_empty());
 }
@@ -92,7 +92,7 @@ pub fn rows_that_can_never_be_published_are_passed_over(database: &Database) {
         assert!(row[1].parse::<u64>().is_ok() && !row[2].is_empty(), "{row:?}");
     }
     assert!(failed[0][2].contains("nowhere"), "{failed:?}");
-    assert_eq!(gateway.metric("archmesh_outbox_failed_total", &[]), bad as f64);
+    gateway.await_metric("archmesh_outbox_failed_total", &[], |failed| failed == bad as f64);
     assert_eq!(gateway.log.events("outbox_row_failed").len() as i64, bad);
     let id = sent(&gateway, note("ada", "t"));
     shown(&mut ada, &id);

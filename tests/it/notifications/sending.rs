@@ -49,6 +49,21 @@ pub fn one_user_gets_it_and_nobody_else(database: &Database) {
     database.check_counters();
 }
 
+/// As much as is allowed, of what takes the most room on the wire.
+pub fn the_largest_one_reaches_the_devices(database: &Database) {
+    let gateway = database.setup().start();
+    let mut ada = Socket::connect(&gateway, "ada");
+    let text = "\u{1}".repeat(16 * 1024 - 1);
+    let metadata = json!({"x": "y".repeat(32 * 1024 - 8)});
+    let body = with(note("ada", "t"), json!({"message": text, "metadata": metadata}));
+    let id = sent(&gateway, body);
+    database.await_published();
+    let failed = database.query("SELECT error FROM archmesh_outbox");
+    assert!(failed.is_empty(), "{failed:?}");
+    assert_eq!(shown(&mut ada, &id)["message"], text);
+    assert_eq!(list(&gateway, "ada", json!({}))["items"][0]["message"], text);
+}
+
 pub fn many_users_get_it(database: &Database) {
     let gateway = database.setup().start();
     let users: Vec<String> = (0..20).map(|n| format!("u{n}")).collect();

@@ -72,7 +72,7 @@ pub fn an_old_schema_is_told_with_the_mend(database: &Database) {
     let status = gateway.await_exit(EXIT_MAX);
     assert!(status.code().is_some_and(|code| code != 0), "{status}");
     let log = gateway.log.text();
-    assert!(log.contains("0 of 1 migrations") && log.contains("database.migrate"), "{log}");
+    assert!(log.contains("has 0 of") && log.contains("database.migrate"), "{log}");
     assert!(!log.contains("panicked"), "{log}");
     drop(database.setup().start());
     let gateway = database.setup().set("database.migrate", false).start();
@@ -126,7 +126,7 @@ fn a_database_that_is_not_there_is_told() {
             let mut gateway = setup.spawn();
             assert!(!gateway.await_exit(EXIT_MAX).success());
             let log = gateway.log.text();
-            assert!(log.contains(reason) && !log.contains("of 1 migrations"), "{log}");
+            assert!(log.contains(reason) && !log.contains("migrations;"), "{log}");
         }
     }
 }

@@ -56,6 +56,7 @@ on_both_databases!(
     devices::unknown_ids_change_nothing,
     devices::counters_are_those_of_the_rows_after_anything,
     inbox::what_was_missed_comes_after_the_welcome,
+    inbox::a_strange_name_hurts_nobody_else,
     inbox::many_large_ones_do_not_end_the_connection,
     inbox::pages_hold_everything_once,
     inbox::filters_leave_out_the_rest,
@@ -64,6 +65,7 @@ on_both_databases!(
     timing::old_items_leave,
     timing::a_scheduled_one_waits,
     timing::quiet_hours_hold_and_release,
+    timing::what_expired_while_it_waited_is_not_shown,
     timing::a_digest_is_one_notification,
     wishes::what_is_not_wanted_is_not_sent,
     wishes::preferences_are_read_and_changed_both_ways,
@@ -72,6 +74,7 @@ on_both_databases!(
     outbox::rows_that_can_never_be_published_are_passed_over,
     service::a_restart_keeps_everything,
     service::numbers_and_health_show_it,
+    service::two_connections_are_enough,
     service::an_old_schema_is_told_with_the_mend,
 );
 

@@ -1,9 +1,13 @@
 //! The database of a test, of either kind, and what the rows say.
 
-use sqlx::sqlite::SqliteConnectOptions;
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteRow};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Row as _};
 use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
 
+use crate::chaos::hold;
 use crate::gateway::Setup;
 use crate::postgres::{Postgres, PostgresDatabase};
 use crate::support::{WAIT, eventually};
@@ -55,6 +59,18 @@ impl Database {
         }
     }
 
+    /// Keeps everybody else from writing for so long; SQLite only.
+    pub fn keep_file(&self, duration: Duration) {
+        let Self::Sqlite(folder) = self else { panic!("PostgreSQL has no file to keep") };
+        let kept = runtime().block_on(async {
+            let mut connection = file(folder).connect().await?;
+            sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut connection).await?;
+            hold(duration);
+            sqlx::raw_sql("COMMIT").execute(&mut connection).await
+        });
+        kept.expect("the file is kept and given back");
+    }
+
     /// The only field of the only row, as a number.
     pub fn number(&self, sql: &str) -> i64 {
         let rows = self.query(sql);
@@ -77,24 +93,25 @@ impl Database {
     }
 }
 
+fn file(folder: &TempDir) -> SqliteConnectOptions {
+    let path = folder.path().join("test.db");
+    SqliteConnectOptions::new().filename(path).create_if_missing(false).busy_timeout(WAIT)
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
 fn query_file(folder: &TempDir, sql: &str) -> Vec<Vec<String>> {
-    let options = SqliteConnectOptions::new()
-        .filename(folder.path().join("test.db"))
-        .create_if_missing(false)
-        .busy_timeout(WAIT);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let rows = runtime.block_on(async {
-        let mut connection = options.connect().await?;
-        // Only reads may be one statement: what changes something is to be one transaction.
-        let sql = if sql.starts_with("SELECT") {
-            sql.to_owned()
-        } else {
-            format!("BEGIN; {sql}; COMMIT")
-        };
-        sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut connection).await
+    // Only a read may be a statement without a transaction.
+    let is_read = sql.starts_with("SELECT");
+    let all = if is_read { sql.to_owned() } else { format!("BEGIN IMMEDIATE; {sql}; COMMIT") };
+    let rows = runtime().block_on(async {
+        let mut connection = file(folder).connect().await?;
+        sqlx::raw_sql(AssertSqlSafe(all)).fetch_all(&mut connection).await
     });
     let rows = rows.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    let text = |row: &sqlx::sqlite::SqliteRow, column| {
+    let text = |row: &SqliteRow, column| {
         row.try_get_unchecked::<Option<String>, usize>(column).unwrap().unwrap_or_default()
     };
     rows.iter().map(|row| (0..row.len()).map(|column| text(row, column)).collect()).collect()

@@ -43,6 +43,9 @@ fn setup(database: &Database, redis: Option<&Redis>) -> Setup {
         .set("database.query_timeout", "1s")
         .set("database.connect_timeout", "1s")
         .set("database.breaker_open", "300ms")
+        .set("redis.breaker_open", "300ms")
+        .set("drain.timeout", "5s")
+        .set("drain.reconnect_delay_max", "1ms")
         .full_disk();
     match redis {
         Some(redis) => setup.set("redis.url", redis.url()),
@@ -66,6 +69,11 @@ impl World {
     fn kill_and_replace(&mut self, index: usize) {
         self.nodes[index].signal("KILL");
         self.nodes[index].await_exit(Duration::from_secs(10));
+        self.replace(index);
+    }
+
+    /// A new node takes the place of one that has ended.
+    fn replace(&mut self, index: usize) {
         self.nodes[index] = setup(&self.database, self.redis.as_ref()).start();
         self.clients.moved(index, self.nodes[index].public);
     }
@@ -150,6 +158,51 @@ fn a_killed_gateway_loses_nothing_on_sqlite() {
 #[test]
 fn a_killed_gateway_loses_nothing_on_postgresql() {
     gateway_is_killed("killed gateway, PostgreSQL", Database::postgres());
+}
+
+/// As at a deployment: it answers what is under way and says goodbye.
+fn gateway_is_ended(name: &'static str, database: Database) {
+    let mut world = World::start(name, database, 1);
+    for _ in 0..2 {
+        world.nodes[0].signal("TERM");
+        let status = world.nodes[0].await_exit(Duration::from_secs(10));
+        assert!(status.success(), "{status}");
+        world.replace(0);
+        world.clients.await_calm(CALM);
+    }
+    world.finish();
+}
+
+#[test]
+fn an_ended_gateway_loses_nothing_on_sqlite() {
+    gateway_is_ended("ended gateway, SQLite", Database::sqlite());
+}
+
+#[test]
+fn an_ended_gateway_loses_nothing_on_postgresql() {
+    gateway_is_ended("ended gateway, PostgreSQL", Database::postgres());
+}
+
+/// Publishing waits for Redis, taking notifications does not.
+#[test]
+fn a_killed_redis_loses_nothing() {
+    let mut world = World::start("killed Redis", Database::postgres(), 2);
+    for _ in 0..2 {
+        world.redis.as_mut().unwrap().kill();
+        world.await_health("degraded");
+        world.clients.await_calm(CALM);
+        world.redis.as_mut().unwrap().restart();
+        world.clients.await_calm(CALM);
+    }
+    world.finish();
+}
+
+#[test]
+fn a_kept_file_loses_nothing() {
+    let world = World::start("kept file", Database::sqlite(), 1);
+    world.database.keep_file(STANDSTILL);
+    assert_eq!(world.health(0), "degraded");
+    world.finish();
 }
 
 #[test]

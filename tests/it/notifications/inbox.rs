@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::{Database, list, note, sent, shown, titles, with};
 use crate::gateway::Gateway;
 use crate::socket::{Opening, Socket};
+use crate::support::token;
 
 /// What a session is told after its welcome, up to the numbers of the inbox.
 fn missed(socket: &mut Socket) -> (Vec<Value>, Value) {
@@ -44,6 +45,25 @@ pub fn what_was_missed_comes_after_the_welcome(database: &Database) {
     database.check_counters();
 }
 
+/// A name that no database takes hurts nobody else, also of those who come at the same time.
+pub fn a_strange_name_hurts_nobody_else(database: &Database) {
+    let gateway = database.setup().start();
+    let id = sent(&gateway, note("ada", "t"));
+    database.await_published();
+    for strange in ["a\u{0}b", "a b", "*", "ü\u{202e}"] {
+        let (mut strangers, mut adas) = (Vec::new(), Vec::new());
+        for _ in 0..4 {
+            strangers.push(Socket::open(&gateway, &Opening::with_token(&token(strange))));
+            let opening = Opening::with_token(&token("ada"));
+            adas.push(Socket::open(&gateway, &opening).expect("an upgrade"));
+        }
+        for ada in &mut adas {
+            ada.await_welcome();
+            shown(ada, &id);
+        }
+    }
+}
+
 /// As large as they may be, and as many as are told after a welcome or fit into a page.
 pub fn many_large_ones_do_not_end_the_connection(database: &Database) {
     let gateway = database.setup().start();
@@ -51,13 +71,27 @@ pub fn many_large_ones_do_not_end_the_connection(database: &Database) {
     let ids: Vec<String> = (0..60)
         .map(|n| sent(&gateway, with(note("ada", &format!("{n}")), large.clone())))
         .collect();
+    database.await_published();
     let mut ada = Socket::connect(&gateway, "ada");
-    for id in &ids[10..] {
-        shown(&mut ada, id);
+    // As many of the newest as a connection has room for.
+    let (messages, stands) = missed(&mut ada);
+    assert!(!messages.is_empty() && stands["unread"] == 60, "{} came", messages.len());
+    let came = messages.iter().map(|message| message["data"]["notification_id"].clone());
+    let came: Vec<Value> = came.collect();
+    assert_eq!(came, ids[60 - came.len()..].iter().map(|id| json!(id)).collect::<Vec<_>>());
+    let mut pages = 0;
+    let mut found = Vec::new();
+    let mut request = json!({"limit": 200});
+    loop {
+        let page = ada.call("notifications", request.clone())["data"].clone();
+        found.extend(titles(&page).into_iter().rev().map(str::to_owned));
+        pages += 1;
+        let Some(next) = page["next"].as_i64() else { break };
+        request["before"] = json!(next);
     }
-    let reply = ada.call("notifications", json!({"limit": 200}));
-    assert_eq!(reply["data"]["items"].as_array().map(Vec::len), Some(60), "{}", reply["type"]);
-    ada.call("notification_ack", json!({"all": true}));
+    found.sort_by_key(|title| title.parse::<u32>().unwrap());
+    assert_eq!(found, (0..60).map(|n| n.to_string()).collect::<Vec<_>>(), "in {pages} pages");
+    assert!(pages > 1, "a page is no larger than a connection can hold");
     assert_eq!(list(&gateway, "ada", json!({}))["items"].as_array().unwrap().len(), 60);
 }
 

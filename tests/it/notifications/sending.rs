@@ -228,7 +228,7 @@ pub fn bad_requests_are_told_and_named(database: &Database) {
     let gateway = database.setup().set("notifications.recipients_max", 3).start();
     let cases = [
         (json!({"title": ""}), "title"),
-        (json!({"title": null}), "string"),
+        (json!({"title": null}), "title"),
         (json!({"message": "x".repeat(20_000)}), "message"),
         (json!({"title": "a\u{0}b"}), "U+0000"),
         (json!({"category": "A b"}), "category"),
@@ -270,9 +270,15 @@ pub fn bad_requests_are_told_and_named(database: &Database) {
         let answer = gateway.api("v1/notifications/mark", &body);
         assert_eq!(answer["error"]["code"], 107, "{body}: {answer}");
     }
+    for page in [json!({"category": "A b"}), json!({"category": "a\u{0}b"}), json!({"limit": -1})] {
+        let answer = gateway.api("v1/notifications/list", &with(json!({"user": "ada"}), page));
+        assert_eq!(answer["error"]["code"], 107, "{answer}");
+    }
     let mut ada = Socket::connect(&gateway, "ada");
     for (kind, data) in [
         ("notification_read", json!({})),
+        ("notification_read", json!({"ids": ["a\u{0}b"]})),
+        ("notifications", json!({"category": "a\u{0}b"})),
         ("notification_seen", json!({"ids": ["a"], "all": true})),
         ("notification_ack", json!({"ids": "a"})),
         ("notification_archive", json!({"ids": []})),

@@ -80,6 +80,21 @@ pub fn an_old_schema_is_told_with_the_mend(database: &Database) {
     assert_eq!(titles(&list(&gateway, "ada", json!({}))), ["t"]);
 }
 
+pub fn two_connections_are_enough(database: &Database) {
+    let gateway = database.setup().set("database.connections_max", 2).start();
+    let mut ada = Socket::connect(&gateway, "ada");
+    let ids: Vec<String> = std::thread::scope(|scope| {
+        let send = |n| sent(&gateway, note("ada", &format!("{n}")));
+        let all: Vec<_> = (0..40).map(|n| scope.spawn(move || send(n))).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    for id in &ids {
+        shown(&mut ada, id);
+    }
+    assert_eq!(ada.call("notification_read", json!({"all": true}))["data"]["unread"], 0);
+    database.check_counters();
+}
+
 #[test]
 fn two_gateways_start_on_one_empty_database() {
     let database = Database::postgres();

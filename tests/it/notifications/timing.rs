@@ -160,6 +160,28 @@ pub fn quiet_hours_hold_and_release(database: &Database) {
     database.check_counters();
 }
 
+pub fn what_expired_while_it_waited_is_not_shown(database: &Database) {
+    let gateway = database.setup().set("database.poll_interval", "50ms").start();
+    let mut ada = Socket::connect(&gateway, "ada");
+    let short =
+        |user: &str, title: &str| with(note(user, title), json!({"expires_at": now_ms() + 500}));
+    prefer(&gateway, "ada", quiet_now().0);
+    let digest = json!({"in_app": {"every": "window", "minutes": 30}});
+    prefer(&gateway, "bob", json!({"digest": digest}));
+    assert_eq!(send(&gateway, short("ada", "held"))["held"], 1);
+    assert_eq!(send(&gateway, short("bob", "one"))["held"], 1);
+    assert_eq!(send(&gateway, note("bob", "two"))["held"], 1);
+    let begun = now_ms();
+    eventually("they have expired", || (now_ms() > begun + 500).then_some(()));
+    database.query(MAKE_DUE);
+    eventually("nothing waits", || database.query(DUE).is_empty().then_some(()));
+    database.await_published();
+    assert!(ada.settled("notification").is_empty());
+    assert_eq!(stands(&gateway, "ada"), (json!(0), json!(0)));
+    assert_eq!(titles(&list(&gateway, "bob", json!({}))), ["two"], "no digest of one");
+    database.check_counters();
+}
+
 pub fn a_digest_is_one_notification(database: &Database) {
     let gateway = database.setup().set("database.poll_interval", "50ms").start();
     let mut ada = Socket::connect(&gateway, "ada");

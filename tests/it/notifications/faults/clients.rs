@@ -302,6 +302,8 @@ fn stay(shared: &Shared, log: &Mutex<Seen>, socket: &mut Socket, confirms: bool)
         for message in socket.drain("notification") {
             unmarked.push(locked(log).note_pushed(&message["data"]));
         }
+        // A gap is told, and the inbox has what was in it.
+        is_behind |= !socket.drain_of(&["lost", "unsubscribed"]).is_empty();
         socket.drain("notification_update");
         if unmarked.len() >= MARKED {
             let ids: Vec<String> = std::mem::take(&mut unmarked);

@@ -8,6 +8,7 @@
 #   PROMTOOL               promtool, from the Debian package `prometheus` [promtool in PATH, .cache/bin/promtool]
 #   CURL                   curl [curl in PATH]
 #   REDIS_SERVER           redis-server [redis-server in PATH, .cache/bin/redis-server]
+#   POSTGRES_BIN           folder of initdb, postgres and psql [the newest in /usr/lib/postgresql, PATH]
 #   HAPROXY, NGINX         the balancers [in PATH, .cache/bin]
 # `deps-test.sh --env` prints these as shell exports.
 set -euo pipefail
@@ -21,6 +22,19 @@ find_chromium() {
     return 1
 }
 
+# Debian keeps the programs of the server out of PATH, in a folder of their version.
+find_postgres() {
+    local folder
+    for folder in "${POSTGRES_BIN:-}" $(printf '%s\n' /usr/lib/postgresql/*/bin | sort --version-sort --reverse) \
+        "$(dirname "$(command -v postgres || true)")"; do
+        if [ -x "$folder/initdb" ] && [ -x "$folder/postgres" ] && [ -x "$folder/psql" ]; then
+            echo "$folder"
+            return
+        fi
+    done
+    return 1
+}
+
 print_env() {
     printf 'export ARCHMESH_TEST_PYTHON=%q\n' "$CACHE/venv/bin/python"
     printf 'export ARCHMESH_TEST_NODE=%q\n' "$(command -v node)"
@@ -28,6 +42,7 @@ print_env() {
     printf 'export PROMTOOL=%q\n' "$(command -v promtool || echo "$CACHE/bin/promtool")"
     printf 'export CURL=%q\n' "$(command -v curl)"
     printf 'export REDIS_SERVER=%q\n' "$(command -v redis-server || echo "$CACHE/bin/redis-server")"
+    printf 'export POSTGRES_BIN=%q\n' "$(find_postgres)"
     printf 'export HAPROXY=%q\n' "$(command -v haproxy || echo "$CACHE/bin/haproxy")"
     printf 'export NGINX=%q\n' "$(command -v nginx || echo "$CACHE/bin/nginx")"
 }
@@ -65,6 +80,19 @@ install_redis() {
     have redis-check-rdb || apt_install "the cluster tests" redis-tools
     mkdir -p "$CACHE/bin"
     ln -sf "$(command -v redis-check-rdb)" "$CACHE/bin/redis-server"
+}
+
+# The server's package would make and start a cluster, unless the settings of the package below it say otherwise. Settings that
+# somebody has already are left alone. The client comes with the server.
+install_postgres() {
+    local settings=/etc/postgresql-common/createcluster.conf
+    if find_postgres >/dev/null; then return; fi
+    if [ ! -e "$settings" ]; then
+        apt_install "the tests of the database" postgresql-common
+        as_root sed --in-place 's/^#create_main_cluster = .*/create_main_cluster = false/' "$settings"
+    fi
+    apt_install "the tests of the database" postgresql
+    find_postgres >/dev/null || die "the tests of the database need initdb, postgres and psql in one folder, POSTGRES_BIN"
 }
 
 # install_balancer PACKAGE: the program alone, with the libraries that the system lacks; installing the package would start
@@ -128,6 +156,7 @@ need_python
 install_system_packages
 install_promtool
 install_redis
+install_postgres
 install_balancer haproxy
 install_balancer nginx
 install_node_clients

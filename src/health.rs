@@ -114,9 +114,9 @@ impl Plane {
         self.cluster.as_ref().is_some_and(is_down)
     }
 
-    /// Whether there is a database that does not answer.
+    /// Whether there is a database that does not answer, or takes no changes.
     fn is_without_store(&self) -> bool {
-        self.notifications.as_ref().is_some_and(|notifications| !notifications.store().is_up())
+        self.notifications.as_ref().is_some_and(|n| !n.store().is_up() || n.writer().is_failing())
     }
 
     fn is_divided(&self) -> bool {
@@ -270,7 +270,11 @@ fn database(plane: &Plane) -> Value {
     json!({
         "database": store.name(),
         "kind": store.dialect().as_str(),
-        "status": if store.is_up() { "healthy" } else { "unavailable" },
+        "status": match store.is_up() {
+            true if notifications.writer().is_failing() => "read_only",
+            true => "healthy",
+            false => "unavailable",
+        },
         "breaker": store.breaker_state().as_str(),
         "last_error": store.last_error(),
         "writes_waiting": notifications.writer().waiting(),

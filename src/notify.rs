@@ -308,6 +308,10 @@ impl Notifications {
 
     /// A page of an inbox.
     pub(crate) async fn page(&self, user: &str, page: &Page) -> Result<InboxPage, NotifyError> {
+        if let Some(category) = &page.category {
+            let checked = category.parse::<kinds::Category>();
+            checked.map_err(|error| NotifyError::Invalid(format!("`category`: {error}")))?;
+        }
         let read = async {
             let mut transaction = self.store.begin_read().await?;
             let page = reads::page(&mut transaction, user, page, now_ms()).await?;

@@ -18,9 +18,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{PgPool, SqlitePool};
+use sqlx::{Connection as _, PgPool, SqlitePool};
 
 use crate::breaker::{Breaker, BreakerLimits, BreakerState, Change};
 use crate::config::sections::DatabaseSection;
@@ -107,10 +108,10 @@ impl Store {
     pub(crate) async fn migrate(&self) -> Result<usize, StoreStartError> {
         let migrator = migrations::migrator(self.dialect());
         let done = match &self.pools {
-            Pools::Postgres(pool) => migrator.run(pool).await,
-            Pools::Sqlite { write, .. } => migrator.run(write).await,
+            Pools::Postgres(pool) => migrate_patiently(&migrator, pool).await,
+            Pools::Sqlite { write, .. } => migrator.run(write).await.map_err(StoreError::from),
         };
-        done.map_err(|error| self.unusable(error.into()))?;
+        done.map_err(|error| self.unusable(error))?;
         Ok(migrator.iter().count())
     }
 
@@ -126,9 +127,9 @@ impl Store {
         };
         let found = match self.run(count).await {
             Ok(found) => found,
-            Err(error) if error.is_outage() => return Err(self.unusable(error)),
             // The table itself is missing.
-            Err(_) => 0,
+            Err(error) if error.is_missing_table() => 0,
+            Err(error) => return Err(self.unusable(error)),
         };
         if found < wanted {
             return Err(self.unusable(StoreError::Outdated { found, wanted }));
@@ -282,6 +283,16 @@ impl Store {
         let index = OUTCOMES.iter().position(|known| *known == outcome);
         self.outcomes[index.unwrap_or_default()].fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// Migrates on a connection of its own: large tables, and another node that is at it, take longer than a request may.
+async fn migrate_patiently(migrator: &Migrator, pool: &PgPool) -> Result<(), StoreError> {
+    let mut connection = pool.acquire().await?.detach();
+    let unlimited = "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0";
+    sqlx::raw_sql(unlimited).execute(&mut connection).await?;
+    migrator.run(&mut connection).await?;
+    connection.close().await?;
+    Ok(())
 }
 
 fn postgres(section: &DatabaseSection, url: &str) -> Result<(Pools, String), StoreStartError> {

@@ -146,6 +146,7 @@ pub(super) async fn list(
         unread: request.unread,
         archived: request.archived,
         category: request.category,
+        bytes_max: usize::MAX,
     };
     let page = notifications.page(&request.user, &page).await?;
     let items = page.items.into_iter().map(RawValue::from_string).collect::<Result<_, _>>();

@@ -74,7 +74,7 @@ pub(crate) fn check_channel(channel: &str, settings: &Settings) -> Result<(), Ap
 }
 
 /// Checks an envelope type that a publisher chose.
-pub(super) fn check_type(kind: &str) -> Result<(), ApiError> {
+pub(crate) fn check_type(kind: &str) -> Result<(), ApiError> {
     if proto::is_publishable_kind(kind) {
         return Ok(());
     }

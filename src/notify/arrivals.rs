@@ -37,7 +37,8 @@ pub(super) async fn run(
     let mut batch = Vec::with_capacity(BATCH);
     while arrived.recv_many(&mut batch, BATCH).await > 0 {
         // Without a store there is nothing to tell; the client asks when it wants to know.
-        let found = notifications.missed(&batch).await.unwrap_or_default();
+        let bytes_max = reads::bytes_at_once(plane.settings.load().limits.message_bytes_max);
+        let found = notifications.missed(&batch, bytes_max).await.unwrap_or_default();
         for Arrival { connection, user } in batch.drain(..) {
             let Some(messages) = found.get(&*user) else { continue };
             let answer = CallAnswer {
@@ -51,7 +52,8 @@ pub(super) async fn run(
 }
 
 impl Notifications {
-    async fn missed(&self, arrivals: &[Arrival]) -> Result<Messages, StoreError> {
+    /// The newest items and the numbers. What does not fit into `bytes_max` the client finds in its inbox.
+    async fn missed(&self, arrivals: &[Arrival], bytes_max: usize) -> Result<Messages, StoreError> {
         let mut users: Vec<&str> = arrivals.iter().map(|arrival| &*arrival.user).collect();
         users.sort_unstable();
         users.dedup();
@@ -73,10 +75,16 @@ impl Notifications {
             Ok((counters, items))
         };
         let (counters, items) = self.store.run(read).await?;
-        let mut messages = Messages::new();
+        let mut of_users: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (user, item) in items {
-            let message = ClientMessage { kind: "notification", data: item.into() };
-            messages.entry(user).or_default().push(message);
+            of_users.entry(user).or_default().push(item);
+        }
+        let mut messages = Messages::new();
+        for (user, mut items) in of_users {
+            let kept = reads::fitting(items.iter().rev(), bytes_max);
+            let newest = items.split_off(items.len() - kept).into_iter();
+            let message = |item: String| ClientMessage { kind: "notification", data: item.into() };
+            messages.insert(user, newest.map(message).collect());
         }
         for (user, counters) in counters {
             let data = json!(counters).to_string().into();

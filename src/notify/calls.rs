@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::arrivals::Arrival;
-use super::{ContactChange, Mark, Notifications, Page, Which, check_ids};
+use super::{ContactChange, Mark, Notifications, Page, Which, check_ids, reads};
 use crate::plane::SharedPlane;
 
 /// Items in a page when the client names no number.
@@ -64,7 +64,8 @@ pub(crate) fn handle(notifications: &Arc<Notifications>, plane: &SharedPlane, ca
     }
     let (notifications, plane) = (Arc::clone(notifications), Arc::clone(plane));
     tokio::spawn(async move {
-        let outcome = notifications.answer(&call).await.map(|message| vec![message]);
+        let bytes_max = reads::bytes_at_once(plane.settings.load().limits.message_bytes_max);
+        let outcome = notifications.answer(&call, bytes_max).await.map(|message| vec![message]);
         let (connection, request) = (call.connection, call.request);
         deliver(&plane, CallAnswer { connection, request, outcome }).await;
     });
@@ -92,7 +93,11 @@ fn invalid(problem: String) -> ClientError {
 }
 
 impl Notifications {
-    async fn answer(&self, call: &ClientCall) -> Result<ClientMessage, ClientError> {
+    async fn answer(
+        &self,
+        call: &ClientCall,
+        bytes_max: usize,
+    ) -> Result<ClientMessage, ClientError> {
         let mark = match call.kind {
             CallKind::Seen => Mark::Seen,
             CallKind::Read => Mark::Read,
@@ -109,7 +114,8 @@ impl Notifications {
                 return Ok(ClientMessage { kind: "push_subscription", data });
             }
             CallKind::Notifications | CallKind::Arrived => {
-                let page = self.page(&call.user, &self.page_of(read(&call.data)?)).await?;
+                let page =
+                    self.page(&call.user, &self.page_of(read(&call.data)?, bytes_max)).await?;
                 return Ok(ClientMessage { kind: "notifications", data: page.to_json().into() });
             }
         };
@@ -147,7 +153,7 @@ impl Notifications {
         Ok(answer.to_string().into())
     }
 
-    fn page_of(&self, data: PageData) -> Page {
+    fn page_of(&self, data: PageData, bytes_max: usize) -> Page {
         Page {
             limit: data.limit.unwrap_or(PAGE_DEFAULT).min(self.limits.page_max),
             before: data.before,
@@ -155,6 +161,7 @@ impl Notifications {
             unread: data.unread.unwrap_or_default(),
             archived: data.archived.unwrap_or_default(),
             category: data.category,
+            bytes_max,
         }
     }
 

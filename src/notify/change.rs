@@ -157,6 +157,13 @@ pub(crate) struct Due {
     pub notification: Arc<Notification>,
 }
 
+impl Due {
+    /// Whether it is too late to show it.
+    pub(super) fn has_expired(&self, now_ms: i64) -> bool {
+        self.notification.expires_at.is_some_and(|at| at <= now_ms)
+    }
+}
+
 impl Change {
     /// Users whose inboxes it touches.
     pub(super) fn users(&self) -> Box<dyn Iterator<Item = &str> + '_> {

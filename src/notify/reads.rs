@@ -22,6 +22,8 @@ pub(crate) struct Page {
     pub archived: bool,
     /// Items of this category only.
     pub category: Option<String>,
+    /// At most so many bytes of items, but one at least.
+    pub bytes_max: usize,
 }
 
 /// A page of an inbox, newest first.
@@ -45,6 +47,22 @@ impl InboxPage {
         let counters = json!(self.counters).to_string();
         text + "," + counters.trim_start_matches('{')
     }
+}
+
+/// Bytes of items that go to a client at once, when a message has `message_bytes_max`: what was missed and a page after it
+/// must find room in the connection's outbox, which holds one message at least.
+pub(super) fn bytes_at_once(message_bytes_max: usize) -> usize {
+    message_bytes_max / 4
+}
+
+/// How many of `items`, from the first one on, fit into so many bytes; one does always.
+pub(super) fn fitting<'a>(items: impl Iterator<Item = &'a String>, bytes_max: usize) -> usize {
+    let mut bytes = 0;
+    let fits = items.take_while(|item| {
+        bytes += item.len();
+        bytes <= bytes_max
+    });
+    fits.count().max(1)
 }
 
 /// Reads a page of `user`'s inbox.
@@ -75,13 +93,14 @@ pub(crate) async fn page(
         Arg::Int(i64::from(page.limit) + 1),
     ];
     let mut rows = if page.limit == 0 { Vec::new() } else { transaction.fetch(sql, &args).await? };
-    let more = rows.len() > page.limit as usize;
+    let found = rows.len();
     rows.truncate(page.limit as usize);
-    let next = match rows.last() {
-        Some(last) if more => Some(last.int(0)?),
+    let mut items = rows.iter().map(item::stored).collect::<Result<Vec<_>, _>>()?;
+    items.truncate(fitting(items.iter(), page.bytes_max));
+    let next = match items.len().checked_sub(1) {
+        Some(last) if items.len() < found => Some(rows[last].int(0)?),
         _ => None,
     };
-    let items = rows.iter().map(item::stored).collect::<Result<Vec<_>, _>>()?;
     Ok(InboxPage { items, next, counters })
 }
 

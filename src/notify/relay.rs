@@ -34,6 +34,9 @@ const BUSY_WAIT: Duration = Duration::from_millis(10);
 /// Until rows that could not be published are tried again.
 const RETRY_WAIT: Duration = Duration::from_millis(200);
 
+/// Type of the protocol that rows of the gateway itself have; an application cannot choose such a type in other ways.
+const OWN_KIND: &str = "notification_update";
+
 /// Numbers of the relay.
 #[derive(Debug, Default)]
 pub(crate) struct RelayStats {
@@ -56,6 +59,7 @@ pub(crate) struct Relay {
 
 struct Waiting {
     id: i64,
+    created_at: i64,
     channel: String,
     kind: String,
     data: String,
@@ -210,7 +214,7 @@ async fn read_rows(transaction: &mut Transaction, lanes: &str) -> Result<Vec<Wai
         Dialect::Sqlite => "AND $1 = '[]'".to_owned(),
     };
     let sql = format!(
-        "SELECT id, channel, type, data, priority, idempotency_key FROM archmesh_outbox \
+        "SELECT id, channel, type, data, priority, idempotency_key, created_at FROM archmesh_outbox \
          WHERE failed_at IS NULL {in_lanes} ORDER BY id LIMIT $2"
     );
     let rows = transaction.fetch(sql, &[Arg::Text(lanes), Arg::Int(ROWS_MAX)]).await?;
@@ -223,6 +227,7 @@ async fn read_rows(transaction: &mut Transaction, lanes: &str) -> Result<Vec<Wai
                 data: row.text(3)?,
                 priority: row.maybe_text(4)?,
                 idempotency_key: row.maybe_text(5)?,
+                created_at: row.int(6)?,
             })
         })
         .collect()
@@ -281,15 +286,21 @@ fn begin(plane: &SharedPlane, row: &Waiting) -> Result<PendingAnswer, Result<Cli
     if !is_json || row.data.len() > settings.limits.message_bytes_max {
         return Err(Err("`data` is no JSON, or larger than limits.message_bytes_max".to_owned()));
     }
+    let kind = if row.kind == "message" { "" } else { row.kind.as_str() };
+    if !kind.is_empty() && kind != OWN_KIND {
+        payload::check_type(kind).map_err(|error| Err(error.body().message))?;
+    }
     let priority = match row.priority.as_deref() {
         None => None,
         Some(text) => {
             Some(Priority::parse(text).ok_or_else(|| Err(format!("`{text}` is no priority")))?)
         }
     };
-    let key = row.idempotency_key.clone().unwrap_or_else(|| format!("outbox:{}", row.id));
+    // The number alone comes again in another database, whose rows may meet these in one broker.
+    let key = row.idempotency_key.clone();
+    let key = key.unwrap_or_else(|| format!("outbox:{}:{}", row.id, row.created_at));
     let publish = Publish {
-        kind: if row.kind == "message" { "".into() } else { row.kind.as_str().into() },
+        kind: kind.into(),
         data: Bytes::copy_from_slice(row.data.as_bytes()),
         priority,
         idempotency_key: Some(key.into()),

@@ -129,12 +129,13 @@ fn due_of(row: &Row) -> Result<Due, StoreError> {
     Ok(Due { delivery: row.int(0)?, recipient, notification: Arc::new(notification) })
 }
 
-/// Single items are shown as they are; several of one digest as one notification that names them.
+/// Single items are shown as they are; several of one digest as one notification that names them. Those that have expired are in
+/// none.
 fn changes_of(due: Vec<(Option<String>, Due)>, now_ms: i64) -> Vec<Change> {
     let mut single = Vec::new();
     let mut digests: BTreeMap<(String, String), Vec<Due>> = BTreeMap::new();
     for (key, due) in due {
-        match key {
+        match key.filter(|_| !due.has_expired(now_ms)) {
             Some(key) => digests.entry((due.recipient.user.clone(), key)).or_default().push(due),
             None => single.push(due),
         }

@@ -4,7 +4,7 @@
 //! When a batch fails because of one of its changes, each of them is tried on its own.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
@@ -22,6 +22,11 @@ struct Request {
     answer: oneshot::Sender<Result<Applied, StoreError>>,
 }
 
+/// Batches in a row that fail until writing counts as failing.
+const FAILURES_MAX: u64 = 3;
+/// A failure says nothing any more after this.
+const FAILURE_MS: i64 = 10_000;
+
 /// Numbers of the writer.
 #[derive(Debug, Default)]
 pub(crate) struct WriterStats {
@@ -31,6 +36,26 @@ pub(crate) struct WriterStats {
     pub batches: AtomicU64,
     /// Changes that found the queue full.
     pub refused: AtomicU64,
+    /// Batches in a row that the database did not take.
+    failures: AtomicU64,
+    /// When the newest of them failed, in Unix milliseconds.
+    failed_at: AtomicI64,
+}
+
+impl WriterStats {
+    fn note_failure(&self, error: &StoreError) {
+        self.failed_at.store(now_ms(), Ordering::Relaxed);
+        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 == FAILURES_MAX {
+            let error = error.to_string();
+            tracing::warn!(category = "database", event = "inbox_writes_fail", error);
+        }
+    }
+
+    fn note_success(&self) {
+        if self.failures.swap(0, Ordering::Relaxed) >= FAILURES_MAX {
+            tracing::info!(category = "database", event = "inbox_writes_succeed");
+        }
+    }
 }
 
 /// The queue's near end.
@@ -89,6 +114,13 @@ impl Writer {
     /// Changes that wait.
     pub(crate) fn waiting(&self) -> usize {
         self.queue.max_capacity() - self.queue.capacity()
+    }
+
+    /// Whether the database takes no changes, though it may answer otherwise: a full disk, a locked table.
+    pub(crate) fn is_failing(&self) -> bool {
+        let failed_at = self.stats.failed_at.load(Ordering::Relaxed);
+        self.stats.failures.load(Ordering::Relaxed) >= FAILURES_MAX
+            && now_ms().saturating_sub(failed_at) < FAILURE_MS
     }
 
     /// Numbers since the start.
@@ -161,11 +193,17 @@ impl Changes {
             match self.store.run(work).await {
                 Err(error) if error.is_conflict() && conflicts < CONFLICTS_MAX => conflicts += 1,
                 Ok(applied) => {
+                    self.stats.note_success();
                     self.stats.batches.fetch_add(1, Ordering::Relaxed);
                     self.stats.changes.fetch_add(changes.len() as u64, Ordering::Relaxed);
                     return Ok(applied);
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    if error.is_outage() {
+                        self.stats.note_failure(&error);
+                    }
+                    return Err(error);
+                }
             }
         }
     }

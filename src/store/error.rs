@@ -78,6 +78,12 @@ impl StoreError {
         matches!(self, Self::Failed(sqlx::Error::Database(error))
             if matches!(error.code().as_deref(), Some("40001" | "40P01")))
     }
+
+    /// Whether a table is not there. SQLite has one code for all that is wrong with a statement.
+    pub(crate) fn is_missing_table(&self) -> bool {
+        matches!(self, Self::Failed(sqlx::Error::Database(error))
+            if matches!(error.code().as_deref(), Some("42P01" | "1")))
+    }
 }
 
 /// SQLSTATE classes of PostgreSQL: connection, resources (disk, memory, connections), operator's intervention, system,

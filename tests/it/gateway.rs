@@ -86,6 +86,7 @@ pub struct Setup {
     tls: Option<Arc<ClientConfig>>,
     files_max: Option<u64>,
     namespace: Option<String>,
+    full_disk: bool,
 }
 
 impl Setup {
@@ -151,6 +152,13 @@ impl Setup {
         self
     }
 
+    /// With failing writes, instead of a signal that ends it, when [`Gateway::limit_files`] says so.
+    #[must_use]
+    pub fn full_disk(mut self) -> Self {
+        self.full_disk = true;
+        self
+    }
+
     /// Starts the gateway and waits until it is ready.
     pub fn start(mut self) -> Gateway {
         let redis = REDIS.with(|redis| redis.borrow().clone());
@@ -172,6 +180,11 @@ impl Setup {
         fs::write(&base, BASE.replace("SECRET", SECRET).replace("API_KEY", API_KEY)).unwrap();
         fs::write(&extra, &self.toml).unwrap();
         let mut command = match (self.files_max, &self.namespace) {
+            (None, None) if self.full_disk => {
+                let mut deaf = Command::new("sh");
+                deaf.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", BINARY]);
+                deaf
+            }
             (None, None) => Command::new(BINARY),
             (Some(files), _) => {
                 let mut limited = Command::new("prlimit");
@@ -393,6 +406,14 @@ impl Gateway {
     /// Sends a signal.
     pub fn signal(&self, name: &str) {
         signal(self.pid(), name);
+    }
+
+    /// Lets files grow to so many bytes and no further, as on a disk that is full; `None` ends that.
+    pub fn limit_files(&self, bytes: Option<u64>) {
+        let size = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+        let (pid, limit) = (self.pid().to_string(), format!("--fsize={size}:unlimited"));
+        let status = Command::new("prlimit").args(["--pid", &pid, &limit]).status();
+        assert!(status.expect("prlimit belongs to util-linux").success(), "files are limited");
     }
 
     /// Replaces the test's configuration file; nothing is reloaded yet.

@@ -1,7 +1,7 @@
 //! End-to-end tests of the built binary: a real process, real sockets, and clients that nobody here wrote.
 //!
-//! `gate`, `gateway`, `http`, `netns`, `redis`, `seen`, `socket` and `support` are the harness; every other file is one hazard,
-//! and its header says the setup and what must hold. Nothing here sleeps: a test waits for what it can observe, with a
+//! `gate`, `gateway`, `http`, `netns`, `postgres`, `redis`, `seen`, `socket` and `support` are the harness; every other file is
+//! one hazard, and its header says the setup and what must hold. Nothing here sleeps: a test waits for what it can observe, with a
 //! deadline. The foreign clients and tools are installed by `make test`; without them the tests that need them fail and
 //! say so.
 
@@ -14,6 +14,7 @@ mod gate;
 mod gateway;
 mod http;
 mod netns;
+mod postgres;
 mod program;
 mod raw;
 mod redis;
@@ -38,6 +39,7 @@ mod http_server;
 mod limits;
 mod loadtest;
 mod metrics;
+mod notifications;
 mod panic;
 mod placement;
 mod pubsub;

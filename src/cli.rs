@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 the command failed, 2 wrong usage, 78 the configuration is wrong.
 
+mod backup;
 mod database;
 pub mod output;
 pub mod token;
@@ -32,6 +33,22 @@ enum Command {
     Serve(ConfigArgs),
     /// Bring the schema of the database up to date.
     Migrate(ConfigArgs),
+    /// Write the store and the configuration into a new folder.
+    Backup {
+        /// The folder; it must not exist.
+        #[arg(long, value_name = "FOLDER")]
+        to: PathBuf,
+        #[command(flatten)]
+        args: ConfigArgs,
+    },
+    /// Fill an empty store from a backup.
+    Restore {
+        /// Folder of the backup.
+        #[arg(long, value_name = "FOLDER")]
+        from: PathBuf,
+        #[command(flatten)]
+        args: ConfigArgs,
+    },
     /// Print a new key pair for Web Push.
     Vapid,
     /// Print a signed token, for development and tests.
@@ -129,6 +146,10 @@ pub fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Serve(args) => args.load().map(|loaded| bootstrap::serve(&loaded)),
         Command::Migrate(args) => args.load().map(|loaded| database::migrate(&loaded.config)),
+        Command::Backup { to, args } => args.load().map(|loaded| database::backup(&loaded, &to)),
+        Command::Restore { from, args } => {
+            args.load().map(|loaded| database::restore(&loaded.config, &from))
+        }
         Command::Vapid => Ok(database::vapid()),
         Command::Token(args) => args.config.load().map(|loaded| token::run(&args, &loaded.config)),
         Command::Config(ConfigCommand::Print { format, args }) => {

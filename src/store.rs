@@ -9,6 +9,7 @@
 
 mod connection;
 mod error;
+mod maintenance;
 mod migrations;
 
 use std::future::Future;

@@ -104,8 +104,9 @@ impl Plane {
 
     /// Whether clients should be sent here.
     pub(crate) fn is_ready(&self) -> bool {
-        let status = self.status();
-        status == "healthy" || (status == "degraded" && !self.redis_required)
+        // A database that is away takes no node out: all have the same one, and sockets and channels go on without it.
+        let without_channels = self.is_without_redis() || self.is_divided();
+        serves(self.status()) && !(self.redis_required && without_channels)
     }
 
     /// Whether there is a Redis that does not answer.

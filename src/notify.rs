@@ -57,7 +57,8 @@ pub(crate) use insight::{Analytics, DeadLetter, Status};
 use preferences::{Preferences, PreferencesError};
 pub(crate) use reads::{InboxPage, Page};
 pub(crate) use relay::Relay;
-pub(crate) use request::{Draft, NotificationRequest, check_ids, check_user};
+pub(crate) use request::{Draft, NotificationRequest, check_category, check_ids, check_user};
+pub(crate) use send::Prepared;
 use senders::SetupError;
 pub(crate) use templates::StoredTemplate;
 pub(crate) use writer::{Writer, now_ms};
@@ -329,9 +330,8 @@ impl Notifications {
         let documents = self.cached.preferences(&self.store, users).await?;
         let mut preferences = HashMap::new();
         for (user, document) in users.iter().zip(documents) {
-            // Only documents that were read once are stored.
             if let Some(document) = document {
-                preferences.insert(user.clone(), Preferences::from_slice(document.as_bytes())?);
+                preferences.insert(user.clone(), Preferences::of_stored(&document));
             }
         }
         Ok(preferences)
@@ -344,10 +344,7 @@ impl Notifications {
         patch: Option<&Value>,
     ) -> Result<(Value, Value), NotifyError> {
         let document = self.cached.preferences_of_one(&self.store, user).await?;
-        let own = document.map_or_else(
-            || Ok(Preferences::default()),
-            |document| Preferences::from_slice(document.as_bytes()),
-        )?;
+        let own = document.map(|document| Preferences::of_stored(&document)).unwrap_or_default();
         let own = match patch {
             None => own,
             Some(patch) => self.change_preferences(user, patch).await?,

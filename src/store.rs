@@ -13,6 +13,7 @@ mod maintenance;
 mod migrations;
 
 use std::future::Future;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::str::FromStr as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -148,6 +149,11 @@ impl Store {
             Pools::Postgres(_) => Dialect::Postgres,
             Pools::Sqlite { .. } => Dialect::Sqlite,
         }
+    }
+
+    /// What a request may take.
+    pub(crate) fn query_timeout(&self) -> Duration {
+        self.query_timeout
     }
 
     /// Where it is, without a password.
@@ -322,9 +328,10 @@ fn postgres(section: &DatabaseSection, url: &str) -> Result<(Pools, String), Sto
 fn sqlite(section: &DatabaseSection) -> Result<(Pools, String), StoreStartError> {
     let path = section.sqlite_path.as_path();
     if let Some(folder) = path.parent().filter(|folder| *folder != Path::new("")) {
-        std::fs::create_dir_all(folder).map_err(|source| StoreStartError::Folder {
-            path: folder.display().to_string(),
-            source,
+        // What is in it is personal.
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(folder).map_err(|source| {
+            StoreStartError::Folder { path: folder.display().to_string(), source }
         })?;
     }
     let options = SqliteConnectOptions::new()

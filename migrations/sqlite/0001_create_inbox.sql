@@ -73,7 +73,8 @@ CREATE TABLE archmesh_deliveries (
     UNIQUE (notification_id, user_id, channel, contact_id)
 );
 CREATE INDEX archmesh_deliveries_due ON archmesh_deliveries (priority, due_at) WHERE status IN ('pending', 'retrying', 'sending');
-CREATE INDEX archmesh_deliveries_dead ON archmesh_deliveries (id) WHERE status = 'dead';
+CREATE INDEX archmesh_deliveries_dead ON archmesh_deliveries (id) WHERE status IN ('dead', 'failed');
+CREATE INDEX archmesh_deliveries_done ON archmesh_deliveries (updated_at) WHERE status NOT IN ('pending', 'retrying', 'sending');
 CREATE INDEX archmesh_deliveries_user ON archmesh_deliveries (user_id, id);
 
 -- Publications that belong to a transaction. Applications may write to it inside their own:
@@ -85,7 +86,7 @@ CREATE TABLE archmesh_outbox (
     data            TEXT   NOT NULL,
     priority        TEXT,
     idempotency_key TEXT,
-    created_at      INTEGER NOT NULL DEFAULT (CAST(unixepoch('subsec') * 1000 AS INTEGER)),
+    created_at      INTEGER NOT NULL DEFAULT (CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)),
     failed_at       INTEGER,
     error           TEXT
 );

@@ -23,8 +23,8 @@ use super::notification_results::{
 };
 use crate::notify::{
     Accepted, Analytics, ContactChange, Contacts, Counters, DeadLetter, Draft, Mark,
-    NotificationRequest, Notifications, NotifyError, Page, Status, StoredTemplate, Which,
-    check_ids, check_user, kinds::Priority, now_ms,
+    NotificationRequest, Notifications, NotifyError, Page, Prepared, Status, StoredTemplate, Which,
+    check_category, check_ids, check_user, kinds::Priority, now_ms,
 };
 use crate::plane::SharedPlane;
 
@@ -63,24 +63,11 @@ pub(super) async fn send(
     plane: &SharedPlane,
     request: NotificationRequest,
 ) -> Result<NotificationResult, ApiError> {
-    let notifications = notifications(plane)?;
-    let draft = request.check(notifications.limits(), now_ms()).map_err(ApiError::bad_request)?;
-    let (draft, partial) =
-        if draft.online { with_online(plane, draft).await? } else { (draft, false) };
-    let accepted = notifications.send(draft).await?;
-    let Accepted { id, duplicate, delivered, held, queued, opted_out } = accepted;
-    Ok(NotificationResult {
-        notification_id: id,
-        duplicate,
-        delivered,
-        held,
-        queued,
-        opted_out,
-        partial,
-    })
+    let (prepared, partial) = prepare(plane, request).await?;
+    write(plane, prepared, partial).await
 }
 
-/// Sends several; one that is wrong leaves the others alone. They wait for the store together.
+/// Sends several; one that is wrong leaves the others alone. They are written in their order, and wait for the store together.
 pub(super) async fn send_many(
     plane: &SharedPlane,
     request: NotificationsRequest,
@@ -91,12 +78,45 @@ pub(super) async fn send_many(
         let message = format!("`notifications` must hold 1 to {max} notifications");
         return Err(ApiError::bad_request(message));
     }
-    let responses = join_all(requests.into_iter().map(|request| send(plane, request))).await;
-    let responses = responses.into_iter().map(|outcome| match outcome {
+    let prepared = join_all(requests.into_iter().map(|request| prepare(plane, request))).await;
+    let written = prepared.into_iter().map(async |prepared| {
+        let (prepared, partial) = prepared?;
+        write(plane, prepared, partial).await
+    });
+    let responses = join_all(written).await.into_iter().map(|outcome| match outcome {
         Ok(result) => NotificationReply::Result(result),
         Err(error) => NotificationReply::Error(error.body()),
     });
     Ok(NotificationsResult { responses: responses.collect() })
+}
+
+async fn prepare(
+    plane: &SharedPlane,
+    request: NotificationRequest,
+) -> Result<(Prepared, bool), ApiError> {
+    let notifications = notifications(plane)?;
+    let draft = request.check(notifications.limits(), now_ms()).map_err(ApiError::bad_request)?;
+    let (draft, partial) =
+        if draft.online { with_online(plane, draft).await? } else { (draft, false) };
+    Ok((notifications.prepare(&draft).await?, partial))
+}
+
+async fn write(
+    plane: &SharedPlane,
+    prepared: Prepared,
+    partial: bool,
+) -> Result<NotificationResult, ApiError> {
+    let accepted = notifications(plane)?.send(prepared).await?;
+    let Accepted { id, duplicate, delivered, held, queued, opted_out } = accepted;
+    Ok(NotificationResult {
+        notification_id: id,
+        duplicate,
+        delivered,
+        held,
+        queued,
+        opted_out,
+        partial,
+    })
 }
 
 /// Puts everybody who is online into the list.
@@ -138,6 +158,9 @@ pub(super) async fn list(
 ) -> Result<InboxResult, ApiError> {
     let notifications = notifications(plane)?;
     check_user(&request.user).map_err(ApiError::bad_request)?;
+    if let Some(category) = &request.category {
+        check_category(category).map_err(ApiError::bad_request)?;
+    }
     let max = notifications.limits().page_max;
     let page = Page {
         limit: request.limit.unwrap_or(max).min(max),
@@ -253,7 +276,9 @@ pub(super) async fn status(
     plane: &SharedPlane,
     request: StatusRequest,
 ) -> Result<StatusResult, ApiError> {
-    let found = notifications(plane)?.status(&request.notification_id).await?;
+    let notifications = notifications(plane)?;
+    check_ids(std::slice::from_ref(&request.notification_id), 1).map_err(ApiError::bad_request)?;
+    let found = notifications.status(&request.notification_id).await?;
     let Some(Status { inbox, sums, deliveries }) = found else {
         return Err(ApiError::new(ErrorCode::NotFound, "no such notification, or not any more"));
     };

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::arrivals::Arrival;
-use super::{ContactChange, Mark, Notifications, Page, Which, check_ids, reads};
+use super::{ContactChange, Mark, Notifications, Page, Which, check_category, check_ids, reads};
 use crate::plane::SharedPlane;
 
 /// Items in a page when the client names no number.
@@ -114,8 +114,11 @@ impl Notifications {
                 return Ok(ClientMessage { kind: "push_subscription", data });
             }
             CallKind::Notifications | CallKind::Arrived => {
-                let page =
-                    self.page(&call.user, &self.page_of(read(&call.data)?, bytes_max)).await?;
+                let wanted = self.page_of(read(&call.data)?, bytes_max);
+                if let Some(category) = &wanted.category {
+                    check_category(category).map_err(invalid)?;
+                }
+                let page = self.page(&call.user, &wanted).await?;
                 return Ok(ClientMessage { kind: "notifications", data: page.to_json().into() });
             }
         };

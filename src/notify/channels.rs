@@ -88,6 +88,12 @@ impl Channels {
         kind == DeliveryChannel::InApp || self.find(kind).is_some()
     }
 
+    /// Those that are there, besides the inbox.
+    pub(super) fn names(&self) -> Vec<&'static str> {
+        let all = DeliveryChannel::ALL.into_iter().filter(|kind| self.find(*kind).is_some());
+        all.map(DeliveryChannel::as_str).collect()
+    }
+
     /// Text messages leave through the webhook.
     fn find(&self, kind: DeliveryChannel) -> Option<&Channel> {
         let carrier = match kind {

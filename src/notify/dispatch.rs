@@ -155,6 +155,8 @@ impl Dispatcher {
 
     /// The more urgent lanes are claimed first, each as far as the processor has room for it.
     async fn claim(&self, notifications: &Notifications) -> Result<usize, StoreError> {
+        // Another node may have ways out that this one has not: their rows are for it.
+        let channels = json!(notifications.channels.names()).to_string();
         let snapshot = self.processor.snapshot();
         let mut room = (notifications.delivery.jobs_max as usize).saturating_sub(snapshot.held);
         let mut claimed = 0;
@@ -166,7 +168,8 @@ impl Dispatcher {
             }
             let mut transaction = notifications.store.begin().await?;
             let lease = notifications.delivery.timeout + LEASE_SLACK;
-            let claims = claim_lane(&mut transaction, priority, (share, lease)).await?;
+            let claims =
+                claim_lane(&mut transaction, (priority, &channels), (share, lease)).await?;
             if claims.is_empty() {
                 transaction.roll_back().await?;
                 continue;
@@ -209,21 +212,26 @@ fn jobs_of(claims: Vec<Claim>) -> Vec<Job> {
             None => jobs.push(Job { claims: vec![claim] }),
         }
     }
-    jobs.extend(digests.into_values().map(|claims| Job { claims }));
+    // The first row names the digest in all attempts.
+    jobs.extend(digests.into_values().map(|mut claims| {
+        claims.sort_unstable_by_key(|claim| claim.id);
+        Job { claims }
+    }));
     jobs
 }
 
 async fn claim_lane(
     transaction: &mut Transaction,
-    priority: Priority,
+    (priority, channels): (Priority, &str),
     (limit, lease): (usize, Duration),
 ) -> Result<Vec<Claim>, StoreError> {
     let now = now_ms();
     let sql = format!(
         "UPDATE archmesh_deliveries SET status = 'sending', attempts = attempts + 1, due_at = $2, updated_at = $1 \
          WHERE id IN (SELECT id FROM archmesh_deliveries WHERE status IN ('pending', 'retrying', 'sending') \
-         AND channel <> 'in_app' AND priority = $3 AND due_at <= $1 ORDER BY due_at LIMIT $4 {}) \
+         AND channel IN {} AND priority = $3 AND due_at <= $1 ORDER BY due_at LIMIT $4 {}) \
          RETURNING id, notification_id, user_id, channel, contact_id, locale, digest_key, attempts",
+        transaction.dialect().texts("$5"),
         transaction.dialect().skip_locked()
     );
     let args = [
@@ -231,6 +239,7 @@ async fn claim_lane(
         Arg::Int(now + lease.as_millis() as i64),
         Arg::Int(priority.index() as i64),
         Arg::Int(limit as i64),
+        Arg::Text(channels),
     ];
     let rows = transaction.fetch(sql, &args).await?;
     rows.iter().map(|row| claim_of(row, priority)).collect()

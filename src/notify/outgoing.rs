@@ -68,7 +68,7 @@ impl Notifications {
         let Some(texts) = joined(texts) else {
             return Ok(Parcel::Nothing("there is nothing to be sent".into()));
         };
-        let Some(delivery) = DeliveryId::parse(&format!("d{}", first.id)) else {
+        let Some(delivery) = DeliveryId::parse(&delivery_id(first)) else {
             return Ok(Parcel::Nothing("it has no id".into()));
         };
         let notification = stored.get(&first.notification);
@@ -175,6 +175,11 @@ impl Notifications {
         }
         Ok(texts)
     }
+}
+
+/// The same in all attempts, and in no other database.
+fn delivery_id(claim: &Claim) -> String {
+    format!("{}-{}-{}", claim.notification, claim.channel, claim.contact)
 }
 
 /// One message for several: the newest title and how many more, then all titles, the newest first.

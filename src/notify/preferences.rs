@@ -125,6 +125,21 @@ impl Preferences {
         Ok(preferences)
     }
 
+    /// Reads a stored document. A newer release may have written members that this one does not know: they are left out, and the
+    /// others hold, so that an opt-out stays one.
+    pub(crate) fn of_stored(json: &str) -> Self {
+        if let Ok(preferences) = Self::from_slice(json.as_bytes()) {
+            return preferences;
+        }
+        let Ok(Value::Object(members)) = serde_json::from_str(json) else { return Self::default() };
+        let mut known = Self::default();
+        for (name, member) in members {
+            let patch = serde_json::json!({name: member});
+            known = known.merge_patch(&patch).unwrap_or(known);
+        }
+        known
+    }
+
     /// Reads a document that is JSON already.
     pub(crate) fn from_value(document: &Value) -> Result<Self, PreferencesError> {
         let Object(preferences) =

@@ -21,6 +21,7 @@ use gateway_core::settings::Priority;
 use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 use crate::api::payload;
 use crate::bridge::PendingAnswer;
@@ -74,6 +75,8 @@ enum Fate {
     Failed(String),
     /// To be tried again.
     Deferred,
+    /// Not tried: the pass took too long.
+    NotReached,
 }
 
 /// What a pass came to.
@@ -144,7 +147,7 @@ impl Relay {
             transaction.roll_back().await?;
             return Ok(pass);
         }
-        let fates = publish_all(plane, &rows).await;
+        let fates = publish_all(plane, &rows, self.store.query_timeout()).await;
         let (mut done, mut failed, mut deferred) = (Vec::new(), Vec::new(), 0);
         for (row, fate) in rows.iter().zip(&fates) {
             match fate {
@@ -159,6 +162,7 @@ impl Relay {
                     failed.push(json!({"id": row.id, "error": error}));
                 }
                 Fate::Deferred => deferred += 1,
+                Fate::NotReached => {}
             }
         }
         self.finish(&mut transaction, (&done, &failed)).await?;
@@ -243,7 +247,12 @@ async fn any_waiting(transaction: &mut Transaction) -> Result<bool, StoreError> 
 
 /// Channels do not wait for each other. Within one, a row begins when the one before it is published, and behind a row that
 /// has to wait the others wait too.
-async fn publish_all(plane: &SharedPlane, rows: &[Waiting]) -> Vec<Fate> {
+///
+/// It takes a part of the time that the whole transaction has: rows that are not reached stay for the next pass, and what is
+/// published is told before the transaction is given up.
+async fn publish_all(plane: &SharedPlane, rows: &[Waiting], limit: Duration) -> Vec<Fate> {
+    let began = Instant::now();
+    let (last_start, last_answer) = (began + limit / 4, began + limit / 2);
     let mut channels: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (index, row) in rows.iter().enumerate() {
         channels.entry(&row.channel).or_default().push(index);
@@ -252,7 +261,14 @@ async fn publish_all(plane: &SharedPlane, rows: &[Waiting]) -> Vec<Fate> {
         let mut fates = Vec::with_capacity(indices.len());
         for index in indices {
             let stuck = matches!(fates.last(), Some((_, Fate::Deferred)));
-            let fate = if stuck { Fate::Deferred } else { publish(plane, &rows[index]).await };
+            let fate = if stuck {
+                Fate::Deferred
+            } else if Instant::now() > last_start {
+                Fate::NotReached
+            } else {
+                let published = timeout_at(last_answer, publish(plane, &rows[index])).await;
+                published.unwrap_or(Fate::Deferred)
+            };
             fates.push((index, fate));
         }
         fates

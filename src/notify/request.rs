@@ -10,6 +10,8 @@ use crate::config::sections::NotificationsSection;
 
 /// Bytes of an id or a key.
 const KEY_BYTES_MAX: usize = 255;
+/// Bytes of a user id, whose channel is `user:` and the id.
+const USER_BYTES_MAX: usize = KEY_BYTES_MAX - 5;
 /// Bytes of a label or a URL.
 const ACTION_BYTES_MAX: usize = 2048;
 
@@ -238,14 +240,19 @@ fn check_times(
 
 /// Checks a user id that comes from outside.
 pub(crate) fn check_user(user: &str) -> Result<(), String> {
-    check_text("user", user, KEY_BYTES_MAX)?;
+    check_text("user", user, USER_BYTES_MAX)?;
     let channel = format!("user:{user}");
-    if gateway_core::proto::is_channel_name(&channel, KEY_BYTES_MAX + 5) {
+    if gateway_core::proto::is_channel_name(&channel, KEY_BYTES_MAX) {
         Ok(())
     } else {
         Err("`user` holds white space, a control character, `*` or `?`, so it has no channel"
             .to_owned())
     }
+}
+
+/// Checks the name of a category that comes from outside.
+pub(crate) fn check_category(name: &str) -> Result<(), String> {
+    name.parse::<Category>().map(|_| ()).map_err(|error| format!("`category`: {error}"))
 }
 
 /// Checks a list of notification ids.

@@ -68,9 +68,16 @@ impl Notifications {
             return Ok(0);
         }
         let mut due: Vec<(Option<String>, Due)> = Vec::with_capacity(rows.len());
+        let mut expired = Vec::new();
         for row in &rows {
-            due.push((row.maybe_text(2)?, due_of(row)?));
+            let item = due_of(row)?;
+            if item.notification.expires_at.is_some_and(|at| at <= now) {
+                expired.push(item.delivery);
+            } else {
+                due.push((row.maybe_text(2)?, item));
+            }
         }
+        give_up(&mut transaction, &expired, now).await?;
         let changes = changes_of(due, now);
         apply(&mut transaction, now, &changes).await?;
         transaction.commit().await?;
@@ -96,6 +103,24 @@ impl Notifications {
     }
 }
 
+/// Items that have expired while they were held.
+async fn give_up(
+    transaction: &mut Transaction,
+    expired: &[i64],
+    now: i64,
+) -> Result<(), StoreError> {
+    if expired.is_empty() {
+        return Ok(());
+    }
+    let sql = format!(
+        "UPDATE archmesh_deliveries SET status = 'failed', error = 'it has expired before it could be shown', \
+         updated_at = $2 WHERE id IN {}",
+        transaction.dialect().numbers("$1")
+    );
+    transaction.execute(sql, &[Arg::Text(&json!(expired).to_string()), Arg::Int(now)]).await?;
+    Ok(())
+}
+
 /// Deliveries that are done, and notifications that nobody has any more.
 async fn forget(transaction: &mut Transaction, created_before: i64) -> Result<(), StoreError> {
     let args = [Arg::Int(created_before), Arg::Int(BATCH * 4)];
@@ -104,8 +129,16 @@ async fn forget(transaction: &mut Transaction, created_before: i64) -> Result<()
     transaction.execute(deliveries, &args).await?;
     let notifications = "DELETE FROM archmesh_notifications WHERE id IN (SELECT n.id FROM archmesh_notifications n \
         WHERE n.created_at < $1 AND NOT EXISTS (SELECT 1 FROM archmesh_inbox i WHERE i.notification_id = n.id) \
-        AND NOT EXISTS (SELECT 1 FROM archmesh_deliveries d WHERE d.notification_id = n.id) LIMIT $2)";
-    transaction.execute(notifications, &args).await?;
+        AND NOT EXISTS (SELECT 1 FROM archmesh_deliveries d WHERE d.notification_id = n.id) LIMIT $2) RETURNING id";
+    let rows = transaction.fetch(notifications, &args).await?;
+    let ids = rows.iter().map(|row| row.text(0)).collect::<Result<Vec<_>, _>>()?;
+    if !ids.is_empty() {
+        let texts = format!(
+            "DELETE FROM archmesh_notification_texts WHERE notification_id IN {}",
+            transaction.dialect().texts("$1")
+        );
+        transaction.execute(texts, &[Arg::Text(&json!(ids).to_string())]).await?;
+    }
     Ok(())
 }
 

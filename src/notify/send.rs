@@ -15,6 +15,16 @@ use super::templates::{self, TemplateUse};
 use super::{Accepted, Draft, Notifications, NotifyError, now_ms};
 use crate::store::StoreError;
 
+/// A notification that only has to be written.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    change: Change,
+    delivered: usize,
+    held: usize,
+    queued: usize,
+    opted_out: usize,
+}
+
 /// Recipients, sorted by what becomes of the notification for them.
 #[derive(Default)]
 struct Plan {
@@ -35,11 +45,11 @@ struct Texts {
 }
 
 impl Notifications {
-    /// Sends a notification to its users, now or when their preferences say.
-    pub(crate) async fn send(&self, draft: Draft) -> Result<Accepted, NotifyError> {
+    /// Finds out what a notification means for its users: who gets it now, or when their preferences say.
+    pub(crate) async fn prepare(&self, draft: &Draft) -> Result<Prepared, NotifyError> {
         let now_ms = now_ms();
-        let (mut notification, texts) = self.compose(&draft, now_ms).await?;
-        let channels = self.channels_of(&draft);
+        let (mut notification, texts) = self.compose(draft, now_ms).await?;
+        let channels = self.channels_of(draft);
         let users = &draft.users;
         let preferences = self.preferences_of(users).await?;
         let contacts = self.contacts_of(users, &channels).await?;
@@ -71,6 +81,12 @@ impl Notifications {
         let Plan { now, later, held, queued, opted_out } = plan;
         let delivered = now.len();
         let change = Change::Send { notification: Arc::new(notification), now, later };
+        Ok(Prepared { change, delivered, held, queued, opted_out })
+    }
+
+    /// Sends what was prepared. Those that are begun one after the other are written in this order.
+    pub(crate) async fn send(&self, prepared: Prepared) -> Result<Accepted, NotifyError> {
+        let Prepared { change, delivered, held, queued, opted_out } = prepared;
         match self.writer.write(change).await? {
             Applied::Sent { id, duplicate } => {
                 let accepted = Accepted { id, duplicate, delivered, held, queued, opted_out };

@@ -280,7 +280,7 @@ fn watch(shared: &Shared, log: &Mutex<Seen>, index: usize) {
         if let Ok(mut socket) = Socket::open_at(shared.node(at), None, &opening)
             && socket.call_unless("ping", json!({}), || shared.is_over()).is_some()
         {
-            stay(shared, log, &mut socket, index % DEVICES == 0);
+            stay(shared, log, &mut socket, index.is_multiple_of(DEVICES));
         }
         at += 1;
         std::thread::park_timeout(PACE);

@@ -162,8 +162,8 @@ impl From<NotifyError> for ClientError {
 /// What a client is told: not what the database said.
 impl From<StoreError> for ClientError {
     fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Open | StoreError::Full | StoreError::Timeout => {
+        match error.root() {
+            error @ (StoreError::Open | StoreError::Full | StoreError::Timeout) => {
                 Self::new(ErrorCode::Unavailable, format!("{error}; try again"))
             }
             error if error.is_outage() || error.is_conflict() => {

@@ -54,6 +54,14 @@ impl From<LoadError<Self>> for StoreError {
 }
 
 impl StoreError {
+    /// The error that others share, or this one.
+    pub(crate) fn root(&self) -> &Self {
+        match self {
+            Self::Shared(error) => error.root(),
+            own => own,
+        }
+    }
+
     /// Whether the database is the cause rather than what was asked, so that the breaker counts it.
     pub(crate) fn is_outage(&self) -> bool {
         match self {

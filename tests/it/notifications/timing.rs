@@ -118,7 +118,7 @@ pub fn a_scheduled_one_waits(database: &Database) {
 /// Quiet hours from an hour ago to an hour from now, to the minute, in a zone that is not a whole hour from UTC; and when
 /// they end.
 fn quiet_now() -> (Value, i64) {
-    let now = DateTime::from_timestamp_millis(now_ms() as i64).unwrap();
+    let now = DateTime::from_timestamp_millis(now_ms().cast_signed()).unwrap();
     let clock = |at: DateTime<Utc>| {
         let local = at.with_timezone(&Kathmandu);
         format!("{:02}:{:02}", local.hour(), local.minute())

@@ -1,9 +1,16 @@
 //! Preferences: what users want, how it is changed, and that it is kept to.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::{Database, list, note, prefer, send, titles, with};
+use crate::redis::Redis;
 use crate::socket::Socket;
+use crate::support::{eventually, within};
+
+/// From a change to its effect on the other nodes; what they keep would live for much longer.
+const SEEN_EVERYWHERE_MAX: Duration = Duration::from_secs(3);
 
 pub fn what_is_not_wanted_is_not_sent(database: &Database) {
     let gateway = database.setup().start();
@@ -92,4 +99,27 @@ pub fn wrong_preferences_are_refused_with_the_field(database: &Database) {
     let body = with(note("ada", "t"), json!({}));
     assert_eq!(send(&gateway, body)["delivered"], 1);
     assert_eq!(gateway.get("/health").json()["status"], "healthy");
+}
+
+#[test]
+fn what_is_changed_on_one_node_holds_on_all() {
+    let (database, redis) = (Database::postgres(), Redis::start(&[]));
+    let nodes = [(); 2].map(|()| database.setup().set("redis.url", redis.url()).start());
+    for node in &nodes {
+        node.await_metric("archmesh_broker_probe_seconds", &[], |seconds| seconds > 0.0);
+        eventually("the nodes know each other", || {
+            let health = node.operators().get("/health/detailed").unwrap().json();
+            (health["components"]["cluster"]["nodes"] == 2).then_some(())
+        });
+    }
+    let sent = |node: usize| send(&nodes[node], note("ada", "t"))["delivered"] == 1;
+    for round in 0..10 {
+        let (here, there, wanted) = (round % 2, (round + 1) % 2, round % 3 == 0);
+        prefer(&nodes[here], "ada", json!({"channels": {"in_app": wanted}}));
+        assert_eq!(sent(here), wanted, "at once where it was changed, round {round}");
+        within(SEEN_EVERYWHERE_MAX, "the other node knows it", || {
+            (sent(there) == wanted).then_some(())
+        });
+    }
+    database.check_counters();
 }

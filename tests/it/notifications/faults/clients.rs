@@ -26,8 +26,8 @@ const PACE: Duration = Duration::from_millis(4);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Items of a device that are marked together.
 const MARKED: usize = 8;
-/// Errors that say "try again".
-const TEMPORARY: [u64; 2] = [100, 108];
+/// "Unavailable": the only answer of a gateway that cannot do it now.
+const TRY_AGAIN: u64 = 108;
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -62,7 +62,7 @@ struct Shared {
     repeated: AtomicUsize,
     /// Those of them that had been done already.
     already: AtomicUsize,
-    /// Answers that are neither success nor a temporary error.
+    /// Answers that are neither success nor "unavailable".
     wrong: Mutex<Vec<Value>>,
 }
 
@@ -239,7 +239,7 @@ fn insist(
             locked(&shared.acknowledged).insert(n, sent);
             return;
         }
-        if !answer["error"]["code"].as_u64().is_some_and(|code| TEMPORARY.contains(&code)) {
+        if answer["error"]["code"] != TRY_AGAIN {
             return locked(&shared.wrong).push(answer);
         }
     }
@@ -280,7 +280,7 @@ fn watch(shared: &Shared, log: &Mutex<Seen>, index: usize) {
         if let Ok(mut socket) = Socket::open_at(shared.node(at), None, &opening)
             && socket.call_unless("ping", json!({}), || shared.is_over()).is_some()
         {
-            stay(shared, log, &mut socket, index % DEVICES == 0);
+            stay(shared, log, &mut socket, index.is_multiple_of(DEVICES));
         }
         at += 1;
         std::thread::park_timeout(PACE);

@@ -42,8 +42,6 @@ pub(crate) use region::{CacheValue, LoadError, Region, RegionSpec};
 pub(crate) use region::{InvalidateError, Known, Outcome};
 pub(crate) use second::{SecondLevel, SecondLevelError, SecondOptions, When, Write};
 pub(crate) use weigh::HeapBytes;
-#[cfg(test)]
-pub(crate) use weigh::allocated;
 
 /// A smaller budget, or share of it, holds too little to be of use.
 pub(crate) const BUDGET_BYTES_MIN: u64 = 64 << 10;

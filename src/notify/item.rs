@@ -9,8 +9,8 @@ use super::kinds::Priority;
 use crate::store::{Row, StoreError};
 
 /// Columns that [`stored`] reads, in their order; `i` is the item and `n` its notification.
-pub(super) const COLUMNS: &str = "i.seq, i.notification_id, i.user_id, n.category, n.priority, coalesce(t.content, n.content), i.collapse_key, \
-    i.created_at, i.expires_at, i.seen_at, i.read_at, i.acked_at, i.archived_at";
+pub(super) const COLUMNS: &str = "i.seq, i.notification_id, i.user_id, n.category, n.priority, coalesce(t.content, n.content), \
+    i.collapse_key, i.created_at, i.expires_at, i.seen_at, i.read_at, i.acked_at, i.archived_at";
 
 /// Notifications of items, with the text in the language of each.
 pub(super) const JOIN: &str = "JOIN archmesh_notifications n ON n.id = i.notification_id \

@@ -156,14 +156,14 @@ impl Memory {
 
     /// What stands under a key of the region that tests use.
     pub(super) fn stored(&self, key: &str) -> Option<Bytes> {
-        let name = format!("test:inbox:1:{key}").into_bytes();
+        let name = format!("test:contacts:1:{key}").into_bytes();
         let values = self.values.lock().unwrap();
         let (bytes, expires) = values.get(&name)?;
         (Instant::now() < *expires).then(|| bytes.clone())
     }
 
     pub(super) fn overwrite(&self, key: &str, bytes: &[u8]) {
-        let name = format!("test:inbox:1:{key}").into_bytes();
+        let name = format!("test:contacts:1:{key}").into_bytes();
         let value = (Bytes::copy_from_slice(bytes), Instant::now() + TTL);
         self.values.lock().unwrap().insert(name, value);
     }

@@ -311,7 +311,8 @@ fn notification_row(notification: &Notification) -> Value {
     json!({
         "id": notification.id, "idempotency_key": notification.idempotency_key,
         "category": notification.category.as_str(), "priority": notification.priority.index(),
-        "content": notification.content, "template": notification.template, "collapse_key": notification.collapse_key, "created_at": notification.created_at,
+        "content": notification.content, "template": notification.template,
+        "collapse_key": notification.collapse_key, "created_at": notification.created_at,
         "expires_at": notification.expires_at,
     })
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
+use super::handler::Failure;
+use super::stats::LaneCounts;
 use super::*;
 
 /// What one call of the handler does.

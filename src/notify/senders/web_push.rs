@@ -15,8 +15,6 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue};
 
 pub(crate) use subscription::PushSubscription;
-#[cfg(test)]
-use subscription::SubscriptionError;
 pub(crate) use vapid::VapidKeys;
 
 use super::Sent;

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use signature::SigningSecret;
 #[cfg(test)]
-use signature::{VerifyError, verify};
+use signature::verify;
 
 use super::Sent;
 use super::error::{SendError, SendErrorKind, SetupError};

@@ -311,7 +311,8 @@ mod tests {
         let kind = problem(&SMALL.replacen('{', r#"{"variables":{"x":{"type":"text"}},"#, 1));
         assert!(kind.starts_with("variables.x.type cannot be read: unknown variant"), "{kind}");
         let category = problem(&SMALL.replacen('{', r#"{"category":"No!","#, 1));
-        assert!(category.starts_with("category cannot be read: is no category: use"), "{category}");
+        let expected = "category cannot be read: \"No!\" is no category: use";
+        assert!(category.starts_with(expected), "{category}");
         let tail = problem(&format!("{SMALL} x"));
         assert!(tail.starts_with("the document is not one"), "{tail}");
         let large = problem(&" ".repeat(DOCUMENT_BYTES_MAX + 1));

@@ -241,8 +241,8 @@ fn documents_that_are_refused() {
             json!({"type": "boolean", "a": 1}),
             "variables.ok.a cannot be read: unknown field",
         ),
-        ("/category", json!("a b"), "category cannot be read: is no category"),
-        ("/priority", json!("urgent"), "priority cannot be read: unknown variant"),
+        ("/category", json!("a b"), "category cannot be read: \"a b\" is no category"),
+        ("/priority", json!("urgent"), "priority cannot be read: \"urgent\" is no priority"),
     ] {
         let mut document = document();
         *document.pointer_mut(pointer).expect(pointer) = value;

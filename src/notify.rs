@@ -16,6 +16,7 @@ mod dispatch;
 mod insight;
 mod item;
 pub(crate) mod kinds;
+mod leases;
 mod outgoing;
 mod preferences;
 mod reads;
@@ -217,6 +218,7 @@ impl Notifications {
         if self.channels.any() {
             let start = || Arc::new(Dispatcher::start(self));
             let dispatcher = Arc::clone(self.dispatcher.get_or_init(start));
+            tasks.spawn(Arc::clone(&dispatcher).renew(Arc::clone(self)));
             tasks.spawn(dispatcher.run(Arc::clone(self), Arc::clone(&self.outgoing)));
         }
     }

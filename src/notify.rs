@@ -17,6 +17,7 @@ mod dispatch;
 mod insight;
 mod item;
 pub(crate) mod kinds;
+mod leases;
 mod outgoing;
 mod preferences;
 mod reads;
@@ -229,6 +230,7 @@ impl Notifications {
         if self.channels.any() {
             let start = || Arc::new(Dispatcher::start(self));
             let dispatcher = Arc::clone(self.dispatcher.get_or_init(start));
+            tasks.spawn(Arc::clone(&dispatcher).renew(Arc::clone(self)));
             tasks.spawn(dispatcher.run(Arc::clone(self), Arc::clone(&self.outgoing)));
         }
     }

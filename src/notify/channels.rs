@@ -136,7 +136,7 @@ impl Channels {
         }
         let result = channel.sender.send(message, now_unix).await;
         // A message that is refused says nothing about the other side's health.
-        let healthy = result.as_ref().err().is_none_or(|error| !error.is_retryable());
+        let healthy = result.as_ref().err().is_none_or(|error| !error.is_outage());
         match channel.breaker.report(Instant::now(), healthy) {
             Some(Change::Opened) => {
                 let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();

@@ -1,8 +1,8 @@
 //! Deliveries on their way out: claimed from the store, worked off by priority, and their outcome written back.
 //!
-//! A claim is a lease: a row that is `sending` and whose lease has ended is claimed again, by any node, so a node that dies
-//! costs time and no delivery. Retries are rows with a later time, not jobs in memory. So everything here may be repeated: a
-//! mail or a webhook carries the same id each time.
+//! A claim is a lease: a row that is `sending` and whose lease has ended is claimed again, by any node, so a node that
+//! dies costs time and no delivery. Rows that wait here for a worker have their leases renewed. Retries are rows with a
+//! later time, not jobs in memory. So everything here may be repeated: a mail or a webhook carries the same id each time.
 //!
 //! Rows of one digest leave as one message.
 
@@ -12,12 +12,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use serde_json::json;
-use tokio::sync::Notify;
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
 use super::channels::Attempt;
 use super::kinds::{DeliveryChannel, Priority};
+use super::leases::{Lease, Leases};
 use super::outgoing::Parcel;
 use super::senders::{SendError, retry_delay};
 use super::{Notifications, NotifyError, now_ms};
@@ -26,13 +27,14 @@ use crate::processor::{
     DeadReason, Handler, KeyOrder, LaneLimits, LaneTimes, Outcome, Processor, ProcessorLimits,
     ProcessorSnapshot,
 };
-use crate::store::{Arg, Row, StoreError, Transaction};
+use crate::store::{Arg, Row, StoreError};
 
 /// Rows that are claimed in one transaction.
 const CLAIM_MAX: usize = 256;
-/// How long a claim holds beyond the attempt itself: waiting for a worker, writing the outcome.
-const LEASE_SLACK: Duration = Duration::from_secs(60);
-
+/// For what is around an attempt, which has a deadline of its own.
+const JOB_SLACK: Duration = Duration::from_secs(30);
+/// Renewals in the time of a lease, so that one may fail.
+const RENEWALS: u32 = 3;
 /// How long a claimed row waits for room among the jobs before it goes back.
 const ROOM_WAIT: Duration = Duration::from_millis(100);
 /// Tries of a job whose notification cannot be read because the store is away; then its lease ends.
@@ -56,9 +58,12 @@ pub(super) struct Claim {
 }
 
 /// What a worker does: one message for one row, or for all rows of a digest.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Job {
+    /// The oldest first.
     pub claims: Vec<Claim>,
+    /// Held for as long as the job is.
+    leases: Vec<Lease>,
 }
 
 /// Numbers of the dispatcher.
@@ -84,6 +89,9 @@ impl DispatchStats {
 pub(crate) struct Dispatcher {
     processor: Processor<Job>,
     stats: Arc<DispatchStats>,
+    leases: Leases,
+    /// Whether no more is claimed; held while something is.
+    is_stopped: Mutex<bool>,
 }
 
 struct Work {
@@ -101,8 +109,7 @@ fn limits(section: &DeliverySection) -> ProcessorLimits {
         key_order: KeyOrder::Parallel(4),
         workers_min: section.workers_min.min(section.workers_max) as usize,
         workers_max: section.workers_max as usize,
-        // The attempt has a deadline of its own; this is for what is around it.
-        job_timeout: section.timeout + LEASE_SLACK / 2,
+        job_timeout: section.timeout + JOB_SLACK,
         attempts_max: READS_MAX,
         ..ProcessorLimits::default()
     }
@@ -115,7 +122,8 @@ impl Dispatcher {
         let work = Work { notifications: Arc::downgrade(notifications), stats: Arc::clone(&stats) };
         let processor = Processor::start(limits(&notifications.delivery), work)
             .expect("the bounds of the section lie within those of the processor");
-        Self { processor, stats }
+        let (leases, is_stopped) = (Leases::default(), Mutex::new(false));
+        Self { processor, stats, leases, is_stopped }
     }
 
     /// Numbers since the start.
@@ -136,7 +144,8 @@ impl Dispatcher {
     /// Claims and hands out until the future is dropped.
     pub(super) async fn run(self: Arc<Self>, notifications: Arc<Notifications>, wake: Arc<Notify>) {
         loop {
-            let claimed = notifications.store.run(self.claim(&notifications)).await.unwrap_or(0);
+            // An outage has been logged by the store; the next look tries again.
+            let claimed = self.claim(&notifications).await.unwrap_or(0);
             if claimed < CLAIM_MAX {
                 let _woken =
                     tokio::time::timeout(notifications.poll_interval, wake.notified()).await;
@@ -144,8 +153,21 @@ impl Dispatcher {
         }
     }
 
-    /// Finishes what is under way; what is left is claimed again when its lease ends, or by [`Self::give_back`].
+    /// Renews the leases of what waits or runs here, until the future is dropped.
+    pub(super) async fn renew(self: Arc<Self>, notifications: Arc<Notifications>) {
+        let lease = lease(&notifications.delivery);
+        loop {
+            tokio::time::sleep(lease / RENEWALS).await;
+            let rows = self.leases.rows();
+            if let Err(error) = notifications.renew_leases(&rows, lease).await {
+                tracing::warn!(category = "delivery", event = "delivery_leases_not_renewed", %error);
+            }
+        }
+    }
+
+    /// Finishes what is under way; what is left goes back.
     pub(super) async fn drain(&self, notifications: &Notifications, limit: Duration) {
+        *self.is_stopped.lock().await = true;
         let left = self.processor.drain(Instant::now() + limit).await;
         let ids: Vec<i64> = left.iter().flat_map(|job| &job.claims).map(|claim| claim.id).collect();
         if let Err(error) = notifications.give_back(&ids, 0).await {
@@ -155,8 +177,10 @@ impl Dispatcher {
 
     /// The more urgent lanes are claimed first, each as far as the processor has room for it.
     async fn claim(&self, notifications: &Notifications) -> Result<usize, StoreError> {
-        // Another node may have ways out that this one has not: their rows are for it.
-        let channels = json!(notifications.channels.names()).to_string();
+        let is_stopped = self.is_stopped.lock().await;
+        if *is_stopped {
+            return Ok(0);
+        }
         let snapshot = self.processor.snapshot();
         let mut room = (notifications.delivery.jobs_max as usize).saturating_sub(snapshot.held);
         let mut claimed = 0;
@@ -166,15 +190,7 @@ impl Dispatcher {
             if share == 0 {
                 break;
             }
-            let mut transaction = notifications.store.begin().await?;
-            let lease = notifications.delivery.timeout + LEASE_SLACK;
-            let claims =
-                claim_lane(&mut transaction, (priority, &channels), (share, lease)).await?;
-            if claims.is_empty() {
-                transaction.roll_back().await?;
-                continue;
-            }
-            transaction.commit().await?;
+            let claims = notifications.store.run(notifications.claim_lane(priority, share)).await?;
             claimed += claims.len();
             room = room.saturating_sub(claims.len());
             self.hand_out(notifications, priority, claims).await?;
@@ -189,7 +205,7 @@ impl Dispatcher {
         claims: Vec<Claim>,
     ) -> Result<(), StoreError> {
         let mut refused = Vec::new();
-        for job in jobs_of(claims) {
+        for job in jobs_of(claims, &self.leases) {
             let user = Arc::<str>::from(job.claims[0].user.as_str());
             let deadline = Instant::now() + ROOM_WAIT;
             if let Err(back) = self.processor.push(priority, user, job, deadline).await {
@@ -200,50 +216,37 @@ impl Dispatcher {
     }
 }
 
-fn jobs_of(claims: Vec<Claim>) -> Vec<Job> {
+/// How long a claim holds.
+fn lease(section: &DeliverySection) -> Duration {
+    section.timeout + section.lease_slack
+}
+
+/// A row that is claimed again, because the database was away for longer than a lease, stays in the job that has it.
+fn jobs_of(claims: Vec<Claim>, leases: &Leases) -> Vec<Job> {
     let mut jobs = Vec::new();
-    let mut digests: BTreeMap<(String, String, i64), Vec<Claim>> = BTreeMap::new();
+    let mut digests: BTreeMap<(String, String, i64), Job> = BTreeMap::new();
     for claim in claims {
+        let Some(lease) = leases.take(claim.id) else { continue };
         match &claim.digest_key {
             Some(key) => {
                 let digest = (claim.user.clone(), key.clone(), claim.contact);
-                digests.entry(digest).or_default().push(claim);
+                let job = digests.entry(digest).or_default();
+                job.claims.push(claim);
+                job.leases.push(lease);
             }
-            None => jobs.push(Job { claims: vec![claim] }),
+            None => jobs.push(Job { claims: vec![claim], leases: vec![lease] }),
         }
     }
-    // The first row names the digest in all attempts.
-    jobs.extend(digests.into_values().map(|mut claims| {
-        claims.sort_unstable_by_key(|claim| claim.id);
-        Job { claims }
-    }));
+    jobs.extend(digests.into_values());
     jobs
 }
 
-async fn claim_lane(
-    transaction: &mut Transaction,
-    (priority, channels): (Priority, &str),
-    (limit, lease): (usize, Duration),
-) -> Result<Vec<Claim>, StoreError> {
-    let now = now_ms();
-    let sql = format!(
-        "UPDATE archmesh_deliveries SET status = 'sending', attempts = attempts + 1, due_at = $2, updated_at = $1 \
-         WHERE id IN (SELECT id FROM archmesh_deliveries WHERE status IN ('pending', 'retrying', 'sending') \
-         AND channel IN {} AND priority = $3 AND due_at <= $1 ORDER BY due_at LIMIT $4 {}) \
-         RETURNING id, notification_id, user_id, channel, contact_id, locale, digest_key, attempts",
-        transaction.dialect().texts("$5"),
-        transaction.dialect().skip_locked()
-    );
-    let args = [
-        Arg::Int(now),
-        Arg::Int(now + lease.as_millis() as i64),
-        Arg::Int(priority.index() as i64),
-        Arg::Int(limit as i64),
-        Arg::Text(channels),
-    ];
-    let rows = transaction.fetch(sql, &args).await?;
-    rows.iter().map(|row| claim_of(row, priority)).collect()
-}
+/// Until when is `$2`.
+const CLAIM: &str = "UPDATE archmesh_deliveries SET status = 'sending', attempts = attempts + 1, due_at = $2, \
+                     updated_at = $1";
+/// What [`claim_of`] reads.
+const CLAIMED: &str =
+    "RETURNING id, notification_id, user_id, channel, contact_id, locale, digest_key, attempts";
 
 fn claim_of(row: &Row, priority: Priority) -> Result<Claim, StoreError> {
     let channel = row.text(3)?.parse();
@@ -312,6 +315,74 @@ impl Fate {
 }
 
 impl Notifications {
+    /// Claims rows that are due, the oldest first.
+    async fn claim_lane(&self, priority: Priority, limit: usize) -> Result<Vec<Claim>, StoreError> {
+        let mut transaction = self.store.begin().await?;
+        let now = now_ms();
+        let sql = format!(
+            "{CLAIM} WHERE id IN (SELECT id FROM archmesh_deliveries \
+             WHERE status IN ('pending', 'retrying', 'sending') AND channel IN {} \
+             AND priority = $3 AND due_at <= $1 ORDER BY due_at LIMIT $4 {}) {CLAIMED}",
+            transaction.dialect().texts("$5"),
+            transaction.dialect().skip_locked()
+        );
+        let until = now + lease(&self.delivery).as_millis() as i64;
+        let (lane, limit) = (priority.index() as i64, limit as i64);
+        // Another node may have ways out that this one has not: their rows are for it.
+        let channels = json!(self.channels.names()).to_string();
+        let args =
+            [Arg::Int(now), Arg::Int(until), Arg::Int(lane), Arg::Int(limit), Arg::Text(&channels)];
+        let rows = transaction.fetch(sql, &args).await?;
+        if rows.is_empty() {
+            transaction.roll_back().await?;
+            return Ok(Vec::new());
+        }
+        let claims = rows.iter().map(|row| claim_of(row, priority));
+        let mut claims = claims.collect::<Result<Vec<_>, _>>()?;
+        let digests = claims.iter().filter(|claim| claim.digest_key.is_some());
+        let digests: Vec<Value> = digests
+            .map(|claim| json!({"user_id": claim.user, "digest_key": claim.digest_key, "contact_id": claim.contact}))
+            .collect();
+        if !digests.is_empty() {
+            // All that is due of a digest leaves with it, whatever its priority, and however much it is.
+            let columns = [("user_id", true), ("digest_key", true), ("contact_id", false)];
+            let sql = format!(
+                "{CLAIM} WHERE id IN (SELECT id FROM archmesh_deliveries WHERE status IN ('pending', 'retrying') \
+                 AND channel <> 'in_app' AND due_at <= $1 AND (user_id, digest_key, contact_id) IN \
+                 (SELECT r.user_id, r.digest_key, r.contact_id FROM {}) {}) {CLAIMED}",
+                transaction.dialect().rows("$3", &columns),
+                transaction.dialect().skip_locked()
+            );
+            let digests = Value::Array(digests).to_string();
+            let args = [Arg::Int(now), Arg::Int(until), Arg::Text(&digests)];
+            for row in &transaction.fetch(sql, &args).await? {
+                claims.push(claim_of(row, priority)?);
+            }
+        }
+        transaction.commit().await?;
+        claims.sort_unstable_by_key(|claim| claim.id);
+        Ok(claims)
+    }
+
+    /// Only of rows that nobody has finished meanwhile.
+    async fn renew_leases(&self, rows: &[i64], lease: Duration) -> Result<(), StoreError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let rows = json!(rows).to_string();
+        let work = async {
+            let mut transaction = self.store.begin().await?;
+            let sql = format!(
+                "UPDATE archmesh_deliveries SET due_at = $2 WHERE id IN {} AND status = 'sending'",
+                transaction.dialect().numbers("$1")
+            );
+            let until = now_ms() + lease.as_millis() as i64;
+            transaction.execute(sql, &[Arg::Text(&rows), Arg::Int(until)]).await?;
+            transaction.commit().await
+        };
+        self.store.run(work).await
+    }
+
     /// One attempt; an error is the store's, and nothing was sent.
     async fn attempt(&self, job: &Job) -> Result<Fate, StoreError> {
         let parcel = match self.parcel(job).await {

@@ -32,6 +32,7 @@ mod churn;
 mod clients;
 mod cluster;
 mod cluster_reads;
+mod delivery;
 mod drain;
 mod heartbeat;
 mod http_api;

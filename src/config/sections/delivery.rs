@@ -19,6 +19,9 @@ section! {
         workers_max: u32 = Kind::Count(1, 1_024), Restart;
         /// For one attempt.
         timeout: Duration = Kind::Duration(50, 60_000), Restart;
+        /// How long after `delivery.timeout` the deliveries of a node that died are tried again. A node that lives renews
+        /// its claims; a database that is away for longer makes some deliveries leave twice.
+        lease_slack: Duration = Kind::Duration(500, 3_600_000), Restart;
         /// Attempts, the first one included; then the delivery is a dead letter.
         attempts_max: u32 = Kind::Count(1, 1_000), Restart;
         /// Longest delay before the second attempt; it doubles from there.

@@ -114,6 +114,18 @@ impl SendError {
         }
     }
 
+    /// Whether it speaks against the other side as a whole, so that other messages will not be taken either. A mail server
+    /// that refuses one recipient for now, as greylisting does, is well.
+    pub(crate) fn is_outage(&self) -> bool {
+        match self.kind {
+            SendErrorKind::Unavailable(Answer::Smtp { code, enhanced }) => {
+                // Closing the channel; subject 3 is the system of the server.
+                code == 421 || matches!(enhanced, Some((_, 3, _)))
+            }
+            _ => self.is_retryable(),
+        }
+    }
+
     /// Whether the target is dead and should be removed.
     pub(crate) fn is_gone(&self) -> bool {
         matches!(self.kind, SendErrorKind::Gone(_) | SendErrorKind::Expired)
@@ -198,6 +210,25 @@ mod tests {
             let error = SendError::from(kind);
             assert_eq!((error.is_retryable(), error.is_gone()), (retryable, gone), "{name}");
         }
+    }
+
+    #[test]
+    fn one_recipient_is_not_the_whole_server() {
+        for (code, enhanced, outage) in [
+            (421, None, true),
+            (421, Some((4, 7, 0)), true),
+            (452, Some((4, 3, 1)), true),
+            (452, Some((4, 2, 2)), false),
+            (451, Some((4, 7, 1)), false),
+            (450, None, false),
+        ] {
+            let answer = Answer::Smtp { code, enhanced };
+            let error = SendError::from(SendErrorKind::Unavailable(answer));
+            assert_eq!(error.is_outage(), outage, "{answer}");
+        }
+        let error = SendError::from(SendErrorKind::Unavailable(Answer::Http(503)));
+        assert!(error.is_outage() && SendError::from(SendErrorKind::Timeout).is_outage());
+        assert!(!SendError::from(SendErrorKind::Gone(Answer::Http(410))).is_outage());
     }
 
     #[test]

@@ -25,11 +25,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 /// Bytes that the process has asked for and not given back.
 fn live() -> usize {
     let stats = ALLOCATOR.stats();
-    // A reallocation that grows or shrinks is counted apart.
-    let reallocated = stats.bytes_reallocated;
-    (stats.bytes_allocated.cast_signed() - stats.bytes_deallocated.cast_signed() + reallocated)
-        .max(0)
-        .cast_unsigned()
+    stats.bytes_allocated.saturating_sub(stats.bytes_deallocated)
 }
 
 /// A value of many small parts.

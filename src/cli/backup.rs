@@ -157,6 +157,7 @@ pub(super) async fn restore(config: &Config, folder: &Path) -> Result<String, Ba
         ];
         run(config, "pg_restore", &arguments)?;
     }
+    store.advance_revisions().await?;
     store.close().await;
     Ok(format!("{} was restored from {}\n", store.name(), folder.display()))
 }

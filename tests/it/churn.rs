@@ -65,8 +65,11 @@ fn churn(gateway: &Gateway, cycles: usize, tokens: &[String]) {
 #[test]
 fn a_hundred_thousand_connections_leave_nothing_behind() {
     let _turn = heavy();
-    let gateway =
-        Setup::new().internal().set("log.level", "info,connection=warn,security=warn").start();
+    let gateway = Setup::new()
+        .set("notifications.enabled", false)
+        .internal()
+        .set("log.level", "info,connection=warn,security=warn")
+        .start();
     let tokens: Vec<String> = (0..64).map(|n| token(&format!("user-{n}"))).collect();
     // One connection for all scrapes: it is in every count of descriptors.
     let mut kept = gateway.operators();

@@ -333,6 +333,10 @@ async fn open_store(config: &Config) -> Result<Option<Arc<Store>>, NodeError> {
     } else {
         store.check_schema().await?;
     }
+    store
+        .open_file()
+        .await
+        .map_err(|source| StoreStartError::Unusable { name: store.name().to_owned(), source })?;
     tracing::info!(category = "database", event = "store_opened", database = store.name());
     if config.database.url.is_none() && config.redis.url.is_some() {
         tracing::warn!(

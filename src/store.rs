@@ -36,6 +36,9 @@ const OUTBOX_EVENT: &str = "archmesh_outbox";
 /// Idle connections are closed after this.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// A file is read no faster by more of them.
+const SQLITE_READERS_MAX: u32 = 4;
+
 /// Outcomes of requests, in order of the counters.
 pub(crate) const OUTCOMES: [&str; 4] = ["ok", "error", "timeout", "refused"];
 
@@ -115,6 +118,16 @@ impl Store {
         };
         done.map_err(|error| self.unusable(error))?;
         Ok(migrator.iter().count())
+    }
+
+    /// Opens the connections to a file now, so that the descriptors of the process do not grow with its first clients.
+    pub(crate) async fn open_file(&self) -> Result<(), StoreError> {
+        let Pools::Sqlite { read, .. } = &self.pools else { return Ok(()) };
+        let mut open = Vec::new();
+        for _ in 0..read.options().get_max_connections() {
+            open.push(read.acquire().await?);
+        }
+        Ok(())
     }
 
     /// Checks that the schema is the one that this release needs, or a newer one.
@@ -346,8 +359,12 @@ fn sqlite(section: &DatabaseSection) -> Result<(Pools, String), StoreStartError>
             .max_connections(connections)
             .acquire_timeout(section.connect_timeout.max(section.query_timeout))
             .idle_timeout(None)
+            .max_lifetime(None)
             .connect_lazy_with(options.clone())
     };
-    let pools = Pools::Sqlite { write: pool(1), read: pool(section.connections_max) };
+    let pools = Pools::Sqlite {
+        write: pool(1),
+        read: pool(section.connections_max.min(SQLITE_READERS_MAX)),
+    };
     Ok((pools, format!("sqlite:{}", path.display())))
 }

@@ -22,8 +22,6 @@ fn ten_thousand_clients_are_held() {
     let gateway = Setup::new()
         .internal()
         .set("node.size", "enterprise")
-        // Connections of the store would count among the descriptors.
-        .set("notifications.enabled", false)
         .set("log.level", "info,connection=warn,security=warn")
         .start();
     let base = gateway.numbers();

@@ -3,6 +3,7 @@
 //! Must hold on PostgreSQL and on SQLite: what was answered is in the inboxes once and reaches all devices of the user, what one
 //! device does the others learn, and the numbers of an inbox are those of its rows.
 
+mod backup;
 mod database;
 mod devices;
 mod faults;
@@ -72,6 +73,7 @@ on_both_databases!(
     wishes::wrong_preferences_are_refused_with_the_field,
     outbox::what_an_application_writes_arrives_in_order,
     outbox::rows_that_can_never_be_published_are_passed_over,
+    backup::a_backup_fills_an_empty_store,
     service::a_restart_keeps_everything,
     service::numbers_and_health_show_it,
     service::two_connections_are_enough,

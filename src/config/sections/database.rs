@@ -18,7 +18,7 @@ section! {
         /// Whether the schema is brought up to date at the start. Otherwise `archmesh migrate` does it, and a node with an older
         /// schema does not start.
         migrate: bool = Kind::Bool, Restart;
-        /// Connections of this node; with SQLite those that read.
+        /// Connections of this node; with SQLite those that read, of which four are used at most.
         connections_max: u32 = Kind::Count(2, 1_000), Restart;
         /// For a connection, from the pool or new.
         connect_timeout: Duration = Kind::Duration(50, 60_000), Restart;

@@ -144,7 +144,10 @@ fn what_was_sent_is_counted() {
         {"category": "workflow_failed", "priority": "high", "items": 3, "seen": 1, "read": 1, "archived": 0},
     ]);
     assert_eq!(all["inbox"], inbox, "{all}");
-    let sum = |channel, of: (&str, &str), status, count: u32| json!({"channel": channel, "category": of.0, "priority": of.1, "status": status, "count": count});
+    let sum = |channel, of: (&str, &str), status, count: u32| {
+        let (category, priority) = of;
+        json!({"channel": channel, "category": category, "priority": priority, "status": status, "count": count})
+    };
     let deliveries = json!([
         sum("email", ("workflow_failed", "high"), "sent", 2),
         sum("webhook", ("security", "normal"), "failed", 1),
@@ -154,6 +157,10 @@ fn what_was_sent_is_counted() {
     let past = gateway.call("analytics", json!({"to": 1000}));
     assert_eq!(past, json!({"inbox": [], "deliveries": []}));
 
+    check_metrics(&gateway);
+}
+
+fn check_metrics(gateway: &Gateway) {
     let attempts =
         |outcome| gateway.metric("archmesh_delivery_attempts_total", &[("outcome", outcome)]);
     assert_eq!([attempts("sent"), attempts("failed"), attempts("retrying")], [5.0, 1.0, 0.0]);

@@ -41,6 +41,25 @@ impl Database {
         Self::Sqlite(tempfile::tempdir().unwrap())
     }
 
+    /// An empty one of the same kind.
+    pub fn another(&self) -> Self {
+        match self {
+            Self::Postgres(_) => Self::postgres(),
+            Self::Sqlite(_) => Self::sqlite(),
+        }
+    }
+
+    /// The same as options of the command line.
+    pub fn options(&self) -> [String; 2] {
+        let option = match self {
+            Self::Postgres(database) => format!("database.url={}", database.url()),
+            Self::Sqlite(folder) => {
+                format!("database.sqlite_path={}", folder.path().join("test.db").display())
+            }
+        };
+        ["--set".to_owned(), option]
+    }
+
     /// A gateway that uses it.
     pub fn setup(&self) -> Setup {
         match self {

@@ -132,7 +132,8 @@ impl Store {
 
     /// Checks that the schema is the one that this release needs, or a newer one.
     pub(crate) async fn check_schema(&self) -> Result<(), StoreStartError> {
-        let wanted = migrations::migrator(self.dialect()).iter().count() as i64;
+        let wanted =
+            i64::try_from(migrations::migrator(self.dialect()).iter().count()).unwrap_or(i64::MAX);
         let count = async {
             let mut transaction = self.begin_read().await?;
             let sql = format!("SELECT count(*) FROM {}", migrations::TABLE);

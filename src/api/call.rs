@@ -98,6 +98,7 @@ macro_rules! methods {
         }
 
         /// Answer to one command of a batch: `{"<method>": {..}}` or `{"error": {..}}`.
+        #[allow(clippy::large_enum_variant, reason = "there are as many as commands in a batch")]
         #[derive(Debug, Serialize, ToSchema)]
         #[serde(rename_all = "snake_case")]
         pub(crate) enum CommandReply {

@@ -145,7 +145,7 @@ pub(super) async fn own_users(plane: &SharedPlane) -> Result<(BTreeSet<String>, 
     let mut users = BTreeSet::new();
     for (_, outcome) in gathered.answers {
         if let ShardOutcome::Users(found) = outcome {
-            users.extend(found.iter().map(|user| user.to_string()));
+            users.extend(found.iter().map(ToString::to_string));
         }
     }
     Ok((users, gathered.partial))
@@ -339,7 +339,7 @@ pub(super) async fn retry(
 }
 
 fn priority_name(number: i64) -> Option<&'static str> {
-    let priority = Priority::ALL.into_iter().find(|priority| priority.index() as i64 == number)?;
+    let priority = Priority::ALL.into_iter().find(|priority| priority.number() == number)?;
     Some(priority.as_str())
 }
 

@@ -137,7 +137,7 @@ pub(super) async fn restore(config: &Config, folder: &Path) -> Result<String, Ba
         }
         fs::copy(&data, target).map_err(file_error("cannot be written:", target))?;
     }
-    let known = store.migrate().await? as i64;
+    let known = i64::try_from(store.migrate().await?).unwrap_or(i64::MAX);
     if manifest.migrations > known {
         return Err(BackupError::Newer(manifest.version));
     }

@@ -28,6 +28,7 @@ pub(super) struct Contact {
 
 /// What changes in a user's addresses. The inner `None` forgets one.
 #[derive(Debug, Default)]
+#[allow(clippy::option_option, reason = "absent leaves an address, the inner None forgets it")]
 pub(crate) struct ContactChange {
     /// Mail address.
     pub email: Option<Option<String>>,

@@ -327,7 +327,7 @@ impl Notifications {
             transaction.dialect().skip_locked()
         );
         let until = now + lease(&self.delivery).as_millis() as i64;
-        let (lane, limit) = (priority.index() as i64, limit as i64);
+        let (lane, limit) = (priority.number(), i64::try_from(limit).unwrap_or(i64::MAX));
         // Another node may have ways out that this one has not: their rows are for it.
         let channels = json!(self.channels.names()).to_string();
         let args =

@@ -38,7 +38,7 @@ pub(super) fn pushed(
 pub(super) fn stored(row: &Row) -> Result<String, StoreError> {
     let priority = Priority::ALL
         .into_iter()
-        .find(|priority| row.int(4).is_ok_and(|number| priority.index() as i64 == number))
+        .find(|priority| row.int(4).is_ok_and(|number| priority.number() == number))
         .ok_or(StoreError::Unexpected("a priority"))?;
     let mut head = json!({
         "notification_id": row.text(1)?, "user_id": row.text(2)?, "seq": row.int(0)?,

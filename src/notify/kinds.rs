@@ -148,9 +148,14 @@ impl Priority {
     /// All there are, the least urgent first.
     pub(crate) const ALL: [Self; 4] = [Self::Low, Self::Normal, Self::High, Self::Critical];
 
-    /// 0 for low to 3 for critical; its place in [`Self::ALL`], and its number in the store.
+    /// 0 for low to 3 for critical: its place in [`Self::ALL`].
     pub(crate) const fn index(self) -> usize {
         self as usize
+    }
+
+    /// The same as the store has it.
+    pub(crate) const fn number(self) -> i64 {
+        self as i64
     }
 
     /// Name in documents, logs and metrics.

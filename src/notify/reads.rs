@@ -40,12 +40,10 @@ pub(crate) struct InboxPage {
 impl InboxPage {
     /// JSON object with `items`, `next` and the counters.
     pub(crate) fn to_json(&self) -> String {
-        let mut text = format!("{{\"items\":[{}]", self.items.join(","));
-        if let Some(next) = self.next {
-            text += &format!(",\"next\":{next}");
-        }
+        let next = self.next.map(|next| format!(",\"next\":{next}")).unwrap_or_default();
         let counters = json!(self.counters).to_string();
-        text + "," + counters.trim_start_matches('{')
+        let counters = counters.trim_start_matches('{');
+        format!("{{\"items\":[{}]{next},{counters}", self.items.join(","))
     }
 }
 

@@ -324,7 +324,7 @@ mod tests {
 
     const NOW: i64 = 1_800_000_000_000;
 
-    fn check(body: Value) -> Result<Draft, String> {
+    fn check(body: &Value) -> Result<Draft, String> {
         let limits = Config::load(&Sources::default()).unwrap().config.notifications;
         let text = body.to_string();
         let request: NotificationRequest =
@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_request_becomes_a_notification() {
-        let draft = check(json!({
+        let draft = check(&json!({
             "users": ["bob", "alice", "bob"], "title": "t\"", "message": "m", "category": "workflow_failed",
             "priority": "medium", "action": {"label": "Open", "url": "/w/7"}, "metadata": {"n": 1},
             "deliver_at": NOW + 5, "expires_at": NOW + 6,
@@ -353,7 +353,7 @@ mod tests {
         let Source::Given(content) = draft.source else { panic!("the texts were given") };
         assert_eq!((&content["title"], &content["action"]["url"]), (&json!("t\""), &json!("/w/7")));
         assert_eq!(draft.metadata.as_deref(), Some(r#"{"n":1}"#));
-        assert_eq!(check(with("deliver_at", json!(5))).unwrap().deliver_at, None, "that is now");
+        assert_eq!(check(&with("deliver_at", json!(5))).unwrap().deliver_at, None, "that is now");
     }
 
     #[test]
@@ -383,10 +383,10 @@ mod tests {
             ("category", json!(null), "missing field `category`"),
             ("tittle", json!("x"), "unknown field `tittle`"),
         ] {
-            let error = check(with(member, value)).unwrap_err();
+            let error = check(&with(member, value)).unwrap_err();
             assert!(error.contains(expected), "{member}: {error}");
         }
         let nobody = json!({"title": "t", "message": "m", "category": "user_action"});
-        assert!(check(nobody).unwrap_err().contains("give `user`"));
+        assert!(check(&nobody).unwrap_err().contains("give `user`"));
     }
 }

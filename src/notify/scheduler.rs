@@ -144,7 +144,7 @@ async fn forget(transaction: &mut Transaction, created_before: i64) -> Result<()
 
 fn due_of(row: &Row) -> Result<Due, StoreError> {
     let number = row.int(5)?;
-    let priority = Priority::ALL.into_iter().find(|priority| priority.index() as i64 == number);
+    let priority = Priority::ALL.into_iter().find(|priority| priority.number() == number);
     let notification = Notification {
         id: row.text(3)?,
         idempotency_key: None,

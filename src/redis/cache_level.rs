@@ -38,7 +38,7 @@ impl SecondLevel for CacheLevel {
     fn get<'a>(&'a self, key: &'a [u8]) -> BoxFuture<'a, Result<Option<Bytes>, SecondLevelError>> {
         async move {
             let value = self.command("GET", vec![Value::Bytes(key.to_vec().into())]).await?;
-            Ok(value.into_bytes().map(Bytes::from))
+            Ok(value.into_bytes())
         }
         .boxed()
     }

@@ -111,7 +111,7 @@ impl Batch<'_> {
             }
         }
         self.finish_deliveries(&done).await?;
-        let wanted = only_newest_of_a_key(wanted);
+        let wanted = only_newest_of_a_key(&wanted);
         self.collapse(&wanted).await?;
         let items = self.number(wanted);
         self.write_items(&items).await
@@ -318,7 +318,7 @@ fn notification_row(notification: &Notification) -> Value {
 }
 
 /// Of several in one transaction with the same user and collapse key, the last one is the one that is to be seen.
-fn only_newest_of_a_key<'a>(wanted: Vec<Wanted<'a>>) -> Vec<Wanted<'a>> {
+fn only_newest_of_a_key<'a>(wanted: &[Wanted<'a>]) -> Vec<Wanted<'a>> {
     let mut last: HashMap<(&str, &str), usize> = HashMap::new();
     for (index, (to, notification)) in wanted.iter().enumerate() {
         if let Some(key) = &notification.collapse_key {

@@ -91,6 +91,7 @@ macro_rules! methods {
         $variant:ident $name:ident($path:literal, $request:ident) -> $result:ident = $function:path;
     )+) => {
         /// One command of a batch: `{"<method>": {..}}`.
+        #[allow(clippy::large_enum_variant, reason = "there are as many as commands in a batch")]
         #[derive(Debug, Deserialize, ToSchema)]
         #[serde(rename_all = "snake_case")]
         pub(crate) enum Command {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::cache::LoadError;
 
-/// A request to the store failed. Nothing of it was done, unless [`Self::is_unclear`].
+/// A request to the store failed. Nothing of it was done, but after [`Self::Timeout`], when it is not known.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
     /// The breaker is open: nothing was sent.

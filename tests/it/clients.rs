@@ -107,6 +107,29 @@ fn chromium_over_tls() {
     scenario(&authority.setup().start(), Kind::Chromium, &["--insecure"]);
 }
 
+/// Every command of docs/notifications.md, in its order, as it stands there but for the address and the key.
+#[test]
+fn the_examples_of_the_documentation_work() {
+    let gateway = Gateway::start();
+    let text = include_str!("../../docs/notifications.md");
+    let address = gateway.public.to_string();
+    let examples: Vec<&str> = text
+        .split("```sh\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .filter(|example| example.starts_with("curl"))
+        .collect();
+    assert!(examples.len() > 10, "{}", examples.len());
+    for example in examples {
+        let example = example
+            .replace("localhost:8080", &address)
+            .replace("archmesh-development-api-key-known-to-everybody", API_KEY);
+        let output = Command::new("sh").args(["-c", &example]).output().expect("a shell");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("\"result\""), "{example}\n{said}");
+    }
+}
+
 /// Two tabs of one user and one of another, through a restart of the gateway.
 #[test]
 fn notification_centre() {

@@ -55,7 +55,7 @@ pub(crate) use insight::{Analytics, DeadLetter, Status};
 use preferences::{Preferences, PreferencesError};
 pub(crate) use reads::{InboxPage, Page};
 pub(crate) use relay::Relay;
-pub(crate) use request::{Draft, NotificationRequest, check_category, check_ids, check_user};
+pub(crate) use request::{Draft, NotificationRequest, check_ids, check_user};
 pub(crate) use send::Prepared;
 use senders::SetupError;
 pub(crate) use templates::StoredTemplate;
@@ -309,8 +309,7 @@ impl Notifications {
     /// A page of an inbox.
     pub(crate) async fn page(&self, user: &str, page: &Page) -> Result<InboxPage, NotifyError> {
         if let Some(category) = &page.category {
-            let checked = category.parse::<kinds::Category>();
-            checked.map_err(|error| NotifyError::Invalid(format!("`category`: {error}")))?;
+            request::check_category(category).map_err(NotifyError::Invalid)?;
         }
         let read = async {
             let mut transaction = self.store.begin_read().await?;

@@ -24,7 +24,7 @@ use super::notification_results::{
 use crate::notify::{
     Accepted, Analytics, ContactChange, Contacts, Counters, DeadLetter, Draft, Mark,
     NotificationRequest, Notifications, NotifyError, Page, Prepared, Status, StoredTemplate, Which,
-    check_category, check_ids, check_user, kinds::Priority, now_ms,
+    check_ids, check_user, kinds::Priority, now_ms,
 };
 use crate::plane::SharedPlane;
 
@@ -158,9 +158,6 @@ pub(super) async fn list(
 ) -> Result<InboxResult, ApiError> {
     let notifications = notifications(plane)?;
     check_user(&request.user).map_err(ApiError::bad_request)?;
-    if let Some(category) = &request.category {
-        check_category(category).map_err(ApiError::bad_request)?;
-    }
     let max = notifications.limits().page_max;
     let page = Page {
         limit: request.limit.unwrap_or(max).min(max),
@@ -339,8 +336,7 @@ pub(super) async fn retry(
 }
 
 fn priority_name(number: i64) -> Option<&'static str> {
-    let priority = Priority::ALL.into_iter().find(|priority| priority.number() == number)?;
-    Some(priority.as_str())
+    Priority::from_number(number).map(Priority::as_str)
 }
 
 /// Sums over a time.

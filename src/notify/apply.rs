@@ -128,9 +128,7 @@ impl Batch<'_> {
     }
 
     fn tell_update(&mut self, user: &str, mut what: Value, counters: Counters) {
-        what["unread"] = counters.unread.into();
-        what["unseen"] = counters.unseen.into();
-        what["revision"] = counters.revision.into();
+        counters.put_into(&mut what);
         self.events.push(Event {
             user: user.to_owned(),
             kind: "notification_update",

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::arrivals::Arrival;
-use super::{ContactChange, Mark, Notifications, Page, Which, check_category, check_ids, reads};
+use super::{ContactChange, Mark, Notifications, Page, Which, check_ids, reads};
 use crate::plane::SharedPlane;
 
 /// Items in a page when the client names no number.
@@ -115,9 +115,6 @@ impl Notifications {
             }
             CallKind::Notifications | CallKind::Arrived => {
                 let wanted = self.page_of(read(&call.data)?, bytes_max);
-                if let Some(category) = &wanted.category {
-                    check_category(category).map_err(invalid)?;
-                }
                 let page = self.page(&call.user, &wanted).await?;
                 return Ok(ClientMessage { kind: "notifications", data: page.to_json().into() });
             }
@@ -135,9 +132,7 @@ impl Notifications {
         if data.get("all").is_some() {
             data["up_to"] = up_to.unwrap_or(counters.last_seq).min(counters.last_seq).into();
         }
-        data["unread"] = counters.unread.into();
-        data["unseen"] = counters.unseen.into();
-        data["revision"] = counters.revision.into();
+        counters.put_into(&mut data);
         Ok(ClientMessage { kind: "notification_update", data: data.to_string().into() })
     }
 

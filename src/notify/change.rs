@@ -214,6 +214,15 @@ pub(crate) struct Counters {
     pub revision: i64,
 }
 
+impl Counters {
+    /// As members of a message.
+    pub(super) fn put_into(self, message: &mut serde_json::Value) {
+        message["unread"] = self.unread.into();
+        message["unseen"] = self.unseen.into();
+        message["revision"] = self.revision.into();
+    }
+}
+
 /// What came of a change.
 #[derive(Clone, Debug)]
 pub(crate) enum Applied {

@@ -36,10 +36,8 @@ pub(super) fn pushed(
 
 /// An item that was read with [`COLUMNS`].
 pub(super) fn stored(row: &Row) -> Result<String, StoreError> {
-    let priority = Priority::ALL
-        .into_iter()
-        .find(|priority| row.int(4).is_ok_and(|number| priority.number() == number))
-        .ok_or(StoreError::Unexpected("a priority"))?;
+    let priority =
+        Priority::from_number(row.int(4)?).ok_or(StoreError::Unexpected("a priority"))?;
     let mut head = json!({
         "notification_id": row.text(1)?, "user_id": row.text(2)?, "seq": row.int(0)?,
         "category": row.text(3)?, "priority": priority.as_str(), "created_at": row.int(7)?,

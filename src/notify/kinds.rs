@@ -158,6 +158,11 @@ impl Priority {
         self as i64
     }
 
+    /// Reads what the store has.
+    pub(crate) fn from_number(number: i64) -> Option<Self> {
+        Self::ALL.into_iter().find(|priority| priority.number() == number)
+    }
+
     /// Name in documents, logs and metrics.
     pub(crate) fn as_str(self) -> &'static str {
         match self {

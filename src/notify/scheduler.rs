@@ -71,7 +71,7 @@ impl Notifications {
         let mut expired = Vec::new();
         for row in &rows {
             let item = due_of(row)?;
-            if item.notification.expires_at.is_some_and(|at| at <= now) {
+            if item.has_expired(now) {
                 expired.push(item.delivery);
             } else {
                 due.push((row.maybe_text(2)?, item));
@@ -143,8 +143,7 @@ async fn forget(transaction: &mut Transaction, created_before: i64) -> Result<()
 }
 
 fn due_of(row: &Row) -> Result<Due, StoreError> {
-    let number = row.int(5)?;
-    let priority = Priority::ALL.into_iter().find(|priority| priority.number() == number);
+    let priority = Priority::from_number(row.int(5)?);
     let notification = Notification {
         id: row.text(3)?,
         idempotency_key: None,
@@ -162,13 +161,12 @@ fn due_of(row: &Row) -> Result<Due, StoreError> {
     Ok(Due { delivery: row.int(0)?, recipient, notification: Arc::new(notification) })
 }
 
-/// Single items are shown as they are; several of one digest as one notification that names them. Those that have expired are in
-/// none.
+/// Single items are shown as they are; several of one digest as one notification that names them.
 fn changes_of(due: Vec<(Option<String>, Due)>, now_ms: i64) -> Vec<Change> {
     let mut single = Vec::new();
     let mut digests: BTreeMap<(String, String), Vec<Due>> = BTreeMap::new();
     for (key, due) in due {
-        match key.filter(|_| !due.has_expired(now_ms)) {
+        match key {
             Some(key) => digests.entry((due.recipient.user.clone(), key)).or_default().push(due),
             None => single.push(due),
         }

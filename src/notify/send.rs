@@ -55,11 +55,18 @@ impl Notifications {
         let contacts = self.contacts_of(users, &channels).await?;
         let nothing = Preferences::default();
         let mut plan = Plan::default();
+        let mut locales: HashMap<String, Option<Arc<str>>> = HashMap::new();
         for user in users {
             let own = preferences.get(user).unwrap_or(&nothing);
-            let locale = match &texts {
-                Some(texts) => texts.add(&mut notification, own.locale())?,
-                None => None,
+            let locale = match (&texts, own.locale()) {
+                (Some(texts), Some(wanted)) => {
+                    if !locales.contains_key(wanted) {
+                        let added = texts.add(&mut notification, wanted)?;
+                        locales.insert(wanted.to_owned(), added);
+                    }
+                    locales[wanted].clone()
+                }
+                _ => None,
             };
             let to = Recipient { user: user.clone(), locale };
             let addresses = contacts.get(user).map(|all| all.as_slice()).unwrap_or_default();
@@ -206,13 +213,12 @@ impl Plan {
 }
 
 impl Texts {
-    /// Renders the text for a locale, unless it is there; the locale of it, when it is not that of the content.
+    /// Renders the text for a wanted locale; the locale that it is in, when that is not the one of the content.
     fn add(
         &self,
         notification: &mut Notification,
-        locale: Option<&str>,
+        locale: &str,
     ) -> Result<Option<Arc<str>>, NotifyError> {
-        let Some(locale) = locale else { return Ok(None) };
         let (rendered, content) =
             templates::content(&self.template, Some(locale), &self.used.variables)?;
         if rendered == self.fallback {

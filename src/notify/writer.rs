@@ -209,16 +209,10 @@ impl Changes {
     }
 }
 
-/// The same error for each of `count`; what the database said is told once.
+/// The same error for each of `count`.
 fn refuse_all(error: StoreError, count: usize) -> Vec<Result<Applied, StoreError>> {
-    let mut all: Vec<_> = (1..count)
-        .map(|_| match error {
-            StoreError::Open => Err(StoreError::Open),
-            _ => Err(StoreError::Timeout),
-        })
-        .collect();
-    all.push(Err(error));
-    all
+    let error = Arc::new(error);
+    (0..count).map(|_| Err(StoreError::Shared(Arc::clone(&error)))).collect()
 }
 
 /// Wall clock in Unix milliseconds.

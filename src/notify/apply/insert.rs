@@ -98,9 +98,7 @@ impl Batch<'_> {
                     wanted.extend(now.iter().map(|to| (to, notification)));
                 }
                 Change::Release(due) => {
-                    // One that has expired meanwhile is done with.
-                    let shown = due.iter().filter(|due| !due.has_expired(self.now_ms));
-                    wanted.extend(shown.map(|due| (&due.recipient, &due.notification)));
+                    wanted.extend(due.iter().map(|due| (&due.recipient, &due.notification)));
                     done.extend(due.iter().map(|due| due.delivery));
                 }
                 Change::Digest { done: items, recipient, notification } => {

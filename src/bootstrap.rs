@@ -28,9 +28,11 @@ use tokio::task::JoinSet;
 
 use crate::bridge::{self, Bridge, BridgeLimits};
 use crate::broker::Broker;
+use crate::broker::mail::Mail;
 use crate::cluster::Cluster;
 use crate::config::sections::{Environment, LogFormat};
 use crate::config::{Config, Loaded};
+use crate::durable::Durable;
 use crate::health::{Health, LifePhase};
 use crate::http::{HttpLimits, HttpServer, serve_listener};
 use crate::keys::KeyLoadError;
@@ -172,7 +174,7 @@ impl Node {
         let (engine, receiver) =
             Engine::start(engine_config, Arc::clone(&settings), Arc::clone(&admission))?;
         let handle = engine.handle();
-        let plane = plane(config, (&handle, &admission), (settings, store), tls.as_ref())?;
+        let plane = plane(config, (&handle, &admission), (settings, store), tls.as_ref()).await?;
         let routers = routes::build(&plane, route_options(config));
         let (unknown_kid, unknown_kids) = tokio::sync::watch::channel(0);
         let mut tasks = JoinSet::new();
@@ -194,6 +196,13 @@ impl Node {
         }
         if let Some(broker) = &plane.broker {
             broker.spawn(&plane, &mut service_tasks);
+        }
+        if let Some(durable) = &plane.durable {
+            durable.spawn(&mut service_tasks);
+        }
+        if plane.broker.is_some() || plane.durable.is_some() {
+            let mail = Arc::clone(&plane.mail);
+            service_tasks.spawn(async move { mail.run().await });
         }
         if let Some(notifications) = &plane.notifications {
             notifications.spawn(&plane, &mut service_tasks);
@@ -254,8 +263,8 @@ impl Node {
         if let Some(cluster) = &self.plane.cluster {
             cluster.leave().await;
         }
-        if let Some(notifications) = &self.plane.notifications {
-            notifications.store().close().await;
+        if let Some(store) = &self.plane.store {
+            store.close().await;
         }
         self.engine.shutdown();
         match tokio::time::timeout(SHUTDOWN_TIMEOUT, &mut self.engine_end).await {
@@ -268,7 +277,7 @@ impl Node {
     }
 }
 
-fn plane(
+async fn plane(
     config: &Config,
     (handle, admission): (&EngineHandle, &Arc<Admission>),
     (settings, store): (Arc<Settings>, Option<Arc<Store>>),
@@ -293,14 +302,30 @@ fn plane(
         headers_max: config.limits.headers_max,
     });
     let cluster = Cluster::start(config)?;
+    let mail = Arc::new(Mail::new(bridge.clone(), config.redis.updates_waiting_max as usize));
+    let durable = match &store {
+        Some(store) if config.has_durable_channels() => {
+            let durable = Durable::new(config, store, (&bridge, &mail)).await;
+            Some(Arc::new(durable.map_err(|source| store.unusable(source))?))
+        }
+        _ => None,
+    };
     let broker = match &cluster {
-        Some(cluster) => Some(Broker::start(config, (&bridge, Arc::clone(admission)), cluster)?),
+        Some(cluster) => {
+            let around = (&bridge, Arc::clone(admission));
+            Some(Broker::start(config, around, (&mail, durable.as_ref()), cluster)?)
+        }
         None => None,
     };
+    if let (Some(durable), Some(broker)) = (&durable, &broker) {
+        durable.set_broker(broker);
+    }
     let redis = cluster.as_ref().map(|cluster| Arc::clone(cluster.redis()));
-    let notifications = match store {
-        Some(store) => Some(Arc::new(Notifications::new(store, redis, config)?)),
-        None => None,
+    let notifications = match &store {
+        Some(store) if config.notifications.enabled => {
+            Some(Arc::new(Notifications::new(Arc::clone(store), redis, config)?))
+        }
+        _ => None,
     };
     Ok(Arc::new(Plane {
         bridge,
@@ -311,6 +336,9 @@ fn plane(
         metrics: ControlMetrics::new()?,
         cluster,
         broker,
+        mail,
+        store,
+        durable,
         notifications,
         redis_required: config.redis.required,
         sampler: Sampler::default(),
@@ -324,7 +352,7 @@ fn plane(
 
 /// Opens the store, with its schema up to date, when something needs it.
 async fn open_store(config: &Config) -> Result<Option<Arc<Store>>, NodeError> {
-    if !config.notifications.enabled {
+    if !config.notifications.enabled && !config.has_durable_channels() {
         return Ok(None);
     }
     let store = Arc::new(Store::open(&config.database)?);

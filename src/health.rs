@@ -117,7 +117,12 @@ impl Plane {
 
     /// Whether there is a database that does not answer, or takes no changes.
     fn is_without_store(&self) -> bool {
-        self.notifications.as_ref().is_some_and(|n| !n.store().is_up() || n.writer().is_failing())
+        self.store.as_ref().is_some_and(|store| !store.is_up()) || self.takes_no_changes()
+    }
+
+    fn takes_no_changes(&self) -> bool {
+        self.notifications.as_ref().is_some_and(|n| n.writer().is_failing())
+            || self.durable.as_ref().is_some_and(|durable| durable.is_failing())
     }
 
     fn is_divided(&self) -> bool {
@@ -264,28 +269,35 @@ fn cluster(plane: &Plane) -> Value {
 }
 
 fn database(plane: &Plane) -> Value {
-    let Some(notifications) = &plane.notifications else {
-        return json!({"status": "not_configured"});
-    };
-    let store = notifications.store();
-    json!({
+    let Some(store) = &plane.store else { return json!({"status": "not_configured"}) };
+    let mut answer = json!({
         "database": store.name(),
         "kind": store.dialect().as_str(),
         "status": match store.is_up() {
-            true if notifications.writer().is_failing() => "read_only",
+            true if plane.takes_no_changes() => "read_only",
             true => "healthy",
             false => "unavailable",
         },
         "breaker": store.breaker_state().as_str(),
         "last_error": store.last_error(),
-        "writes_waiting": notifications.writer().waiting(),
-        "delivery_channels": notifications
+    });
+    if let Some(notifications) = &plane.notifications {
+        answer["writes_waiting"] = json!(notifications.writer().waiting());
+        answer["delivery_channels"] = notifications
             .channels()
             .states()
             .map(|(channel, state)| (channel.to_string(), json!(state.as_str())))
-            .collect::<serde_json::Map<_, _>>(),
-        "delivery": notifications.dispatcher().map(delivery),
-    })
+            .collect::<serde_json::Map<_, _>>()
+            .into();
+        answer["delivery"] = json!(notifications.dispatcher().map(delivery));
+    }
+    if let Some(durable) = &plane.durable {
+        answer["durable_channels"] = json!({
+            "followed": durable.attached(),
+            "writes_waiting": durable.waiting(),
+        });
+    }
+    answer
 }
 
 fn delivery(dispatcher: &Dispatcher) -> Value {

@@ -11,7 +11,9 @@ use gateway_core::settings::Settings;
 use crate::api::ApiPolicy;
 use crate::bridge::Bridge;
 use crate::broker::Broker;
+use crate::broker::mail::Mail;
 use crate::cluster::Cluster;
+use crate::durable::Durable;
 use crate::health::Health;
 use crate::http::HttpServer;
 use crate::keys::KeyStore;
@@ -19,6 +21,7 @@ use crate::logging::LogSampler;
 use crate::metrics::ControlMetrics;
 use crate::notify::Notifications;
 use crate::sampler::Sampler;
+use crate::store::Store;
 
 /// Shared state of the control plane. Parts that a reload replaces are swapped whole.
 #[derive(Debug)]
@@ -39,6 +42,12 @@ pub(crate) struct Plane {
     pub cluster: Option<Arc<Cluster>>,
     /// What carries channels to them, when there is one.
     pub broker: Option<Arc<Broker>>,
+    /// What waits for room in the mailboxes of the shards.
+    pub mail: Arc<Mail>,
+    /// The database, when something needs it.
+    pub store: Option<Arc<Store>>,
+    /// Durable channels, when there are any.
+    pub durable: Option<Arc<Durable>>,
     /// Notifications, when this node has them.
     pub notifications: Option<Arc<Notifications>>,
     /// Whether a node without Redis is not ready.
@@ -134,8 +143,10 @@ pub(crate) mod testing {
             snapshot_timeout: Duration::from_millis(20),
             requests_max: 64,
         };
+        let bridge = Bridge::new(Arc::clone(&shards) as _, limits);
         let plane = Plane {
-            bridge: Bridge::new(Arc::clone(&shards) as _, limits),
+            mail: Arc::new(Mail::new(bridge.clone(), 64)),
+            bridge,
             settings: ArcSwap::from_pointee(config.core_settings(Arc::new(authenticator), 2)),
             api: ArcSwap::from_pointee(reload::api_policy(
                 &config,
@@ -146,6 +157,8 @@ pub(crate) mod testing {
             metrics: ControlMetrics::new().unwrap(),
             cluster: None,
             broker: None,
+            store: None,
+            durable: None,
             notifications: None,
             redis_required: false,
             sampler: Sampler::default(),

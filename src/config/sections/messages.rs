@@ -191,6 +191,8 @@ section! {
         echo: bool = Kind::Bool, Live;
         /// Server-side subscription: `everyone` to the channel named like the namespace, `user` to `name:{user id}`.
         auto_subscribe: AutoSubscribe = Kind::Choice(AutoSubscribe::NAMES), Live;
+        /// Whether publications are rows in the store before anybody gets them (docs/durable.md). Needs history.
+        durable: bool = Kind::Bool, Restart;
     }
 }
 
@@ -213,6 +215,7 @@ impl NamespaceSection {
             compression: self.compression,
             echo: self.echo,
             auto_subscribe: self.auto_subscribe,
+            durable: self.durable,
         }
     }
 
@@ -234,6 +237,7 @@ impl NamespaceSection {
             ("compression", Value::Bool(namespace.compression)),
             ("echo", Value::Bool(namespace.echo)),
             ("auto_subscribe", text(name_of(namespace.auto_subscribe))),
+            ("durable", Value::Bool(namespace.durable)),
         ]
     }
 }

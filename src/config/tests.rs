@@ -182,6 +182,26 @@ fn all_errors_come_at_once_and_say_where() {
 }
 
 #[test]
+fn former_keys_name_those_that_took_their_place() {
+    check_errors(
+        from_file("[delivery]\nallow_insecure = true\n", &[]),
+        &[&[
+            "delivery.allow_insecure",
+            ":2)",
+            "is not a key",
+            "webhook.allow_insecure",
+            "web_push.allow_insecure",
+        ]],
+    );
+    let keys = ["webhook.allow_insecure", "web_push.allow_insecure"];
+    for key in keys {
+        let on = Config::load(&set(sources(&[]), &[(key, "true")])).unwrap().config;
+        let allowed = [on.webhook.allow_insecure, on.web_push.allow_insecure];
+        assert_eq!(allowed, keys.map(|known| known == key), "neither of them opens the other");
+    }
+}
+
+#[test]
 fn broken_and_missing_files() {
     check_errors(
         from_file("[limits]\nx = = 1\n", &[("ENABLE_SSL", "true")]),

@@ -30,7 +30,7 @@ struct Channel {
 pub(crate) struct Channels {
     all: Vec<Channel>,
     sms: bool,
-    allow_insecure: bool,
+    browsers_insecure: bool,
     public_key: Option<String>,
     retry_after: Duration,
 }
@@ -70,14 +70,14 @@ impl Channels {
             let settings = WebhookSettings {
                 url: url.clone(),
                 secrets: config.webhook.secrets.clone(),
-                http: http(config),
+                http: http(config, config.webhook.allow_insecure),
             };
             add(DeliveryChannel::Webhook, Sender::Webhook(Box::new(WebhookSender::new(settings)?)));
         }
         Ok(Self {
             all,
             sms: config.webhook.sms,
-            allow_insecure: delivery.allow_insecure,
+            browsers_insecure: config.web_push.allow_insecure,
             public_key,
             retry_after: delivery.breaker_open,
         })
@@ -110,7 +110,7 @@ impl Channels {
 
     /// Whether push services may be anywhere.
     pub(super) fn allows_insecure_browsers(&self) -> bool {
-        self.allow_insecure
+        self.browsers_insecure
     }
 
     /// What browsers subscribe with, when Web Push is switched on.
@@ -154,12 +154,13 @@ impl Channels {
     }
 }
 
-fn http(config: &Config) -> HttpSettings {
+/// `allow_insecure` is that of the URLs which are called.
+fn http(config: &Config, allow_insecure: bool) -> HttpSettings {
     let delivery = &config.delivery;
     HttpSettings {
         deadline: delivery.timeout,
-        allow_http: delivery.allow_insecure,
-        allow_private_addresses: delivery.allow_insecure,
+        allow_http: allow_insecure,
+        allow_private_addresses: allow_insecure,
         retry_after_max: delivery.retry_max,
         answer_bytes_max: ANSWER_BYTES_MAX,
         ca_file: delivery.ca_path.clone(),
@@ -200,6 +201,6 @@ fn web_push(config: &Config) -> Result<Option<WebPushSettings>, SetupError> {
         vapid: VapidKeys::parse(public_key, private_key)?,
         contact: section.contact.clone().unwrap_or_default(),
         ttl: section.ttl,
-        http: http(config),
+        http: http(config, section.allow_insecure),
     }))
 }

@@ -370,17 +370,13 @@ impl Notifications {
             return Ok(());
         }
         let rows = json!(rows).to_string();
-        let work = async {
-            let mut transaction = self.store.begin().await?;
-            let sql = format!(
-                "UPDATE archmesh_deliveries SET due_at = $2 WHERE id IN {} AND status = 'sending'",
-                transaction.dialect().numbers("$1")
-            );
-            let until = now_ms() + lease.as_millis() as i64;
-            transaction.execute(sql, &[Arg::Text(&rows), Arg::Int(until)]).await?;
-            transaction.commit().await
-        };
-        self.store.run(work).await
+        let sql = format!(
+            "UPDATE archmesh_deliveries SET due_at = $2 WHERE id IN {} AND status = 'sending'",
+            self.store.dialect().numbers("$1")
+        );
+        let until = now_ms() + lease.as_millis() as i64;
+        self.store.write(sql, &[Arg::Text(&rows), Arg::Int(until)]).await?;
+        Ok(())
     }
 
     /// One attempt; an error is the store's, and nothing was sent.
@@ -449,24 +445,20 @@ impl Notifications {
         }
         let ids = json!(ids).to_string();
         let now = now_ms();
-        let work = async {
-            let mut transaction = self.store.begin().await?;
-            let sql = format!(
-                "UPDATE archmesh_deliveries SET status = $2, due_at = $3, error = $4, updated_at = $5 \
-                 WHERE id IN {} AND status = 'sending'",
-                transaction.dialect().numbers("$1")
-            );
-            let args = [
-                Arg::Text(&ids),
-                Arg::Text(status),
-                Arg::Int(now + after_ms),
-                Arg::Text(error.map(AsRef::as_ref).unwrap_or_default()),
-                Arg::Int(now),
-            ];
-            transaction.execute(sql, &args).await?;
-            transaction.commit().await
-        };
-        self.store.run(work).await
+        let sql = format!(
+            "UPDATE archmesh_deliveries SET status = $2, due_at = $3, error = $4, updated_at = $5 \
+             WHERE id IN {} AND status = 'sending'",
+            self.store.dialect().numbers("$1")
+        );
+        let args = [
+            Arg::Text(&ids),
+            Arg::Text(status),
+            Arg::Int(now + after_ms),
+            Arg::Text(error.map(AsRef::as_ref).unwrap_or_default()),
+            Arg::Int(now),
+        ];
+        self.store.write(sql, &args).await?;
+        Ok(())
     }
 
     /// Rows that were claimed and not tried: the claim does not count as an attempt.
@@ -475,19 +467,14 @@ impl Notifications {
             return Ok(());
         }
         let ids = json!(ids).to_string();
-        let work = async {
-            let mut transaction = self.store.begin().await?;
-            let sql = format!(
-                "UPDATE archmesh_deliveries SET status = CASE WHEN attempts > 1 THEN 'retrying' ELSE 'pending' END, \
-                 attempts = attempts - 1, due_at = $2, updated_at = $3 WHERE id IN {} AND status = 'sending'",
-                transaction.dialect().numbers("$1")
-            );
-            let now = now_ms();
-            transaction
-                .execute(sql, &[Arg::Text(&ids), Arg::Int(now + after_ms), Arg::Int(now)])
-                .await?;
-            transaction.commit().await
-        };
-        self.store.run(work).await
+        let sql = format!(
+            "UPDATE archmesh_deliveries SET status = CASE WHEN attempts > 1 THEN 'retrying' ELSE 'pending' END, \
+             attempts = attempts - 1, due_at = $2, updated_at = $3 WHERE id IN {} AND status = 'sending'",
+            self.store.dialect().numbers("$1")
+        );
+        let now = now_ms();
+        let args = [Arg::Text(&ids), Arg::Int(now + after_ms), Arg::Int(now)];
+        self.store.write(sql, &args).await?;
+        Ok(())
     }
 }

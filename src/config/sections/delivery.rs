@@ -34,8 +34,6 @@ section! {
         breaker_open: Duration = Kind::Duration(50, 3_600_000), Restart;
         /// File of CA certificates that are trusted beside those of the system.
         ca_path: Option<PathBuf> = Kind::File, Restart;
-        /// Whether webhooks and push services may be plain `http` and at private addresses. For tests and closed networks.
-        allow_insecure: bool = Kind::Bool, Restart;
     }
 }
 
@@ -74,6 +72,9 @@ section! {
         contact: Option<String> = Kind::Text(512), Restart;
         /// How long a push service keeps a message for a device that is away.
         ttl: Duration = Kind::Duration(0, 28 * 86_400_000), Restart;
+        /// Whether push services may be plain `http` and at private addresses. Users choose these URLs: with it they can make the
+        /// gateway call addresses inside. For tests and closed networks.
+        allow_insecure: bool = Kind::Bool, Restart;
     }
 }
 
@@ -86,5 +87,7 @@ section! {
         secrets: Vec<Secret<String>> = Kind::List(&Kind::Secret, 0, 4), Restart;
         /// Whether it carries text messages as well (`sms`).
         sms: bool = Kind::Bool, Restart;
+        /// Whether the URL may be plain `http` and at a private address. It is yours, not your users'.
+        allow_insecure: bool = Kind::Bool, Restart;
     }
 }

@@ -29,8 +29,25 @@ impl Durable {
     }
 
     async fn keep(&self) -> Result<(), StoreError> {
-        if self.store.dialect() == Dialect::Postgres {
-            self.store.run(self.keep_partitions()).await?;
+        if self.store.dialect() == Dialect::Postgres
+            && !self.partitions_denied.load(Ordering::Relaxed)
+        {
+            match self.store.run(self.keep_partitions()).await {
+                Err(error) if error.is_denied() => {
+                    self.partitions_denied.store(true, Ordering::Relaxed);
+                    tracing::warn!(
+                        category = "database",
+                        event = "partitions_denied",
+                        %error,
+                        mend = "run as the owner of archmesh_publications (docs/durable.md); until then rows are deleted one by one"
+                    );
+                }
+                // A lock that others hold: the next round tries again.
+                Err(error) => {
+                    tracing::debug!(category = "database", event = "partitions_kept_late", %error)
+                }
+                Ok(()) => {}
+            }
         }
         while self.store.run(self.shorten()).await? {}
         let table = match self.store.dialect() {

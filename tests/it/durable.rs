@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 
 use crate::gateway::{Setup, with_settings};
 use crate::notifications::database::Database;
+use crate::redis::Redis;
 use crate::socket::Socket;
-use crate::support::eventually;
+use crate::support::{eventually, root};
 
 /// Namespaces that are durable in these tests.
 const DURABLE: [(&str, &str); 2] =
@@ -216,4 +217,63 @@ fn a_namespace_becomes_durable_at_a_restart_only() {
     assert!(told.to_string().contains("namespaces.chat.durable"), "{told}");
     gateway.publish("chat:room", json!(2));
     assert_eq!(database.number("SELECT count(*) FROM archmesh_publications"), 0);
+}
+
+#[test]
+fn members_of_all_nodes_are_present() {
+    let (database, redis) = (Database::postgres(), Redis::start(&[]));
+    let node = || setup(&database).set("redis.url", redis.url()).start();
+    let (a, b) = (node(), node());
+    let mut ada = Socket::connect(&a, "ada");
+    ada.subscribe("chat:room");
+    let mut bob = Socket::connect(&b, "bob");
+    bob.subscribe("chat:room");
+    let stats = bob.call("presence_stats", json!({"channel": "chat:room"}));
+    assert_eq!(stats["data"]["users"], 2, "who is there is known with the first answer: {stats}");
+    assert_eq!(ada.take("join")["data"]["user_id"], "bob");
+    bob.publish("chat:room", json!(1));
+    assert_eq!(ada.take("message")["data"], 1);
+    drop(bob);
+    assert_eq!(ada.take("leave")["data"]["user_id"], "bob");
+    // Nobody's publication waits for the comparison of positions.
+    assert_eq!(a.metric("archmesh_durable_behind_total", &[]), 0.0);
+    drop(redis);
+    let mut cyd = Socket::connect(&b, "cyd");
+    cyd.subscribe("chat:other");
+    assert_eq!(cyd.publish("chat:other", json!(1))["offset"], 1);
+}
+
+#[test]
+fn the_documented_rights_are_enough() {
+    let database = Database::postgres();
+    drop(setup(&database).start());
+    let Database::Postgres(postgres) = &database else { unreachable!() };
+    let role = format!("gateway_{}", std::process::id());
+    let page = std::fs::read_to_string(root().join("docs/database.md")).unwrap();
+    let grants: Vec<String> = page
+        .lines()
+        .filter(|line| line.starts_with("GRANT") && line.ends_with("TO archmesh;"))
+        .filter(|line| !line.contains("CONNECT"))
+        .map(|line| line.replace("TO archmesh;", &format!("TO {role};")))
+        .collect();
+    assert!(grants.len() > 5, "{grants:?}");
+    database.query(&format!("CREATE ROLE {role} LOGIN; {}", grants.join(" ")));
+    let url = postgres.url();
+    let (_, place) = url.split_once('@').unwrap();
+    let mut gateway = Setup::new().set("database.migrate", false);
+    for (key, value) in DURABLE {
+        gateway = gateway.set(key, value);
+    }
+    let gateway = gateway.set("database.url", format!("postgres://{role}@{place}")).start();
+    let mut ada = Socket::connect(&gateway, "ada");
+    ada.subscribe("chat:room");
+    ada.publish("chat:room", json!(1));
+    assert_eq!(ada.take("message")["offset"], 1);
+    let note = json!({"user": "ada", "title": "t", "message": "m", "category": "user_action"});
+    gateway.result("v1/notifications", &note);
+    ada.take("notification");
+    eventually("the log says what it may not", || gateway.log.events("partitions_denied").pop());
+    assert!(gateway.log.events("failovers_unseen").is_empty());
+    drop(gateway);
+    database.query(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
 }

@@ -13,7 +13,7 @@ mod watch;
 mod writer;
 
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -72,6 +72,8 @@ pub(crate) struct Durable {
     /// The longest life of a publication.
     ttl_max: Duration,
     stats: DurableStats,
+    /// Whether the role may not make partitions.
+    partitions_denied: AtomicBool,
 }
 
 impl Durable {
@@ -108,6 +110,7 @@ impl Durable {
             ttl_max: ttls.map(|namespace| namespace.history_ttl).max().unwrap_or_default(),
             section,
             stats: DurableStats::default(),
+            partitions_denied: AtomicBool::new(false),
         })
     }
 

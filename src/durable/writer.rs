@@ -71,9 +71,10 @@ impl Durable {
             let outcome = outcome.map_err(|error| refusal(&error)).map(|appended| {
                 let removal = matches!(append.kind, AppendKind::Remove);
                 self.tell(append, origin, appended);
-                match removal {
-                    true => ChannelOutcome::HistoryRemoved(appended.position),
-                    false => ChannelOutcome::Published(appended.position),
+                if removal {
+                    ChannelOutcome::HistoryRemoved(appended.position)
+                } else {
+                    ChannelOutcome::Published(appended.position)
                 }
             });
             self.mail.reply(ChannelReply { origin, channel, outcome });

@@ -10,9 +10,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::gateway::{Setup, with_settings};
+use crate::notifications::backup::archmesh;
 use crate::notifications::database::Database;
+use crate::redis::Redis;
 use crate::socket::Socket;
-use crate::support::eventually;
+use crate::support::{eventually, root};
 
 /// Namespaces that are durable in these tests.
 const DURABLE: [(&str, &str); 2] =
@@ -53,6 +55,7 @@ on_both_databases!(
     another_life_of_the_database_is_another_stream,
     a_key_holds_over_a_restart,
     what_is_outside_of_the_stream_is_no_row,
+    a_backup_is_restored_as_another_stream,
 );
 
 /// Runs a test of other channels with durable ones.
@@ -133,7 +136,9 @@ fn old_and_superfluous_publications_are_deleted(database: &Database) {
         eventually("what has expired is deleted", || (count("brief:moment") == 0).then_some(()));
     } else {
         // It lies in a partition, which goes as a whole on the day after.
-        database.query("UPDATE archmesh_publication_partitions SET to_at = 1 WHERE from_at = (SELECT min(from_at) FROM archmesh_publication_partitions)");
+        let its = "SELECT tableoid::regclass::text FROM archmesh_publications WHERE channel = 'brief:moment'";
+        let over = "UPDATE archmesh_publication_partitions SET to_at = 1 WHERE name IN";
+        database.query(&format!("{over} ({its})"));
         eventually("the partition is dropped", || (count("brief:moment") == 0).then_some(()));
         gateway.publish("chat:room", json!(101));
     }
@@ -204,6 +209,32 @@ fn what_is_outside_of_the_stream_is_no_row(database: &Database) {
     assert_eq!(database.number("SELECT count(*) FROM archmesh_publications"), 1);
 }
 
+fn a_backup_is_restored_as_another_stream(database: &Database) {
+    let gateway = setup(database).start();
+    let mut socket = Socket::connect(&gateway, "ada");
+    let first = socket.publish("chat:room", json!(1));
+    socket.publish("chat:room", json!(2));
+    let folder = tempfile::tempdir().unwrap();
+    let backup = folder.path().join("backup");
+    let output = archmesh("backup", ("--to", &backup), database);
+    assert!(output.status.success(), "{output:?}");
+    // Its place will be given out again.
+    socket.publish("chat:room", json!("lost"));
+    drop(gateway);
+    let another = database.another();
+    let output = archmesh("restore", ("--from", &backup), &another);
+    assert!(output.status.success(), "{output:?}");
+    let gateway = setup(&another).start();
+    let mut socket = Socket::connect(&gateway, "ada");
+    let reply = socket.recover("chat:room", &first);
+    assert_eq!((&reply["recovered"], &reply["offset"]), (&json!(false), &json!(2)), "{reply}");
+    let third = socket.publish("chat:room", json!(3));
+    assert_eq!(third["offset"], 3);
+    assert_ne!(third["epoch"], first["epoch"]);
+    let read = gateway.result("history", &json!({"channel": "chat:room", "limit": 100}));
+    assert_eq!(offsets(&read["publications"]), [1, 2, 3]);
+}
+
 #[test]
 fn a_namespace_becomes_durable_at_a_restart_only() {
     let database = Database::sqlite();
@@ -216,4 +247,63 @@ fn a_namespace_becomes_durable_at_a_restart_only() {
     assert!(told.to_string().contains("namespaces.chat.durable"), "{told}");
     gateway.publish("chat:room", json!(2));
     assert_eq!(database.number("SELECT count(*) FROM archmesh_publications"), 0);
+}
+
+#[test]
+fn members_of_all_nodes_are_present() {
+    let (database, redis) = (Database::postgres(), Redis::start(&[]));
+    let node = || setup(&database).set("redis.url", redis.url()).start();
+    let (a, b) = (node(), node());
+    let mut ada = Socket::connect(&a, "ada");
+    ada.subscribe("chat:room");
+    let mut bob = Socket::connect(&b, "bob");
+    bob.subscribe("chat:room");
+    let stats = bob.call("presence_stats", json!({"channel": "chat:room"}));
+    assert_eq!(stats["data"]["users"], 2, "who is there is known with the first answer: {stats}");
+    assert_eq!(ada.take("join")["data"]["user_id"], "bob");
+    bob.publish("chat:room", json!(1));
+    assert_eq!(ada.take("message")["data"], 1);
+    drop(bob);
+    assert_eq!(ada.take("leave")["data"]["user_id"], "bob");
+    // Nobody's publication waits for the comparison of positions.
+    assert_eq!(a.metric("archmesh_durable_behind_total", &[]), 0.0);
+    drop(redis);
+    let mut cyd = Socket::connect(&b, "cyd");
+    cyd.subscribe("chat:other");
+    assert_eq!(cyd.publish("chat:other", json!(1))["offset"], 1);
+}
+
+#[test]
+fn the_documented_rights_are_enough() {
+    let database = Database::postgres();
+    drop(setup(&database).start());
+    let Database::Postgres(postgres) = &database else { unreachable!() };
+    let role = format!("gateway_{}", std::process::id());
+    let page = std::fs::read_to_string(root().join("docs/database.md")).unwrap();
+    let grants: Vec<String> = page
+        .lines()
+        .filter(|line| line.starts_with("GRANT") && line.ends_with("TO archmesh;"))
+        .filter(|line| !line.contains("CONNECT"))
+        .map(|line| line.replace("TO archmesh;", &format!("TO {role};")))
+        .collect();
+    assert!(grants.len() > 5, "{grants:?}");
+    database.query(&format!("CREATE ROLE {role} LOGIN; {}", grants.join(" ")));
+    let url = postgres.url();
+    let (_, place) = url.split_once('@').unwrap();
+    let mut gateway = Setup::new().set("database.migrate", false);
+    for (key, value) in DURABLE {
+        gateway = gateway.set(key, value);
+    }
+    let gateway = gateway.set("database.url", format!("postgres://{role}@{place}")).start();
+    let mut ada = Socket::connect(&gateway, "ada");
+    ada.subscribe("chat:room");
+    ada.publish("chat:room", json!(1));
+    assert_eq!(ada.take("message")["offset"], 1);
+    let note = json!({"user": "ada", "title": "t", "message": "m", "category": "user_action"});
+    gateway.result("v1/notifications", &note);
+    ada.take("notification");
+    eventually("the log says what it may not", || gateway.log.events("partitions_denied").pop());
+    assert!(gateway.log.events("failovers_unseen").is_empty());
+    drop(gateway);
+    database.query(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
 }

@@ -81,6 +81,20 @@ pub(crate) enum StoreStartError {
         /// Why not.
         source: std::io::Error,
     },
+    /// It does not answer.
+    #[error(
+        "the database {name} has not answered within database.start_timeout ({}): {source}; start it, or look at address, \
+         network and certificate",
+        format_args!("{waited:?}")
+    )]
+    Away {
+        /// Where it is.
+        name: String,
+        /// How long it was waited for.
+        waited: Duration,
+        /// Why not.
+        source: StoreError,
+    },
     /// The schema or the first connection.
     #[error("the database {name} cannot be used: {source}")]
     Unusable {

@@ -36,6 +36,11 @@ fn check_webhooks(arrived: &[Arrived]) {
         assert!(age < 60, "signed {age} s ago");
         let data = &one.json()["data"];
         assert_eq!(data["id"], one.header("webhook-id"));
+        let id = data["notification_id"].as_str().unwrap();
+        assert!(
+            one.header("webhook-id").starts_with(&format!("{id}-")) && id.len() == 36,
+            "{data}"
+        );
         let about = [&data["user_id"], &data["category"], &data["priority"], &data["title"]];
         assert_eq!(json!(about), json!(["ann", "workflow_failed", "high", "Run 7 failed"]));
         assert_eq!(data["message"], "Step \"build\" <1>");
@@ -428,4 +433,21 @@ fn a_webhook_inside_opens_nothing_to_users() {
     });
     assert!(error.contains("no public address"), "{error}");
     assert_eq!(inside.arrived().len(), 1);
+}
+
+#[test]
+fn who_has_no_address_is_not_who_does_not_want_it() {
+    let (database, mails) = (Database::new(), MailServer::start());
+    let gateway = setup(&database, &[&mails.toml(), EVERYTHING]).start();
+    let to = |user: &str| {
+        let sent = gateway.notify(user, "t", json!({"channels": ["email"]}));
+        [sent["queued"].clone(), sent["opted_out"].clone(), sent["no_address"].clone()]
+    };
+    contacts(&gateway, "ann", json!({"email": "ann@example.net"}));
+    assert_eq!(to("ann"), [1, 0, 0]);
+    assert_eq!(to("bob"), [0, 0, 1]);
+    prefer(&gateway, "bob", json!({"channels": {"email": false}}));
+    assert_eq!(to("bob"), [0, 1, 0]);
+    let labels = [("decision", "no_address")];
+    gateway.await_metric("archmesh_notification_recipients_total", &labels, |n| n == 1.0);
 }

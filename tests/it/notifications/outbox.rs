@@ -87,6 +87,8 @@ pub fn rows_that_can_never_be_published_are_passed_over(database: &Database) {
     }
     assert!(failed[0][2].contains("nowhere"), "{failed:?}");
     gateway.await_metric("archmesh_outbox_failed_total", &[], |failed| failed == bad as f64);
+    gateway.await_metric("archmesh_outbox_failed", &[], |failed| failed == bad as f64);
+    assert_eq!(gateway.metric("archmesh_outbox_waiting", &[]), 0.0);
     assert_eq!(gateway.log.events("outbox_row_failed").len(), bad);
     let id = sent(&gateway, note("ada", "t"));
     shown(&mut ada, &id);

@@ -9,7 +9,7 @@ use sd_notify::NotifyState;
 use tokio::time::Instant;
 
 use crate::config::sections::DatabaseSection;
-use crate::store::{Store, StoreStartError};
+use crate::store::{Store, StoreError, StoreStartError};
 use crate::supervise;
 
 /// Between two tries.
@@ -36,8 +36,17 @@ pub(super) async fn await_schema(
             store.check_schema().await
         };
         let source = match tried {
-            Err(StoreStartError::Unusable { source, .. }) if source.is_outage() => source,
-            done => return done,
+            Err(StoreStartError::Unusable { source, .. })
+                if source.is_outage() || matches!(source, StoreError::Open) =>
+            {
+                source
+            }
+            done => {
+                if logged.is_some() {
+                    supervise::notify(NotifyState::Status(""));
+                }
+                return done;
+            }
         };
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {

@@ -271,7 +271,10 @@ impl Bridge {
                     _ => false,
                 }
             }
-            ControlMessage::Broker(_) | ControlMessage::BusyUser(_) | ControlMessage::Call(_) => {
+            ControlMessage::Broker(_)
+            | ControlMessage::BusyUser(_)
+            | ControlMessage::Call(_)
+            | ControlMessage::Occurred(_) => {
                 unreachable!("the receiver gives it to the broker, or to the notifications")
             }
         };

@@ -204,7 +204,9 @@ impl Controller {
 
     /// Gives every shard the new settings. A shard with a full mailbox is tried until the watchdog's limit; after that
     /// the reload has failed, and the shard is tried on while the node does its other work.
-    async fn reconfigure(&mut self, settings: Settings) -> Result<(), ReloadError> {
+    async fn reconfigure(&mut self, mut settings: Settings) -> Result<(), ReloadError> {
+        // What is recorded changes only at a restart: the log must know a channel's whole story.
+        settings.occurrences = self.plane.settings.load().occurrences.clone();
         let settings = Arc::new(settings);
         self.plane.settings.store(Arc::clone(&settings));
         let mut delivery = Delivery::new(settings, &self.plane.bridge);

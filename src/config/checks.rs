@@ -2,6 +2,8 @@
 //!
 //! A rule about a key whose value did not even parse is skipped: its error would be about a value nobody gave.
 
+mod events;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
@@ -45,6 +47,7 @@ pub fn check(
     checker.cluster();
     checker.diagnostics();
     checker.namespaces();
+    checker.events();
 }
 
 impl Checker<'_> {

@@ -15,6 +15,9 @@
 //! | `Control` | refused to the control plane, which answers "unavailable" or tries again |
 //! | `Broker` | refused to the control plane, which sends it later, or `Behind` instead |
 //! | `Called` | refused to the control plane, which tries again for a while |
+//!
+//! The queue to the control plane is bounded too. An `Occurred` that finds it full waits in the shard, in order, up to a
+//! bound above which it is dropped and counted; whether a channel is watched is told with the state that is true then.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,6 +29,7 @@ use crate::broker::{BrokerRequest, BrokerUpdate, MemberId};
 use crate::call::{CallAnswer, ClientCall};
 use crate::error::{ClientError, Disconnect};
 use crate::ids::{ConnectionId, SessionId, ShardId};
+use crate::occurrence::Occurrence;
 use crate::settings::{Priority, Settings};
 
 /// Name of a channel, shared by everyone who mentions it.
@@ -496,4 +500,6 @@ pub enum ControlMessage {
     BusyUser(Arc<str>),
     /// A client's command that the control plane answers.
     Call(Box<ClientCall>),
+    /// Something happened that is kept or told.
+    Occurred(Box<Occurrence>),
 }

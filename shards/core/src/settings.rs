@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::Authenticator;
+use crate::occurrence::OccurrenceSettings;
 use crate::proxies::Proxies;
 
 #[cfg(any(test, feature = "testing"))]
@@ -32,6 +33,8 @@ pub struct Settings {
     pub broker: Option<BrokerSettings>,
     /// Whether the control plane answers calls about notifications.
     pub notifications: bool,
+    /// What the control plane is told of what happens.
+    pub occurrences: OccurrenceSettings,
     /// Pings and idle time.
     pub heartbeat: HeartbeatSettings,
     /// Switches that exist for tests and conformance runs only.
@@ -339,6 +342,8 @@ pub struct Namespace {
     pub echo: bool,
     /// Channels of this namespace that every connection (of a signed-in user) is subscribed to by the server.
     pub auto_subscribe: AutoSubscribe,
+    /// Whether messages of clients are told to the application.
+    pub webhook_messages: bool,
 }
 
 /// Server-side subscription by namespace.
@@ -371,6 +376,7 @@ impl Namespace {
             compression: true,
             echo: true,
             auto_subscribe: AutoSubscribe::Never,
+            webhook_messages: false,
         }
     }
 

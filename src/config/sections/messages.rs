@@ -191,6 +191,8 @@ section! {
         echo: bool = Kind::Bool, Live;
         /// Server-side subscription: `everyone` to the channel named like the namespace, `user` to `name:{user id}`.
         auto_subscribe: AutoSubscribe = Kind::Choice(AutoSubscribe::NAMES), Live;
+        /// Whether what clients publish becomes the event `message`, for webhooks and the log of events.
+        webhook_messages: bool = Kind::Bool, Live;
     }
 }
 
@@ -213,6 +215,7 @@ impl NamespaceSection {
             compression: self.compression,
             echo: self.echo,
             auto_subscribe: self.auto_subscribe,
+            webhook_messages: self.webhook_messages,
         }
     }
 
@@ -234,6 +237,7 @@ impl NamespaceSection {
             ("compression", Value::Bool(namespace.compression)),
             ("echo", Value::Bool(namespace.echo)),
             ("auto_subscribe", text(name_of(namespace.auto_subscribe))),
+            ("webhook_messages", Value::Bool(namespace.webhook_messages)),
         ]
     }
 }

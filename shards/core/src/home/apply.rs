@@ -13,6 +13,7 @@ use crate::message::{
     HistoryQuery, Origin, Publication, Publish, ShardMessage, StreamPosition, Subscribe,
     Subscribed,
 };
+use crate::occurrence::PlacedMessage;
 use crate::presence::Presence;
 use crate::settings::AutoSubscribe;
 
@@ -83,6 +84,9 @@ impl Homes {
         env.metrics.publications += 1;
         let sender = sender_without_copy(publish, origin);
         self.place(env, index, (publish, position, env.now.unix), sender);
+        if matches!(origin, Origin::Connection { .. }) {
+            self.tell_message(env, index, publish, position);
+        }
         self.schedule(env, index);
         Ok(ChannelOutcome::Published(position))
     }
@@ -125,6 +129,29 @@ impl Homes {
         }
     }
 
+    /// Tells the application of a client's message, if it wants to know.
+    fn tell_message(
+        &mut self,
+        env: &mut HomeEnv<'_>,
+        index: u32,
+        publish: &Publish,
+        position: StreamPosition,
+    ) {
+        let Some(channel) = self.channel_mut(index) else { return };
+        let namespace = env.settings.namespaces.get(channel.namespace);
+        // A chunk of a transfer says nothing by itself.
+        if !env.settings.occurrences.messages || !namespace.webhook_messages || publish.transient {
+            return;
+        }
+        env.effects.push(Effect::Message(Box::new(PlacedMessage {
+            channel: Arc::clone(&channel.name),
+            position,
+            kind: publish.kind.clone(),
+            data: publish.data.clone(),
+            sender: publish.sender.clone(),
+        })));
+    }
+
     /// Drops the oldest publications of the shard while histories hold more than they may.
     fn shrink_histories(&mut self, env: &HomeEnv<'_>) {
         let bytes_max = env.settings.limits.history_bytes_max;
@@ -163,7 +190,7 @@ impl Homes {
         self.budget.freed(freed);
         let Some(channel) = self.channel_mut(index) else { return Err(ClientError::overloaded()) };
         channel.used_at = env.now.mono.into();
-        channel.interest.insert(id.shard());
+        channel.change_interest(env, |interest| interest.insert(id.shard()));
         if subscribe.compression {
             channel.compression.insert(id.shard());
         }
@@ -202,7 +229,7 @@ impl Homes {
             channel.tell_left(env, id);
         }
         if last {
-            channel.interest.remove(id.shard());
+            channel.change_interest(env, |interest| interest.remove(id.shard()));
         }
         if !compression {
             channel.compression.remove(id.shard());

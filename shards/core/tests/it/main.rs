@@ -14,6 +14,7 @@ mod connect;
 mod large_data;
 mod limits;
 mod node;
+mod occurrences;
 mod outbox;
 mod presence;
 mod pubsub;

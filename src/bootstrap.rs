@@ -31,11 +31,13 @@ use crate::broker::Broker;
 use crate::cluster::Cluster;
 use crate::config::sections::{Environment, LogFormat};
 use crate::config::{Config, Loaded};
+use crate::events::Events;
 use crate::health::{Health, LifePhase};
 use crate::http::{HttpLimits, HttpServer, serve_listener};
 use crate::keys::KeyLoadError;
 use crate::logging::{LogSampler, Logging, LoggingError};
 use crate::metrics::ControlMetrics;
+use crate::notify::senders::SetupError;
 use crate::notify::{Notifications, NotificationsError};
 use crate::plane::{Plane, SharedPlane, TlsExpiry};
 use crate::reload::Controller;
@@ -79,6 +81,8 @@ enum NodeError {
     Store(#[from] StoreStartError),
     #[error(transparent)]
     Notifications(#[from] NotificationsError),
+    #[error("[[webhooks]]: {0}")]
+    Webhooks(#[from] SetupError),
     #[error("the system gives no random numbers")]
     Random,
     #[error(
@@ -166,13 +170,14 @@ impl Node {
         let internal = bind("internal", config.listen.internal).await?;
         let agent = bind("agent", config.listen.agent).await?;
         let store = open_store(config).await?;
+        let events = open_events(config, store.as_ref()).await?;
         let tls_config = tls.as_ref().map(|tls| Arc::clone(&tls.config));
         let engine_config =
             engine_config::engine_config(config, placements, tls_config, started, seeds);
         let (engine, receiver) =
             Engine::start(engine_config, Arc::clone(&settings), Arc::clone(&admission))?;
         let handle = engine.handle();
-        let plane = plane(config, (&handle, &admission), (settings, store), tls.as_ref())?;
+        let plane = plane(config, (&handle, &admission), (settings, store, events), tls.as_ref())?;
         let routers = routes::build(&plane, route_options(config));
         let (unknown_kid, unknown_kids) = tokio::sync::watch::channel(0);
         let mut tasks = JoinSet::new();
@@ -197,6 +202,9 @@ impl Node {
         }
         if let Some(notifications) = &plane.notifications {
             notifications.spawn(&plane, &mut service_tasks);
+        }
+        if let Some(events) = &plane.events {
+            events.spawn(&mut service_tasks);
         }
         let engine_end = watch_engine(engine);
         announce(config, &handle, plane.bridge.shards().now().unix);
@@ -247,6 +255,10 @@ impl Node {
         if let Some(notifications) = &self.plane.notifications {
             notifications.drain(self.controller.loaded.config.delivery.timeout).await;
         }
+        if let Some(events) = &self.plane.events {
+            self.plane.bridge.settle().await;
+            events.finish().await;
+        }
         self.service_tasks.shutdown().await;
         if let Some(broker) = &self.plane.broker {
             broker.leave().await;
@@ -254,8 +266,8 @@ impl Node {
         if let Some(cluster) = &self.plane.cluster {
             cluster.leave().await;
         }
-        if let Some(notifications) = &self.plane.notifications {
-            notifications.store().close().await;
+        if let Some(store) = self.plane.store() {
+            store.close().await;
         }
         self.engine.shutdown();
         match tokio::time::timeout(SHUTDOWN_TIMEOUT, &mut self.engine_end).await {
@@ -271,7 +283,7 @@ impl Node {
 fn plane(
     config: &Config,
     (handle, admission): (&EngineHandle, &Arc<Admission>),
-    (settings, store): (Arc<Settings>, Option<Arc<Store>>),
+    (settings, store, events): (Arc<Settings>, Option<Arc<Store>>, Option<Arc<Events>>),
     tls: Option<&LoadedTls>,
 ) -> Result<SharedPlane, NodeError> {
     let workers = Arc::new(Semaphore::new(config.control.workers as usize));
@@ -294,13 +306,18 @@ fn plane(
     });
     let cluster = Cluster::start(config)?;
     let broker = match &cluster {
-        Some(cluster) => Some(Broker::start(config, (&bridge, Arc::clone(admission)), cluster)?),
+        Some(cluster) => {
+            let parts = (&bridge, Arc::clone(admission));
+            Some(Broker::start(config, parts, cluster, events.as_ref())?)
+        }
         None => None,
     };
     let redis = cluster.as_ref().map(|cluster| Arc::clone(cluster.redis()));
     let notifications = match store {
-        Some(store) => Some(Arc::new(Notifications::new(store, redis, config)?)),
-        None => None,
+        Some(store) if config.notifications.enabled => {
+            Some(Arc::new(Notifications::new(store, redis, config)?))
+        }
+        _ => None,
     };
     Ok(Arc::new(Plane {
         bridge,
@@ -312,6 +329,7 @@ fn plane(
         cluster,
         broker,
         notifications,
+        events,
         redis_required: config.redis.required,
         sampler: Sampler::default(),
         http,
@@ -324,7 +342,7 @@ fn plane(
 
 /// Opens the store, with its schema up to date, when something needs it.
 async fn open_store(config: &Config) -> Result<Option<Arc<Store>>, NodeError> {
-    if !config.notifications.enabled {
+    if !config.notifications.enabled && !config.has_events() {
         return Ok(None);
     }
     let store = Arc::new(Store::open(&config.database)?);
@@ -347,6 +365,20 @@ async fn open_store(config: &Config) -> Result<Option<Arc<Store>>, NodeError> {
         );
     }
     Ok(Some(store))
+}
+
+/// The log of events, with the places of its endpoints, before anything can happen.
+async fn open_events(
+    config: &Config,
+    store: Option<&Arc<Store>>,
+) -> Result<Option<Arc<Events>>, NodeError> {
+    let Some(store) = store else { return Ok(None) };
+    let events = Events::new(config, Arc::clone(store))?;
+    if let Some(events) = &events {
+        let unusable = |source| StoreStartError::Unusable { name: store.name().to_owned(), source };
+        events.prepare().await.map_err(unusable)?;
+    }
+    Ok(events)
 }
 
 fn route_options(config: &Config) -> RouteOptions {

@@ -27,13 +27,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use gateway_core::admission::Admission;
 use gateway_core::broker::{BrokerOp, BrokerRequest, Retention};
-use gateway_core::message::{ChannelName, Origin, Publish};
+use gateway_core::message::{ChannelName, Epoch, Origin, Publish, StreamPosition};
+use gateway_core::occurrence::PlacedMessage;
 use tokio::task::JoinSet;
 
 use crate::api::everywhere::Question;
 use crate::bridge::Bridge;
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::events::Events;
 use crate::plane::SharedPlane;
 use crate::redis::{Redis, RedisUrlError};
 use calls::{Calls, Gathered};
@@ -90,6 +92,8 @@ struct Common {
     names: Names,
     mail: Arc<Mail>,
     nodes: Arc<Nodes>,
+    /// Where messages of clients are told, when anywhere.
+    events: Option<Arc<Events>>,
 }
 
 /// See the module's documentation.
@@ -113,6 +117,7 @@ impl Broker {
         config: &Config,
         (bridge, admission): (&Bridge, Arc<Admission>),
         cluster: &Arc<Cluster>,
+        events: Option<&Arc<Events>>,
     ) -> Result<Arc<Self>, RedisUrlError> {
         let section = &config.redis;
         let mail = Arc::new(Mail::new(bridge.clone(), section.updates_waiting_max as usize));
@@ -126,6 +131,7 @@ impl Broker {
                 mail: Arc::clone(&mail),
                 nodes: Arc::clone(&nodes),
                 redis: Arc::clone(redis),
+                events: events.map(Arc::clone),
             })
         };
         let meeting = common(cluster.redis())?;
@@ -273,17 +279,21 @@ impl Broker {
         };
         let stamp = record::Stamp { node: self.nodes.own(), sender, unix: unix_now() };
         let payload = record::encode(&publish, stamp, self.compression_bytes_min);
+        let told = publish.told.then(|| placed_message(&channel, &publish));
         let kind = if publish.skip_history {
             WriteKind::PublishOutside { origin }
         } else {
             let Retention { size, ttl } = retention;
             WriteKind::Publish { origin, size, ttl, key: publish.idempotency_key }
         };
-        self.write(channel, kind, payload);
+        self.push(Write { channel, kind, payload, at: Instant::now(), told });
     }
 
     fn write(&self, channel: ChannelName, kind: WriteKind, payload: Vec<u8>) {
-        let write = Write { channel, kind, payload, at: Instant::now() };
+        self.push(Write { channel, kind, payload, at: Instant::now(), told: None });
+    }
+
+    fn push(&self, write: Write) {
         self.instance_of(&write.channel).publisher.push(write);
     }
 
@@ -315,6 +325,17 @@ impl Broker {
     pub(crate) async fn leave(&self) {
         futures_util::future::join_all(self.all_instances().map(|instance| instance.leave())).await;
     }
+}
+
+/// What the application is told; the place is not known yet.
+fn placed_message(channel: &ChannelName, publish: &Publish) -> Box<PlacedMessage> {
+    Box::new(PlacedMessage {
+        channel: ChannelName::clone(channel),
+        position: StreamPosition { offset: 0, epoch: Epoch::NONE },
+        kind: publish.kind.clone(),
+        data: publish.data.clone(),
+        sender: publish.sender.clone(),
+    })
 }
 
 fn write_limits(config: &Config, one_channel: bool) -> WriteLimits {

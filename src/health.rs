@@ -117,7 +117,13 @@ impl Plane {
 
     /// Whether there is a database that does not answer, or takes no changes.
     fn is_without_store(&self) -> bool {
-        self.notifications.as_ref().is_some_and(|n| !n.store().is_up() || n.writer().is_failing())
+        self.store().is_some_and(|store| !store.is_up()) || self.is_read_only()
+    }
+
+    /// Whether the database takes no changes, though it may answer otherwise.
+    fn is_read_only(&self) -> bool {
+        self.notifications.as_ref().is_some_and(|n| n.writer().is_failing())
+            || self.events.as_ref().is_some_and(|events| events.is_failing())
     }
 
     fn is_divided(&self) -> bool {
@@ -206,6 +212,7 @@ pub(crate) async fn detailed(State(plane): State<SharedPlane>) -> Response<Body>
             "redis": redis(&plane),
             "cluster": cluster(&plane),
             "database": database(&plane),
+            "events": events(&plane),
             "tls": tls(&plane),
             "keys": keys(&plane),
             "control": {
@@ -264,27 +271,48 @@ fn cluster(plane: &Plane) -> Value {
 }
 
 fn database(plane: &Plane) -> Value {
-    let Some(notifications) = &plane.notifications else {
-        return json!({"status": "not_configured"});
-    };
-    let store = notifications.store();
-    json!({
+    let Some(store) = plane.store() else { return json!({"status": "not_configured"}) };
+    let mut answer = json!({
         "database": store.name(),
         "kind": store.dialect().as_str(),
         "status": match store.is_up() {
-            true if notifications.writer().is_failing() => "read_only",
+            true if plane.is_read_only() => "read_only",
             true => "healthy",
             false => "unavailable",
         },
         "breaker": store.breaker_state().as_str(),
         "last_error": store.last_error(),
-        "writes_waiting": notifications.writer().waiting(),
-        "delivery_channels": notifications
+    });
+    if let Some(notifications) = &plane.notifications {
+        answer["writes_waiting"] = notifications.writer().waiting().into();
+        answer["delivery_channels"] = notifications
             .channels()
             .states()
             .map(|(channel, state)| (channel.to_string(), json!(state.as_str())))
-            .collect::<serde_json::Map<_, _>>(),
-        "delivery": notifications.dispatcher().map(delivery),
+            .collect::<serde_json::Map<_, _>>()
+            .into();
+        answer["delivery"] = json!(notifications.dispatcher().map(delivery));
+    }
+    answer
+}
+
+/// The log of events. An endpoint that takes nothing makes no node unwell: that is told here and by metrics.
+fn events(plane: &Plane) -> Value {
+    let Some(events) = &plane.events else { return json!({"status": "not_configured"}) };
+    let (waiting, _) = events.waiting();
+    let endpoints = events.endpoints().map(|endpoint| {
+        let stats = endpoint.stats();
+        let state = json!({
+            "breaker": endpoint.breaker_state().as_str(),
+            "lag_events": stats.lag.load(Ordering::Relaxed),
+            "lag_seconds": stats.age().as_secs_f64(),
+        });
+        (endpoint.name().to_owned(), state)
+    });
+    json!({
+        "status": if events.is_failing() { "degraded" } else { "healthy" },
+        "waiting": waiting,
+        "webhooks": endpoints.collect::<serde_json::Map<_, _>>(),
     })
 }
 

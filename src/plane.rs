@@ -12,6 +12,7 @@ use crate::api::ApiPolicy;
 use crate::bridge::Bridge;
 use crate::broker::Broker;
 use crate::cluster::Cluster;
+use crate::events::Events;
 use crate::health::Health;
 use crate::http::HttpServer;
 use crate::keys::KeyStore;
@@ -19,6 +20,7 @@ use crate::logging::LogSampler;
 use crate::metrics::ControlMetrics;
 use crate::notify::Notifications;
 use crate::sampler::Sampler;
+use crate::store::Store;
 
 /// Shared state of the control plane. Parts that a reload replaces are swapped whole.
 #[derive(Debug)]
@@ -41,6 +43,8 @@ pub(crate) struct Plane {
     pub broker: Option<Arc<Broker>>,
     /// Notifications, when this node has them.
     pub notifications: Option<Arc<Notifications>>,
+    /// The log of events, when something is recorded.
+    pub events: Option<Arc<Events>>,
     /// Whether a node without Redis is not ready.
     pub redis_required: bool,
     /// Rates between two samples.
@@ -58,6 +62,13 @@ pub(crate) struct Plane {
 }
 
 impl Plane {
+    /// The store, when something needs it.
+    pub(crate) fn store(&self) -> Option<&Store> {
+        let of_notifications =
+            self.notifications.as_ref().map(|notifications| notifications.store());
+        of_notifications.or_else(|| self.events.as_ref().map(|events| events.store()))
+    }
+
     /// Monotonic time since the process started.
     pub(crate) fn uptime(&self) -> Duration {
         self.bridge.shards().now().mono
@@ -147,6 +158,7 @@ pub(crate) mod testing {
             cluster: None,
             broker: None,
             notifications: None,
+            events: None,
             redis_required: false,
             sampler: Sampler::default(),
             http: HttpServer::new(HTTP_LIMITS),

@@ -2,13 +2,12 @@
 -- Locks: new tables only, nothing that exists is touched. Back: drop the tables named here.
 -- Times are milliseconds since 1970.
 
--- One row: who holds its lock gives out the ids, so that ids become visible in their order and a reader that remembers the
+-- One row, made with the first event: who holds its lock gives out the ids, so that ids become visible in their order and a reader that remembers the
 -- last one misses nothing.
 CREATE TABLE archmesh_event_counter (
     one     INTEGER PRIMARY KEY,
     last_id INTEGER NOT NULL
 );
-INSERT INTO archmesh_event_counter (one, last_id) VALUES (1, 0);
 
 CREATE TABLE archmesh_events (
     id      INTEGER PRIMARY KEY,
@@ -30,7 +29,7 @@ CREATE INDEX archmesh_events_channel ON archmesh_events (channel, id) WHERE chan
 -- Runs of nodes. The batch is the number of the newest one that the run has written, so that one whose commit was in doubt is
 -- not written twice; a run whose batch stands still for too long is gone.
 CREATE TABLE archmesh_event_nodes (
-    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    id         INTEGER PRIMARY KEY,
     name       TEXT   NOT NULL,
     batch      INTEGER NOT NULL,
     started_at INTEGER NOT NULL,

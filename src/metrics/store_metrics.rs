@@ -17,7 +17,6 @@ const DELIVERY_SECONDS: &[f64] = &[0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 
 
 /// Counters and gauges.
 pub(super) fn collect(families: &mut Families, notifications: &Notifications) {
-    collect_store(families, notifications.store());
     collect_cache(families, notifications.cache());
     collect_channels(families, notifications.channels());
     if let Some(dispatcher) = notifications.dispatcher() {
@@ -72,7 +71,7 @@ pub(super) fn collect(families: &mut Families, notifications: &Notifications) {
     );
 }
 
-fn state_number(state: BreakerState) -> f64 {
+pub(super) fn state_number(state: BreakerState) -> f64 {
     match state {
         BreakerState::Closed => 0.0,
         BreakerState::HalfOpen => 1.0,
@@ -192,7 +191,8 @@ fn collect_dispatcher(families: &mut Families, dispatcher: &Dispatcher) {
     );
 }
 
-fn collect_store(families: &mut Families, store: &Store) {
+/// Counters and gauges of the store.
+pub(super) fn collect_store(families: &mut Families, store: &Store) {
     families.gauge(
         "archmesh_database_up",
         "1 when the database answers.",

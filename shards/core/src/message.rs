@@ -208,6 +208,8 @@ pub struct Publish {
     pub extra: Option<Bytes>,
     /// The publishing connection gets no copy.
     pub no_echo: bool,
+    /// The application is told when it has its place; decided by its home.
+    pub told: bool,
     /// Monotonic time at which the gateway took the publication.
     pub accepted_at: Duration,
 }

@@ -57,6 +57,8 @@ section! {
         sessions: bool = Kind::Bool, Restart;
         /// How long events, ended sessions and dead letters of webhooks are kept.
         retention: Duration = Kind::Duration(1_000, 3_650 * 86_400_000), Restart;
+        /// Events, sessions or dead letters in one answer of the API.
+        page_max: u32 = Kind::Count(1, 10_000), Restart;
         /// Events of this node that may wait to be written; more are dropped and counted. The last quarter is kept for others
         /// than messages and refused tokens.
         waiting_max: u32 = Kind::Count(16, 10_000_000), Restart;

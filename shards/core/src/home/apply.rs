@@ -15,7 +15,7 @@ use crate::message::{
 };
 use crate::occurrence::PlacedMessage;
 use crate::presence::Presence;
-use crate::settings::AutoSubscribe;
+use crate::settings::{AutoSubscribe, Namespace, Settings};
 
 type Outcome = Result<ChannelOutcome, ClientError>;
 
@@ -84,9 +84,7 @@ impl Homes {
         env.metrics.publications += 1;
         let sender = sender_without_copy(publish, origin);
         self.place(env, index, (publish, position, env.now.unix), sender);
-        if matches!(origin, Origin::Connection { .. }) {
-            self.tell_message(env, index, publish, position);
-        }
+        self.tell_message(env, index, (publish, position), origin);
         self.schedule(env, index);
         Ok(ChannelOutcome::Published(position))
     }
@@ -134,13 +132,12 @@ impl Homes {
         &mut self,
         env: &mut HomeEnv<'_>,
         index: u32,
-        publish: &Publish,
-        position: StreamPosition,
+        (publish, position): (&Publish, StreamPosition),
+        origin: Origin,
     ) {
         let Some(channel) = self.channel_mut(index) else { return };
         let namespace = env.settings.namespaces.get(channel.namespace);
-        // A chunk of a transfer says nothing by itself.
-        if !env.settings.occurrences.messages || !namespace.webhook_messages || publish.transient {
+        if !is_told(publish, origin, namespace, env.settings) {
             return;
         }
         env.effects.push(Effect::Message(Box::new(PlacedMessage {
@@ -319,6 +316,20 @@ pub(super) fn sender_without_copy(publish: &Publish, origin: Origin) -> Option<C
         Origin::Connection { id, .. } if publish.no_echo => Some(id),
         _ => None,
     }
+}
+
+/// Whether the application is told of it: a message of a client, where that is wanted.
+pub(super) fn is_told(
+    publish: &Publish,
+    origin: Origin,
+    namespace: &Namespace,
+    settings: &Settings,
+) -> bool {
+    // A chunk of a transfer says nothing by itself.
+    settings.occurrences.messages
+        && namespace.webhook_messages
+        && !publish.transient
+        && matches!(origin, Origin::Connection { .. })
 }
 
 /// Everything after `from`, if it is all there and not more than one reply may carry.

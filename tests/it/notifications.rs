@@ -4,7 +4,7 @@
 //! device does the others learn, and the numbers of an inbox are those of its rows.
 
 mod backup;
-mod database;
+pub mod database;
 mod devices;
 mod faults;
 mod inbox;

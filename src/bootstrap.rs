@@ -28,9 +28,11 @@ use tokio::task::JoinSet;
 
 use crate::bridge::{self, Bridge, BridgeLimits};
 use crate::broker::Broker;
+use crate::broker::mail::Mail;
 use crate::cluster::Cluster;
 use crate::config::sections::{Environment, LogFormat};
 use crate::config::{Config, Loaded};
+use crate::durable::Durable;
 use crate::events::Events;
 use crate::health::{Health, LifePhase};
 use crate::http::{HttpLimits, HttpServer, serve_listener};
@@ -177,7 +179,8 @@ impl Node {
         let (engine, receiver) =
             Engine::start(engine_config, Arc::clone(&settings), Arc::clone(&admission))?;
         let handle = engine.handle();
-        let plane = plane(config, (&handle, &admission), (settings, store, events), tls.as_ref())?;
+        let plane =
+            plane(config, (&handle, &admission), (settings, store, events), tls.as_ref()).await?;
         let routers = routes::build(&plane, route_options(config));
         let (unknown_kid, unknown_kids) = tokio::sync::watch::channel(0);
         let mut tasks = JoinSet::new();
@@ -199,6 +202,13 @@ impl Node {
         }
         if let Some(broker) = &plane.broker {
             broker.spawn(&plane, &mut service_tasks);
+        }
+        if let Some(durable) = &plane.durable {
+            durable.spawn(&mut service_tasks);
+        }
+        if plane.broker.is_some() || plane.durable.is_some() {
+            let mail = Arc::clone(&plane.mail);
+            service_tasks.spawn(async move { mail.run().await });
         }
         if let Some(notifications) = &plane.notifications {
             notifications.spawn(&plane, &mut service_tasks);
@@ -266,7 +276,7 @@ impl Node {
         if let Some(cluster) = &self.plane.cluster {
             cluster.leave().await;
         }
-        if let Some(store) = self.plane.store() {
+        if let Some(store) = &self.plane.store {
             store.close().await;
         }
         self.engine.shutdown();
@@ -280,7 +290,7 @@ impl Node {
     }
 }
 
-fn plane(
+async fn plane(
     config: &Config,
     (handle, admission): (&EngineHandle, &Arc<Admission>),
     (settings, store, events): (Arc<Settings>, Option<Arc<Store>>, Option<Arc<Events>>),
@@ -305,17 +315,29 @@ fn plane(
         headers_max: config.limits.headers_max,
     });
     let cluster = Cluster::start(config)?;
+    let mail = Arc::new(Mail::new(bridge.clone(), config.redis.updates_waiting_max as usize));
+    let durable = match &store {
+        Some(store) if config.has_durable_channels() => {
+            let durable = Durable::new(config, store, (&bridge, &mail), events.as_ref()).await;
+            Some(Arc::new(durable.map_err(|source| store.unusable(source))?))
+        }
+        _ => None,
+    };
     let broker = match &cluster {
         Some(cluster) => {
-            let parts = (&bridge, Arc::clone(admission));
-            Some(Broker::start(config, parts, cluster, events.as_ref())?)
+            let around = (&bridge, Arc::clone(admission));
+            let below = (&mail, durable.as_ref());
+            Some(Broker::start(config, around, below, (cluster, events.as_ref()))?)
         }
         None => None,
     };
+    if let (Some(durable), Some(broker)) = (&durable, &broker) {
+        durable.set_broker(broker);
+    }
     let redis = cluster.as_ref().map(|cluster| Arc::clone(cluster.redis()));
-    let notifications = match store {
+    let notifications = match &store {
         Some(store) if config.notifications.enabled => {
-            Some(Arc::new(Notifications::new(store, redis, config)?))
+            Some(Arc::new(Notifications::new(Arc::clone(store), redis, config)?))
         }
         _ => None,
     };
@@ -328,6 +350,9 @@ fn plane(
         metrics: ControlMetrics::new()?,
         cluster,
         broker,
+        mail,
+        store,
+        durable,
         notifications,
         events,
         redis_required: config.redis.required,
@@ -342,7 +367,9 @@ fn plane(
 
 /// Opens the store, with its schema up to date, when something needs it.
 async fn open_store(config: &Config) -> Result<Option<Arc<Store>>, NodeError> {
-    if !config.notifications.enabled && !config.has_events() {
+    let needed =
+        config.notifications.enabled || config.has_durable_channels() || config.has_events();
+    if !needed {
         return Ok(None);
     }
     let store = Arc::new(Store::open(&config.database)?);

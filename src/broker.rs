@@ -8,14 +8,14 @@
 pub(crate) mod calls;
 mod instance;
 mod links;
-mod mail;
+pub(crate) mod mail;
 mod names;
 mod nodes;
 pub(crate) mod orders;
-mod position;
+pub(crate) mod position;
 mod publisher;
 mod rates;
-mod record;
+pub(crate) mod record;
 mod scripts;
 mod spread;
 mod subscriber;
@@ -26,7 +26,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use gateway_core::admission::Admission;
-use gateway_core::broker::{BrokerOp, BrokerRequest, Retention};
+use gateway_core::broker::{BrokerOp, BrokerRequest, Retention, Scope};
+use gateway_core::ids::ConnectionId;
 use gateway_core::message::{ChannelName, Epoch, Origin, Publish, StreamPosition};
 use gateway_core::occurrence::PlacedMessage;
 use tokio::task::JoinSet;
@@ -35,6 +36,7 @@ use crate::api::everywhere::Question;
 use crate::bridge::Bridge;
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::durable::Durable;
 use crate::events::Events;
 use crate::plane::SharedPlane;
 use crate::redis::{Redis, RedisUrlError};
@@ -92,6 +94,7 @@ struct Common {
     names: Names,
     mail: Arc<Mail>,
     nodes: Arc<Nodes>,
+    durable: Option<Arc<Durable>>,
     /// Where messages of clients are told, when anywhere.
     events: Option<Arc<Events>>,
 }
@@ -116,11 +119,10 @@ impl Broker {
     pub(crate) fn start(
         config: &Config,
         (bridge, admission): (&Bridge, Arc<Admission>),
-        cluster: &Arc<Cluster>,
-        events: Option<&Arc<Events>>,
+        (mail, durable): (&Arc<Mail>, Option<&Arc<Durable>>),
+        (cluster, events): (&Arc<Cluster>, Option<&Arc<Events>>),
     ) -> Result<Arc<Self>, RedisUrlError> {
         let section = &config.redis;
-        let mail = Arc::new(Mail::new(bridge.clone(), section.updates_waiting_max as usize));
         let lease_ttl = config.cluster.lease_ttl;
         let nodes = Arc::new(Nodes::new(Arc::clone(cluster), bridge.clone(), lease_ttl));
         let common = |redis: &Arc<Redis>| -> Result<Common, RedisUrlError> {
@@ -128,8 +130,9 @@ impl Broker {
                 scripts: Arc::new(Scripts::new(&section.prefix, redis.is_clustered())),
                 subscriber: Arc::new(Subscriber::new(redis.subscriber()?, section.command_timeout)),
                 names: Names::new(&section.prefix),
-                mail: Arc::clone(&mail),
+                mail: Arc::clone(mail),
                 nodes: Arc::clone(&nodes),
+                durable: durable.map(Arc::clone),
                 redis: Arc::clone(redis),
                 events: events.map(Arc::clone),
             })
@@ -164,7 +167,7 @@ impl Broker {
         Ok(Arc::new(Self {
             spread: Spread::new(cluster.channel_servers().iter().map(|redis| redis.name())),
             instances,
-            mail,
+            mail: Arc::clone(mail),
             nodes,
             calls,
             meeting,
@@ -187,8 +190,6 @@ impl Broker {
         for instance in self.all_instances() {
             instance.spawn(tasks);
         }
-        let broker = Arc::clone(self);
-        tasks.spawn(async move { broker.mail.run().await });
         let broker = Arc::clone(self);
         tasks.spawn(async move { broker.calls.share_rates(broker.share_interval).await });
         let broker = Arc::clone(self);
@@ -221,13 +222,14 @@ impl Broker {
 
     /// A home asks. Never waits.
     pub(crate) fn handle(&self, request: BrokerRequest) {
-        let BrokerRequest { channel, op } = request;
+        let BrokerRequest { channel, op, .. } = request;
         match op {
             BrokerOp::Attach(scope) => self.instance_of(&channel).links.want(&channel, scope, None),
             BrokerOp::Sync(known, scope) => {
                 self.instance_of(&channel).links.want(&channel, scope, Some(known));
             }
             BrokerOp::Detach => self.instance_of(&channel).links.leave(&channel),
+            BrokerOp::Page { .. } => unreachable!("only homes of durable channels ask for pages"),
             BrokerOp::Publish { origin, publish, retention } => {
                 self.publish(channel, origin, *publish, retention);
             }
@@ -273,13 +275,12 @@ impl Broker {
         publish: Publish,
         retention: Retention,
     ) {
-        let sender = match origin {
-            Origin::Connection { id, .. } if publish.no_echo => Some(id),
-            _ => None,
-        };
-        let stamp = record::Stamp { node: self.nodes.own(), sender, unix: unix_now() };
-        let payload = record::encode(&publish, stamp, self.compression_bytes_min);
-        let told = publish.told.then(|| placed_message(&channel, &publish));
+        let payload = self.record_of(&publish, publish.sender_without_copy(origin), unix_now());
+        let told = publish.told.then(|| {
+            // Its place is not known yet.
+            let nowhere = StreamPosition { offset: 0, epoch: Epoch::NONE };
+            Box::new(PlacedMessage::new(&channel, &publish, nowhere))
+        });
         let kind = if publish.skip_history {
             WriteKind::PublishOutside { origin }
         } else {
@@ -287,6 +288,47 @@ impl Broker {
             WriteKind::Publish { origin, size, ttl, key: publish.idempotency_key }
         };
         self.push(Write { channel, kind, payload, at: Instant::now(), told });
+    }
+
+    fn record_of(
+        &self,
+        publish: &Publish,
+        sender: Option<ConnectionId>,
+        unix: Duration,
+    ) -> Vec<u8> {
+        let stamp = record::Stamp { node: self.nodes.own(), sender, unix };
+        record::encode(publish, stamp, self.compression_bytes_min)
+    }
+
+    /// Number of this node.
+    pub(crate) fn own_node(&self) -> u64 {
+        self.nodes.own()
+    }
+
+    /// Whether a number is, or was, that of this node.
+    pub(crate) fn is_own(&self, node: u64) -> bool {
+        self.nodes.is_own(node)
+    }
+
+    /// A home is attached to a durable channel: it hears here what other nodes publish, and of their members.
+    pub(crate) fn attach_durable(&self, channel: &ChannelName, scope: Scope) {
+        self.instance_of(channel).links.want_durable(channel, scope);
+    }
+
+    /// Tells homes on other nodes of a durable publication, or that everything up to `position` was removed. It may get
+    /// lost: they look into the database from time to time.
+    pub(crate) fn tell_others(
+        &self,
+        channel: &ChannelName,
+        position: StreamPosition,
+        publication: Option<(&Publish, Option<ConnectionId>, Duration)>,
+    ) {
+        let letter = if publication.is_some() { 'p' } else { 'r' };
+        let mut payload = format!("{letter}{}:", position::text(position)).into_bytes();
+        if let Some((publish, sender, unix)) = publication {
+            payload.extend(self.record_of(publish, sender, unix));
+        }
+        self.write(ChannelName::clone(channel), WriteKind::Tell, payload);
     }
 
     fn write(&self, channel: ChannelName, kind: WriteKind, payload: Vec<u8>) {
@@ -327,17 +369,6 @@ impl Broker {
     }
 }
 
-/// What the application is told; the place is not known yet.
-fn placed_message(channel: &ChannelName, publish: &Publish) -> Box<PlacedMessage> {
-    Box::new(PlacedMessage {
-        channel: ChannelName::clone(channel),
-        position: StreamPosition { offset: 0, epoch: Epoch::NONE },
-        kind: publish.kind.clone(),
-        data: publish.data.clone(),
-        sender: publish.sender.clone(),
-    })
-}
-
 fn write_limits(config: &Config, one_channel: bool) -> WriteLimits {
     let section = &config.redis;
     WriteLimits {
@@ -352,7 +383,7 @@ fn write_limits(config: &Config, one_channel: bool) -> WriteLimits {
 }
 
 /// A name for a stream that begins, should it begin.
-fn new_epoch() -> String {
+pub(crate) fn new_epoch() -> String {
     const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
     let mut random = RandomState::new().hash_one("epoch");
     let mut epoch = String::with_capacity(8);

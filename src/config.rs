@@ -28,10 +28,10 @@ pub use provenance::{ConfigError, ConfigErrors};
 pub use secret::Secret;
 use sections::{
     ApiSection, AuthSection, CacheSection, ChannelsSection, ClusterSection, ControlSection,
-    DatabaseSection, DeliverySection, DiagnosticsSection, DrainSection, EmailSection,
-    EngineSection, Environment, EventKind, EventWebhookSection, EventsSection, HealthSection,
-    HeartbeatSection, HttpSection, LargeDataSection, LimitsSection, ListenSection, LogSection,
-    MetricsSection, NamespaceSection, NodeSection, NotificationsSection, OutboxSection,
+    DatabaseSection, DeliverySection, DiagnosticsSection, DrainSection, DurableSection,
+    EmailSection, EngineSection, Environment, EventKind, EventWebhookSection, EventsSection,
+    HealthSection, HeartbeatSection, HttpSection, LargeDataSection, LimitsSection, ListenSection,
+    LogSection, MetricsSection, NamespaceSection, NodeSection, NotificationsSection, OutboxSection,
     RateLimitsSection, RedisSection, TlsSection, WebPushSection, WebSocketSection, WebhookSection,
 };
 
@@ -72,6 +72,8 @@ pub struct Config {
     pub redis: RedisSection,
     /// The durable store.
     pub database: DatabaseSection,
+    /// Durable channels.
+    pub durable: DurableSection,
     /// Notifications.
     pub notifications: NotificationsSection,
     /// Deliveries by other ways than the inbox.
@@ -133,6 +135,25 @@ impl Config {
     /// All that is wrong, in order of the keys.
     pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
         load::load(sources).map(|config| Loaded { config, sources: sources.clone() })
+    }
+
+    /// Whether any namespace is durable.
+    pub fn has_durable_channels(&self) -> bool {
+        self.namespaces.iter().any(|(_, namespace)| namespace.durable)
+    }
+
+    /// Leaves every namespace as durable as it is in `old`: channels that exist cannot change where their publications are.
+    /// Answers the keys that would have changed.
+    pub fn keep_durable(&mut self, old: &Self) -> Vec<String> {
+        let mut changed = Vec::new();
+        for (name, namespace) in &mut self.namespaces {
+            let before = old.namespaces.iter().find(|(known, _)| known == name);
+            let durable = before.is_some_and(|(_, namespace)| namespace.durable);
+            if std::mem::replace(&mut namespace.durable, durable) != durable {
+                changed.push(format!("namespaces.{name}.durable"));
+            }
+        }
+        changed
     }
 
     /// Whether events of this kind are recorded, for their own sake or for a webhook.

@@ -117,12 +117,12 @@ impl Plane {
 
     /// Whether there is a database that does not answer, or takes no changes.
     fn is_without_store(&self) -> bool {
-        self.store().is_some_and(|store| !store.is_up()) || self.is_read_only()
+        self.store.as_ref().is_some_and(|store| !store.is_up()) || self.takes_no_changes()
     }
 
-    /// Whether the database takes no changes, though it may answer otherwise.
-    fn is_read_only(&self) -> bool {
+    fn takes_no_changes(&self) -> bool {
         self.notifications.as_ref().is_some_and(|n| n.writer().is_failing())
+            || self.durable.as_ref().is_some_and(|durable| durable.is_failing())
             || self.events.as_ref().is_some_and(|events| events.is_failing())
     }
 
@@ -271,12 +271,12 @@ fn cluster(plane: &Plane) -> Value {
 }
 
 fn database(plane: &Plane) -> Value {
-    let Some(store) = plane.store() else { return json!({"status": "not_configured"}) };
+    let Some(store) = &plane.store else { return json!({"status": "not_configured"}) };
     let mut answer = json!({
         "database": store.name(),
         "kind": store.dialect().as_str(),
         "status": match store.is_up() {
-            true if plane.is_read_only() => "read_only",
+            true if plane.takes_no_changes() => "read_only",
             true => "healthy",
             false => "unavailable",
         },
@@ -284,7 +284,7 @@ fn database(plane: &Plane) -> Value {
         "last_error": store.last_error(),
     });
     if let Some(notifications) = &plane.notifications {
-        answer["writes_waiting"] = notifications.writer().waiting().into();
+        answer["writes_waiting"] = json!(notifications.writer().waiting());
         answer["delivery_channels"] = notifications
             .channels()
             .states()
@@ -292,6 +292,12 @@ fn database(plane: &Plane) -> Value {
             .collect::<serde_json::Map<_, _>>()
             .into();
         answer["delivery"] = json!(notifications.dispatcher().map(delivery));
+    }
+    if let Some(durable) = &plane.durable {
+        answer["durable_channels"] = json!({
+            "followed": durable.attached(),
+            "writes_waiting": durable.waiting(),
+        });
     }
     answer
 }

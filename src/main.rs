@@ -14,6 +14,7 @@ mod cluster;
 pub mod config;
 mod digest;
 mod drain;
+mod durable;
 mod events;
 mod health;
 mod http;

@@ -45,6 +45,7 @@ use crate::config::sections::{DeliverySection, NotificationsSection};
 use crate::config::{Config, Secret};
 use crate::plane::SharedPlane;
 use crate::redis::Redis;
+pub(crate) use crate::store::now_ms;
 use crate::store::{Arg, Store, StoreError};
 use change::Change;
 pub(crate) use change::{Applied, Counters, Mark, Which};
@@ -59,7 +60,7 @@ pub(crate) use request::{Draft, NotificationRequest, check_ids, check_user};
 pub(crate) use send::Prepared;
 use senders::SetupError;
 pub(crate) use templates::StoredTemplate;
-pub(crate) use writer::{Writer, now_ms};
+pub(crate) use writer::Writer;
 
 /// Arrivals that may wait to be looked up; more are left out, and those clients ask for themselves.
 const ARRIVALS_MAX: usize = 65_536;
@@ -255,11 +256,6 @@ impl Notifications {
     /// The ways out.
     pub(crate) fn channels(&self) -> &Channels {
         &self.channels
-    }
-
-    /// The store.
-    pub(crate) fn store(&self) -> &Store {
-        &self.store
     }
 
     /// The queue of changes.

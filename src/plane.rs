@@ -11,7 +11,9 @@ use gateway_core::settings::Settings;
 use crate::api::ApiPolicy;
 use crate::bridge::Bridge;
 use crate::broker::Broker;
+use crate::broker::mail::Mail;
 use crate::cluster::Cluster;
+use crate::durable::Durable;
 use crate::events::Events;
 use crate::health::Health;
 use crate::http::HttpServer;
@@ -41,6 +43,12 @@ pub(crate) struct Plane {
     pub cluster: Option<Arc<Cluster>>,
     /// What carries channels to them, when there is one.
     pub broker: Option<Arc<Broker>>,
+    /// What waits for room in the mailboxes of the shards.
+    pub mail: Arc<Mail>,
+    /// The database, when something needs it.
+    pub store: Option<Arc<Store>>,
+    /// Durable channels, when there are any.
+    pub durable: Option<Arc<Durable>>,
     /// Notifications, when this node has them.
     pub notifications: Option<Arc<Notifications>>,
     /// The log of events, when something is recorded.
@@ -62,13 +70,6 @@ pub(crate) struct Plane {
 }
 
 impl Plane {
-    /// The store, when something needs it.
-    pub(crate) fn store(&self) -> Option<&Store> {
-        let of_notifications =
-            self.notifications.as_ref().map(|notifications| notifications.store());
-        of_notifications.or_else(|| self.events.as_ref().map(|events| events.store()))
-    }
-
     /// Monotonic time since the process started.
     pub(crate) fn uptime(&self) -> Duration {
         self.bridge.shards().now().mono
@@ -145,8 +146,10 @@ pub(crate) mod testing {
             snapshot_timeout: Duration::from_millis(20),
             requests_max: 64,
         };
+        let bridge = Bridge::new(Arc::clone(&shards) as _, limits);
         let plane = Plane {
-            bridge: Bridge::new(Arc::clone(&shards) as _, limits),
+            mail: Arc::new(Mail::new(bridge.clone(), 64)),
+            bridge,
             settings: ArcSwap::from_pointee(config.core_settings(Arc::new(authenticator), 2)),
             api: ArcSwap::from_pointee(reload::api_policy(
                 &config,
@@ -157,6 +160,8 @@ pub(crate) mod testing {
             metrics: ControlMetrics::new().unwrap(),
             cluster: None,
             broker: None,
+            store: None,
+            durable: None,
             notifications: None,
             events: None,
             redis_required: false,

@@ -176,7 +176,8 @@ impl Controller {
     }
 
     async fn try_reload(&mut self) -> Result<(), ReloadError> {
-        let new = self.loaded.reload()?;
+        let mut new = self.loaded.reload()?;
+        let kept = new.config.keep_durable(&self.loaded.config);
         logging::parse(&new.config.log.level)?;
         let tls = if self.loaded.config.tls.enabled { load_tls(&new.config)? } else { None };
         let keys = tokens::load(&new.config, Some(&self.keys.store)).await?;
@@ -185,6 +186,7 @@ impl Controller {
         settings.node = Arc::clone(&self.plane.settings.load().node);
         // From here on nothing fails.
         let changes = restart_only_changes(&self.loaded.config, &new.config);
+        let changes: Vec<String> = changes.into_iter().map(str::to_owned).chain(kept).collect();
         if !changes.is_empty() {
             tracing::warn!(
                 category = "system",

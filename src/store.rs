@@ -7,6 +7,7 @@
 //! A request is [`Store::run`] around a future that begins a [`Transaction`], uses it and commits. One that takes longer than
 //! `database.query_timeout` is given up with its connection, so a hung database costs its callers this long and no more.
 
+mod batch;
 mod connection;
 mod error;
 mod maintenance;
@@ -18,7 +19,7 @@ use std::path::Path;
 use std::str::FromStr as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
@@ -27,6 +28,7 @@ use sqlx::{Connection as _, PgPool, SqlitePool};
 
 use crate::breaker::{Breaker, BreakerLimits, BreakerState, Change};
 use crate::config::sections::DatabaseSection;
+pub(crate) use batch::{Apply, BatchStats, commit_batch};
 use connection::Connection;
 pub(crate) use connection::{Arg, Dialect, Row, Transaction};
 pub(crate) use error::StoreError;
@@ -153,7 +155,8 @@ impl Store {
         Ok(())
     }
 
-    fn unusable(&self, source: StoreError) -> StoreStartError {
+    /// Names the database that cannot be used.
+    pub(crate) fn unusable(&self, source: StoreError) -> StoreStartError {
         StoreStartError::Unusable { name: self.name.clone(), source }
     }
 
@@ -304,6 +307,12 @@ impl Store {
         let index = OUTCOMES.iter().position(|known| *known == outcome);
         self.outcomes[index.unwrap_or_default()].fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// Wall clock in Unix milliseconds.
+pub(crate) fn now_ms() -> i64 {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    unix.as_millis() as i64
 }
 
 /// Migrates on a connection of its own: large tables, and another node that is at it, take longer than a request may.

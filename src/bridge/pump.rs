@@ -35,9 +35,11 @@ pub(crate) async fn run(
         for event in receiver.get_mut().drain(BATCH) {
             match event {
                 ControlEvent::Core(ControlMessage::Broker(request)) => {
-                    // Only homes of a node with a broker ask.
-                    if let Some(broker) = broker {
-                        broker.handle(request);
+                    // Only homes of a node with a broker ask, or of durable channels.
+                    match (broker, &plane.durable) {
+                        (_, Some(durable)) if request.durable => durable.handle(request),
+                        (Some(broker), _) => broker.handle(request),
+                        (None, _) => {}
                     }
                 }
                 ControlEvent::Core(ControlMessage::BusyUser(user)) => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use fred::types::Message;
 use gateway_core::broker::ChannelUpdate;
-use gateway_core::message::ChannelName;
+use gateway_core::message::{ChannelName, StreamPosition};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 
@@ -17,6 +17,7 @@ use super::names::Names;
 use super::publisher::{Publisher, WriteLimits};
 use super::{BrokerCounts, Common, position, record};
 use crate::config::sections::RedisSection;
+use crate::durable::Durable;
 
 /// Length of a member's field: two numbers of 16 digits and a stroke.
 const FIELD_BYTES: usize = 33;
@@ -202,8 +203,13 @@ impl Instance {
         body.advance(1);
         if matches!(kind, b'p' | b'r') {
             let (position, rest) = position::read_front(&body)?;
-            let Some(channel) = self.links.saw(&channel, position) else { return Some(()) };
+            let Some((channel, durable)) = self.links.saw(&channel, position) else {
+                return Some(());
+            };
             body.advance(rest);
+            if let (Some(durable), true) = (&self.common.durable, durable) {
+                return self.pass_on_durable(durable, (&channel, kind), position, body);
+            }
             let update = match kind {
                 b'p' => ChannelUpdate::Published(nodes.placed(position, body)?),
                 _ => ChannelUpdate::Removed(position),
@@ -215,6 +221,28 @@ impl Instance {
         if nodes.note_foreign(node) {
             mail.tell(&ChannelName::from(&*channel), update);
         }
+        Some(())
+    }
+
+    /// Another node has made rows; what this one has made is known.
+    fn pass_on_durable(
+        &self,
+        durable: &Durable,
+        (channel, kind): (&ChannelName, u8),
+        position: StreamPosition,
+        body: Bytes,
+    ) -> Option<()> {
+        let update = match kind {
+            b'p' => match self.common.nodes.placed_by(position, body)? {
+                (_, true) => return Some(()),
+                (placed, false) => ChannelUpdate::Published(placed),
+            },
+            _ => ChannelUpdate::Removed(position),
+        };
+        if position.offset > 0 {
+            durable.saw(channel, position);
+        }
+        self.common.mail.tell(channel, update);
         Some(())
     }
 }

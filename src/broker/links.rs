@@ -17,8 +17,9 @@ use gateway_core::message::{ChannelName, Member, StreamPosition};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::position::{self, is_behind};
 use super::scripts::{Script, ScriptError};
-use super::{Common, position, record};
+use super::{Common, record};
 
 /// Channels that are worked on together.
 const CHUNK: usize = 512;
@@ -53,6 +54,8 @@ struct Link {
     /// The newest position that was passed on to the home.
     seen: Option<StreamPosition>,
     unlinked_told: bool,
+    /// Its stream is in the database: only members are read here.
+    durable: bool,
 }
 
 #[derive(Debug, Default)]
@@ -107,6 +110,20 @@ impl Links {
 
     /// A home wants a snapshot, and every publication from now on.
     pub(super) fn want(&self, channel: &ChannelName, scope: Scope, known: Option<StreamPosition>) {
+        self.want_link(channel, (scope, known), false);
+    }
+
+    /// A home wants to hear of a durable channel from now on, and the members.
+    pub(super) fn want_durable(&self, channel: &ChannelName, scope: Scope) {
+        self.want_link(channel, (Scope { history_size: 0, ..scope }, None), true);
+    }
+
+    fn want_link(
+        &self,
+        channel: &ChannelName,
+        (scope, known): (Scope, Option<StreamPosition>),
+        durable: bool,
+    ) {
         let mut table = self.table();
         table.leaving.remove(channel);
         let link = table.links.entry(ChannelName::clone(channel)).or_insert_with(|| Link {
@@ -117,9 +134,10 @@ impl Links {
             check: Check::Nothing,
             seen: None,
             unlinked_told: false,
+            durable,
         });
         link.scope = scope;
-        (link.owed, link.known) = (true, known);
+        (link.owed, link.known) = (!durable || scope.members, known);
         link.unlinked_told = false;
         table.work.insert(ChannelName::clone(channel));
         drop(table);
@@ -136,17 +154,21 @@ impl Links {
         self.more.notify_one();
     }
 
-    /// A publication came from Redis. Answers the channel's own name when a home is attached to it.
-    pub(super) fn saw(&self, channel: &str, position: StreamPosition) -> Option<ChannelName> {
+    /// A publication came from Redis. Answers the channel's own name when a home is attached to it, and whether its stream is
+    /// in the database.
+    pub(super) fn saw(
+        &self,
+        channel: &str,
+        position: StreamPosition,
+    ) -> Option<(ChannelName, bool)> {
         let mut table = self.table();
         let (name, _) = table.links.get_key_value(channel)?;
         let name = ChannelName::clone(name);
-        if position.offset > 0
-            && let Some(link) = table.links.get_mut(channel)
-        {
+        let link = table.links.get_mut(channel)?;
+        if position.offset > 0 && !link.durable {
             link.seen = Some(position);
         }
-        Some(name)
+        Some((name, link.durable))
     }
 
     /// The connection of the subscriber is a new one: everything is subscribed anew, then checked.
@@ -267,12 +289,15 @@ impl Links {
             }
             if link.owed && !link.unlinked_told {
                 link.unlinked_told = true;
-                unlinked.push(ChannelName::clone(channel));
+                unlinked.push((ChannelName::clone(channel), link.durable));
             }
         }
         drop(table);
-        for channel in unlinked {
-            self.common.mail.tell(&channel, ChannelUpdate::Unlinked);
+        for (channel, durable) in unlinked {
+            match &self.common.durable {
+                Some(streams) if durable => streams.members_are(&channel, None),
+                _ => self.common.mail.tell(&channel, ChannelUpdate::Unlinked),
+            }
         }
     }
 
@@ -301,10 +326,16 @@ impl Links {
             return Ok(());
         }
         let mut table = self.table();
+        let mut late = Vec::new();
         for channel in &fresh {
             if let Some(link) = table.links.get_mut(channel) {
                 link.subscribed = true;
+                late.extend((link.durable && !link.owed).then_some(channel));
             }
+        }
+        drop(table);
+        for (channel, durable) in late.into_iter().zip(self.common.durable.iter().cycle()) {
+            durable.suspect(channel);
         }
         Ok(())
     }
@@ -323,12 +354,12 @@ impl Links {
     }
 
     async fn read_one(&self, channel: &ChannelName) -> Result<(), ScriptError> {
-        let Some((scope, known)) = self
+        let Some((scope, known, durable)) = self
             .table()
             .links
             .get(channel)
             .filter(|link| link.owed)
-            .map(|link| (link.scope, link.known))
+            .map(|link| (link.scope, link.known, link.durable))
         else {
             return Ok(());
         };
@@ -342,11 +373,16 @@ impl Links {
         };
         let mut table = self.table();
         let Some(link) = table.links.get_mut(channel) else { return Ok(()) };
-        if link.seen.is_none_or(|seen| is_behind(seen, snapshot.top)) {
-            link.seen = Some(snapshot.top);
-        }
         if link.known == known {
             link.owed = false;
+        }
+        if let (Some(streams), true) = (&self.common.durable, durable) {
+            drop(table);
+            streams.members_are(channel, snapshot.members);
+            return Ok(());
+        }
+        if link.seen.is_none_or(|seen| is_behind(seen, snapshot.top)) {
+            link.seen = Some(snapshot.top);
         }
         drop(table);
         self.common.mail.tell(channel, ChannelUpdate::Snapshot(Box::new(snapshot)));
@@ -448,6 +484,12 @@ impl Links {
         let mut table = self.table();
         let Some(link) = table.links.get_mut(channel) else { return false };
         let check = std::mem::take(&mut link.check);
+        if let (Some(streams), true) = (&self.common.durable, link.durable) {
+            if check == Check::Missed {
+                streams.suspect(channel);
+            }
+            return false;
+        }
         let Some(seen) = link.seen else { return false };
         let behind = match check {
             Check::Position if is_behind(seen, top) => {
@@ -477,11 +519,6 @@ async fn sleep_until(at: Option<Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-/// Whether `seen` lacks something of a stream that stands at `top`.
-fn is_behind(seen: StreamPosition, top: StreamPosition) -> bool {
-    seen.epoch != top.epoch || seen.offset < top.offset
 }
 
 pub(super) fn bytes_of(value: Value) -> Option<Bytes> {

@@ -27,7 +27,7 @@ struct Queue {
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub(super) struct Mail {
+pub(crate) struct Mail {
     bridge: Bridge,
     queues: Vec<Mutex<Queue>>,
     waiting_max: usize,
@@ -36,32 +36,32 @@ pub(super) struct Mail {
 }
 
 impl Mail {
-    pub(super) fn new(bridge: Bridge, waiting_max: usize) -> Self {
+    pub(crate) fn new(bridge: Bridge, waiting_max: usize) -> Self {
         let queues = bridge.shard_ids().map(|_| Mutex::default()).collect();
         Self { bridge, queues, waiting_max, waits: Notify::new(), given_up: AtomicU64::new(0) }
     }
 
     /// Publications that were given up because too much waited.
-    pub(super) fn given_up(&self) -> u64 {
+    pub(crate) fn given_up(&self) -> u64 {
         self.given_up.load(Ordering::Relaxed)
     }
 
     /// Tells the home of a channel.
-    pub(super) fn tell(&self, channel: &ChannelName, update: ChannelUpdate) {
+    pub(crate) fn tell(&self, channel: &ChannelName, update: ChannelUpdate) {
         let home = self.bridge.shards().home_of(channel);
         let update = BrokerUpdate::Channel(ChannelName::clone(channel), update);
         self.send(home, ShardMessage::Broker(Box::new(update)));
     }
 
     /// Tells every shard.
-    pub(super) fn tell_all(&self, update: impl Fn() -> BrokerUpdate) {
+    pub(crate) fn tell_all(&self, update: impl Fn() -> BrokerUpdate) {
         for shard in self.bridge.shard_ids() {
             self.send(shard, ShardMessage::Broker(Box::new(update())));
         }
     }
 
     /// Answers whoever asked.
-    pub(super) fn reply(&self, reply: ChannelReply) {
+    pub(crate) fn reply(&self, reply: ChannelReply) {
         match reply.origin {
             Origin::Control(correlation) => {
                 let outcome = reply.outcome;
@@ -101,7 +101,7 @@ impl Mail {
     }
 
     /// Offers what waits until the future is dropped.
-    pub(super) async fn run(&self) {
+    pub(crate) async fn run(&self) {
         loop {
             self.waits.notified().await;
             while self.offer() {

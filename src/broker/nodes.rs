@@ -162,17 +162,27 @@ impl Nodes {
 
     /// A publication as Redis gave it; `None` when it cannot be read.
     pub(super) fn placed(&self, position: StreamPosition, payload: Bytes) -> Option<Placed> {
+        self.placed_by(position, payload).map(|(placed, _)| placed)
+    }
+
+    /// As [`Self::placed`], and whether this node has published it.
+    pub(super) fn placed_by(
+        &self,
+        position: StreamPosition,
+        payload: Bytes,
+    ) -> Option<(Placed, bool)> {
         let (mut publish, stamp) = record::decode(payload)?;
         let own = self.is_own(stamp.node);
         if !own {
             // Another node's monotonic clock means nothing here.
             publish.accepted_at = self.now().mono;
         }
-        Some(Placed {
+        let placed = Placed {
             position,
             unix: stamp.unix,
             publish: Arc::new(publish),
             sender: stamp.sender.filter(|_| own),
-        })
+        };
+        Some((placed, own))
     }
 }

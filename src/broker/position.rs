@@ -10,10 +10,20 @@ pub(super) fn read(text: &str) -> Option<StreamPosition> {
     Some(StreamPosition { epoch: Epoch::parse(epoch)?, offset: offset.parse().ok()? })
 }
 
+/// Writes what [`read`] reads.
+pub(super) fn text(position: StreamPosition) -> String {
+    format!("{}{}", position.epoch.as_str(), position.offset)
+}
+
 /// Reads a position that ends with a colon at the front of `text`, and says where the rest begins.
 pub(super) fn read_front(text: &[u8]) -> Option<(StreamPosition, usize)> {
     let colon = text.iter().position(|&byte| byte == b':')?;
     Some((read(std::str::from_utf8(&text[..colon]).ok()?)?, colon + 1))
+}
+
+/// Whether `seen` lacks something of a stream that stands at `top`.
+pub(crate) fn is_behind(seen: StreamPosition, top: StreamPosition) -> bool {
+    seen.epoch != top.epoch || seen.offset < top.offset
 }
 
 #[cfg(test)]

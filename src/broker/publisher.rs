@@ -52,6 +52,8 @@ pub(super) enum WriteKind {
     PublishOutside {
         origin: Origin,
     },
+    /// Tell the nodes what the payload says; nobody waits for it.
+    Tell,
     Remove {
         origin: Origin,
     },
@@ -288,6 +290,7 @@ impl Publisher {
             }
             WriteKind::PublishOutside { .. } => arguments.extend([kind("s"), payload]),
             WriteKind::Remove { .. } => arguments.extend([kind("r"), payload]),
+            WriteKind::Tell => arguments.extend([kind("t"), payload]),
             WriteKind::Joined { field, member } => {
                 keys.push(names.members);
                 let member = Value::Bytes(member.clone().into());
@@ -431,7 +434,7 @@ impl Publisher {
                 self.common.mail.reply(ChannelReply { origin, channel: write.channel, outcome });
             }
             // Whoever reads those fields next takes them out.
-            None if matches!(write.kind, WriteKind::Forget { .. }) => {}
+            None if matches!(write.kind, WriteKind::Forget { .. } | WriteKind::Tell) => {}
             None => {
                 self.owed().insert(write.channel);
             }

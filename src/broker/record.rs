@@ -102,10 +102,10 @@ pub(super) fn decode(mut record: Bytes) -> Option<(Publish, Stamp)> {
     let sender = if flags & HAS_SENDER != 0 { Some(take_text(&mut body)?) } else { None };
     let extra = if flags & HAS_EXTRA != 0 { Some(take_text(&mut body)?) } else { None };
     let data = take_text(&mut body)?;
-    let priority = match usize::from(priority).checked_sub(1) {
-        Some(index) => Some(*PRIORITIES.get(index)?),
-        None => None,
-    };
+    if usize::from(priority) > PRIORITIES.len() {
+        return None;
+    }
+    let priority = self::priority(priority);
     let no_echo = flags & NO_ECHO != 0;
     let publish = Publish {
         kind,
@@ -126,7 +126,7 @@ pub(super) fn decode(mut record: Bytes) -> Option<(Publish, Stamp)> {
 }
 
 /// Field of a member in the hash of its channel.
-pub(super) fn member_field(node: u64, id: ConnectionId) -> String {
+pub(crate) fn member_field(node: u64, id: ConnectionId) -> String {
     format!("{}{:016x}", node_fields(node), id.to_bits())
 }
 
@@ -136,7 +136,7 @@ pub(super) fn node_fields(node: u64) -> String {
 }
 
 /// Reads [`member_field`].
-pub(super) fn member_id(field: &[u8]) -> Option<MemberId> {
+pub(crate) fn member_id(field: &[u8]) -> Option<MemberId> {
     let (node, id) = std::str::from_utf8(field).ok()?.split_once('/')?;
     let node = u64::from_str_radix(node, 16).ok()?;
     let connection = ConnectionId::from_bits(u64::from_str_radix(id, 16).ok()?);
@@ -187,8 +187,14 @@ fn take_string(from: &mut Bytes) -> Option<Box<str>> {
 const PRIORITIES: [Priority; 4] =
     [Priority::Low, Priority::Normal, Priority::High, Priority::Critical];
 
-fn priority_code(priority: Priority) -> u8 {
+/// A priority as one byte; 0 is none.
+pub(crate) fn priority_code(priority: Priority) -> u8 {
     PRIORITIES.iter().zip(1..).find(|(known, _)| **known == priority).map_or(0, |(_, code)| code)
+}
+
+/// Reads [`priority_code`].
+pub(crate) fn priority(code: u8) -> Option<Priority> {
+    PRIORITIES.get(usize::from(code).checked_sub(1)?).copied()
 }
 
 #[cfg(test)]

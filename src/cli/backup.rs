@@ -92,6 +92,9 @@ pub(super) async fn backup(loaded: &Loaded, folder: &Path) -> Result<String, Bac
                 "--table=archmesh_*",
                 "--exclude-table=archmesh_migrations",
                 "--exclude-table=archmesh_outbox_lanes",
+                // Partitions are made anew, by the gateway.
+                "--load-via-partition-root",
+                "--exclude-table=archmesh_publication_partitions",
             ];
             let arguments = ["--format=custom", "--data-only", "--no-owner", &file];
             run(config, "pg_dump", &[&arguments[..], &tables[..]].concat())?;
@@ -158,6 +161,7 @@ pub(super) async fn restore(config: &Config, folder: &Path) -> Result<String, Ba
         run(config, "pg_restore", &arguments)?;
     }
     store.advance_revisions().await?;
+    store.begin_streams_anew().await?;
     store.close().await;
     Ok(format!("{} was restored from {}\n", store.name(), folder.display()))
 }

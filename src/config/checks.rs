@@ -482,9 +482,11 @@ impl Checker<'_> {
                 "and history_ttl make a history only together",
                 "set both, or both to zero",
             );
-            for (field, on) in
-                [("recovery", namespace.recovery), ("history_access", namespace.history_access)]
-            {
+            for (field, on) in [
+                ("recovery", namespace.recovery),
+                ("history_access", namespace.history_access),
+                ("durable", namespace.durable),
+            ] {
                 self.require(
                     history || !on,
                     &[&key(field), &size, &ttl],

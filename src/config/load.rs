@@ -321,6 +321,7 @@ fn from_values(values: Values) -> Config {
         cache: sections::CacheSection::read(&values, "cache"),
         redis: sections::RedisSection::read(&values, "redis"),
         database: sections::DatabaseSection::read(&values, "database"),
+        durable: sections::DurableSection::read(&values, "durable"),
         notifications: sections::NotificationsSection::read(&values, "notifications"),
         delivery: sections::DeliverySection::read(&values, "delivery"),
         email: sections::EmailSection::read(&values, "email"),

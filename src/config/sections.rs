@@ -16,7 +16,7 @@ pub use choices::{
     Algorithm, Balance, Environment, HashBy, LogFormat, MailSecurity, Size, Strategy, TlsVersion,
 };
 pub use cluster::{ClusterSection, RedisSection};
-pub use database::{DatabaseSection, NotificationsSection};
+pub use database::{DatabaseSection, DurableSection, NotificationsSection};
 pub use delivery::{DeliverySection, EmailSection, WebPushSection, WebhookSection};
 pub use events::{EventKind, EventWebhookSection, EventsSection};
 pub use messages::{
@@ -53,6 +53,7 @@ pub const ALL: &[&Section] = &[
     &RedisSection::SECTION,
     &ClusterSection::SECTION,
     &DatabaseSection::SECTION,
+    &DurableSection::SECTION,
     &NotificationsSection::SECTION,
     &DeliverySection::SECTION,
     &EmailSection::SECTION,

@@ -119,6 +119,7 @@ impl Config {
             shard_outbox_bytes_max: self.outbox.shard_bytes_max,
             recovery_bytes_max: channels.recovery_bytes_max,
             history_page_max: channels.history_page_max,
+            durable_copy_max: self.durable.copy_publications_max,
             history_bytes_max: self.cache.history_bytes_per_shard(shards),
             presence_members_max: channels.presence_members_max,
             presence_interval: channels.presence_interval,

@@ -41,6 +41,7 @@ pub const SIZES: &[BySize] = &[
     by_size("cache.memory_max_mb", ["128", "512", "1024", "2048"]),
     by_size("database.connections_max", ["4", "8", "16", "32"]),
     by_size("database.writes_waiting_max", ["1000", "10000", "50000", "100000"]),
+    by_size("durable.writes_waiting_max", ["1000", "10000", "50000", "100000"]),
     by_size("delivery.jobs_max", ["1000", "5000", "20000", "50000"]),
     by_size("delivery.workers_max", ["8", "32", "64", "128"]),
     by_size("events.waiting_max", ["2000", "10000", "50000", "100000"]),

@@ -243,11 +243,14 @@ pub(super) fn collect(families: &mut Families, plane: &Plane) {
     if let Some(broker) = &plane.broker {
         broker_metrics::collect(families, &broker.counts());
     }
+    if let Some(store) = &plane.store {
+        store_metrics::collect_store(families, store);
+    }
+    if let Some(durable) = &plane.durable {
+        store_metrics::collect_durable(families, durable);
+    }
     if let Some(notifications) = &plane.notifications {
         store_metrics::collect(families, notifications);
-    }
-    if let Some(store) = plane.store() {
-        store_metrics::collect_store(families, store);
     }
     if let Some(events) = &plane.events {
         event_metrics::collect(families, events);

@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use super::families::Families;
 use crate::breaker::BreakerState;
 use crate::cache::{Cache, RegionStats};
+use crate::durable::Durable;
 use crate::notify::kinds::Priority;
 use crate::notify::{Channels, DISPATCH_OUTCOMES, Dispatcher, Notifications};
 use crate::processor::{LaneSnapshot, LaneTimes, ProcessorSnapshot};
@@ -69,6 +70,60 @@ pub(super) fn collect(families: &mut Families, notifications: &Notifications) {
         [("now", &sent.now), ("held", &sent.held), ("opted_out", &sent.opted_out)]
             .map(|(decision, counter)| (decision.to_owned(), count(counter))),
     );
+}
+
+/// Durable channels.
+pub(super) fn collect_durable(families: &mut Families, durable: &Durable) {
+    let stats = durable.stats();
+    for (name, help, value) in [
+        (
+            "archmesh_durable_channels",
+            "Durable channels that this node follows.",
+            durable.attached(),
+        ),
+        (
+            "archmesh_durable_writes_waiting",
+            "Publications that wait to be written.",
+            durable.waiting(),
+        ),
+    ] {
+        families.gauge(name, help, value as f64);
+    }
+    for (name, help, counter) in [
+        (
+            "archmesh_durable_publications_total",
+            "Publications in durable channels, and removals, that this node wrote.",
+            &stats.writes.changes,
+        ),
+        ("archmesh_durable_batches_total", "Transactions that wrote them.", &stats.writes.batches),
+        (
+            "archmesh_durable_refused_total",
+            "Publications refused because too many waited.",
+            &stats.writes.refused,
+        ),
+        (
+            "archmesh_durable_snapshots_total",
+            "Times that a home read what a durable channel holds.",
+            &stats.snapshots,
+        ),
+        (
+            "archmesh_durable_pages_total",
+            "Pages of older publications read for clients.",
+            &stats.pages,
+        ),
+        (
+            "archmesh_durable_behind_total",
+            "Durable channels that were found behind the database by a comparison.",
+            &stats.behind,
+        ),
+        (
+            "archmesh_durable_deleted_total",
+            "Publications deleted by number or age, dropped partitions not counted.",
+            &stats.deleted,
+        ),
+    ] {
+        families.counter(name, help, counter.load(Ordering::Relaxed) as f64);
+    }
 }
 
 pub(super) fn state_number(state: BreakerState) -> f64 {
@@ -191,7 +246,7 @@ fn collect_dispatcher(families: &mut Families, dispatcher: &Dispatcher) {
     );
 }
 
-/// Counters and gauges of the store.
+/// The database.
 pub(super) fn collect_store(families: &mut Families, store: &Store) {
     families.gauge(
         "archmesh_database_up",

@@ -189,7 +189,7 @@ impl Relay {
                 dialect.rows("$1", &[("id", false), ("error", true)])
             );
             let failed = json!(failed).to_string();
-            let now = super::writer::now_ms();
+            let now = super::now_ms();
             transaction.execute(sql, &[Arg::Text(&failed), Arg::Int(now)]).await?;
         }
         Ok(())

@@ -87,6 +87,11 @@ impl StoreError {
             if matches!(error.code().as_deref(), Some("40001" | "40P01")))
     }
 
+    /// Whether the role lacks a right.
+    pub(crate) fn is_denied(&self) -> bool {
+        matches!(self, Self::Failed(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42501"))
+    }
+
     /// Whether a table is not there. SQLite has one code for all that is wrong with a statement.
     pub(crate) fn is_missing_table(&self) -> bool {
         matches!(self, Self::Failed(sqlx::Error::Database(error))

@@ -23,8 +23,8 @@ impl Store {
         let sql = "SELECT 1 FROM archmesh_notifications UNION ALL SELECT 1 FROM archmesh_inboxes \
                    UNION ALL SELECT 1 FROM archmesh_preferences UNION ALL SELECT 1 FROM archmesh_templates \
                    UNION ALL SELECT 1 FROM archmesh_contacts UNION ALL SELECT 1 FROM archmesh_outbox \
-                   UNION ALL SELECT 1 FROM archmesh_event_counter UNION ALL SELECT 1 FROM archmesh_event_nodes \
-                   UNION ALL SELECT 1 FROM archmesh_webhook_cursors LIMIT $1";
+                   UNION ALL SELECT 1 FROM archmesh_streams UNION ALL SELECT 1 FROM archmesh_event_counter \
+                   UNION ALL SELECT 1 FROM archmesh_event_nodes UNION ALL SELECT 1 FROM archmesh_webhook_cursors LIMIT $1";
         let rows = transaction.fetch(sql, &[Arg::Int(1)]).await?;
         transaction.commit().await?;
         Ok(!rows.is_empty())
@@ -35,6 +35,13 @@ impl Store {
         let mut transaction = self.begin().await?;
         let sql = "UPDATE archmesh_inboxes SET revision = revision + $1";
         transaction.execute(sql, &[Arg::Int(REVISIONS_SKIPPED)]).await?;
+        transaction.commit().await
+    }
+
+    /// Lets durable streams begin anew when they are used next: what was published after the backup had the same places.
+    pub(crate) async fn begin_streams_anew(&self) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        transaction.execute("UPDATE archmesh_streams SET incarnation = ''", &[]).await?;
         transaction.commit().await
     }
 

@@ -7,7 +7,7 @@
 //! `CHAOS_SEED` repeats a run, `CHAOS_FAULTS` makes it longer (`make chaos`), `CHAOS_FAULT` is the beginning of the name of
 //! the only fault, `CHAOS_LOG` the level of the nodes' logs, `CHAOS_BALANCER=1` puts HAProxy before every layout.
 
-mod clients;
+pub mod clients;
 mod fault;
 mod layout;
 

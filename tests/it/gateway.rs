@@ -66,14 +66,20 @@ publish = "token"
 "#;
 
 thread_local! {
-    static REDIS: RefCell<Option<String>> = const { RefCell::new(None) };
+    static MORE: RefCell<Vec<(String, String)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Every gateway that is started meanwhile by this thread keeps its channels in this Redis.
 pub fn with_redis(url: &str, run: impl FnOnce()) {
-    REDIS.with(|redis| *redis.borrow_mut() = Some(url.to_owned()));
+    with_settings(&[("redis.url", url)], run);
+}
+
+/// Every gateway that is started meanwhile by this thread has these settings as well.
+pub fn with_settings(settings: &[(&str, &str)], run: impl FnOnce()) {
+    let owned = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    MORE.with(|more| more.borrow_mut().extend(owned));
     run();
-    REDIS.with(|redis| *redis.borrow_mut() = None);
+    MORE.with(|more| more.borrow_mut().clear());
 }
 
 /// A configuration on the way to a gateway.
@@ -161,13 +167,13 @@ impl Setup {
 
     /// Starts the gateway and waits until it is ready.
     pub fn start(mut self) -> Gateway {
-        let redis = REDIS.with(|redis| redis.borrow().clone());
-        if let Some(url) = &redis {
-            self = self.set("redis.url", url);
+        let more = MORE.with(|more| more.borrow().clone());
+        for (key, value) in &more {
+            self = self.set(key, value);
         }
         let mut gateway = self.spawn();
         gateway.await_ready();
-        if redis.is_some() {
+        if more.iter().any(|(key, _)| key == "redis.url") {
             gateway.await_metric("archmesh_broker_probe_seconds", &[], |seconds| seconds > 0.0);
         }
         gateway

@@ -34,6 +34,7 @@ mod cluster;
 mod cluster_reads;
 mod delivery;
 mod drain;
+mod durable;
 mod events;
 mod heartbeat;
 mod http_api;

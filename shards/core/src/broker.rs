@@ -7,18 +7,24 @@
 //! The driver of the control plane owes a home: for every `Attach` and `Sync` a `Snapshot`, as soon as there can be one,
 //! unless a `Detach` comes before it; `Unlinked` when that takes long; every publication that the broker tells it, or
 //! `Behind` instead; an answer to the origin of every `Publish` and `HistoryRemove`.
+//!
+//! The stream of a durable channel is in the database. It is asked for in the same words; a home then keeps a copy of the
+//! newest publications only and asks for a `Page` of what came before them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::error::ClientError;
 use crate::ids::ConnectionId;
-use crate::message::{ChannelName, Member, Origin, Publish, StreamPosition};
+use crate::message::{ChannelName, HistoryQuery, Member, Origin, Publish, StreamPosition};
 
 /// From a home to the broker.
 #[derive(Debug)]
 pub struct BrokerRequest {
     /// Channel.
     pub channel: ChannelName,
+    /// Whether the channel's stream is in the database.
+    pub durable: bool,
     /// What is asked.
     pub op: BrokerOp,
 }
@@ -30,6 +36,13 @@ pub enum BrokerOp {
     Attach(Scope),
     /// The copy has a hole behind this position: a snapshot is wanted.
     Sync(StreamPosition, Scope),
+    /// Read publications of a durable channel.
+    Page {
+        /// Number for the answer.
+        ticket: u32,
+        /// Which ones.
+        query: HistoryQuery,
+    },
     /// Nobody on this node is interested any more.
     Detach,
     /// Give the publication its place and tell it to every attached home.
@@ -146,6 +159,8 @@ pub enum ChannelUpdate {
     Snapshot(Box<Snapshot>),
     /// Something could not be told: a snapshot must be asked for.
     Behind,
+    /// Answer to a `Page`: the position when it was read and what was asked for, in the order asked.
+    Page(u32, Result<(StreamPosition, Vec<Placed>), ClientError>),
     /// The broker cannot be reached; the snapshot comes when it can.
     Unlinked,
     /// A connection of another node has become a member.

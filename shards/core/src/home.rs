@@ -7,6 +7,7 @@ mod apply;
 mod budget;
 mod channel;
 mod link;
+mod pages;
 
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
@@ -217,8 +218,7 @@ impl Homes {
             slot.generation = slot.generation.wrapping_add(1);
             self.budget.freed((channel.history.len(), channel.history.bytes()));
             if channel.link.is_linked() {
-                let op = BrokerOp::Detach;
-                env.effects.push(Effect::Broker(BrokerRequest { channel: channel.name, op }));
+                channel.ask(env, BrokerOp::Detach);
             }
             self.free.push(index);
             env.metrics.channels = self.by_name.len() as u64;

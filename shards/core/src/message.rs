@@ -214,6 +214,16 @@ pub struct Publish {
     pub accepted_at: Duration,
 }
 
+impl Publish {
+    /// The connection that wants no copy of what it publishes, if `origin` is one.
+    pub fn sender_without_copy(&self, origin: Origin) -> Option<ConnectionId> {
+        match origin {
+            Origin::Connection { id, .. } if self.no_echo => Some(id),
+            _ => None,
+        }
+    }
+}
+
 /// A subscribe, checked and allowed.
 #[derive(Clone, Debug)]
 pub struct Subscribe {

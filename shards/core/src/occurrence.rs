@@ -13,7 +13,7 @@ use bytes::Bytes;
 use crate::auth::AuthError;
 use crate::error::Disconnect;
 use crate::ids::SessionId;
-use crate::message::{ChannelName, StreamPosition};
+use crate::message::{ChannelName, Publish, StreamPosition};
 
 /// Which occurrences are made, and how many may wait.
 #[derive(Clone, Debug, Default)]
@@ -107,6 +107,19 @@ pub struct PlacedMessage {
     pub data: Bytes,
     /// JSON text of the envelope's `sender` object.
     pub sender: Option<Bytes>,
+}
+
+impl PlacedMessage {
+    /// What was published, with the place that it has got.
+    pub fn new(channel: &ChannelName, publish: &Publish, position: StreamPosition) -> Self {
+        Self {
+            channel: Arc::clone(channel),
+            position,
+            kind: publish.kind.clone(),
+            data: publish.data.clone(),
+            sender: publish.sender.clone(),
+        }
+    }
 }
 
 impl Occurrence {

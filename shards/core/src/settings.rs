@@ -41,6 +41,13 @@ pub struct Settings {
     pub diagnostics: Diagnostics,
 }
 
+impl Settings {
+    /// Whether the stream of `channel` is somewhere else: at the broker between nodes or in the database.
+    pub fn is_linked(&self, channel: &str) -> bool {
+        self.broker.is_some() || self.namespaces.is_durable(channel)
+    }
+}
+
 /// How homes use the broker between nodes.
 #[derive(Clone, Copy, Debug)]
 pub struct BrokerSettings {
@@ -89,6 +96,8 @@ pub struct Limits {
     pub recovery_bytes_max: usize,
     /// Publications in one recovery or history page.
     pub history_page_max: u32,
+    /// Newest publications of a durable channel that its home keeps a copy of; older ones are read from the database.
+    pub durable_copy_max: u32,
     /// Publications kept in the histories of one shard, in bytes; over it the oldest go first.
     pub history_bytes_max: usize,
     /// Members in one presence answer; counts always cover all.
@@ -342,6 +351,8 @@ pub struct Namespace {
     pub echo: bool,
     /// Channels of this namespace that every connection (of a signed-in user) is subscribed to by the server.
     pub auto_subscribe: AutoSubscribe,
+    /// Whether publications are rows in the database before anybody gets them.
+    pub durable: bool,
     /// Whether messages of clients are told to the application.
     pub webhook_messages: bool,
 }
@@ -376,6 +387,7 @@ impl Namespace {
             compression: true,
             echo: true,
             auto_subscribe: AutoSubscribe::Never,
+            durable: false,
             webhook_messages: false,
         }
     }
@@ -383,6 +395,14 @@ impl Namespace {
     /// Whether publications of the namespace are kept.
     pub fn keeps_history(&self) -> bool {
         self.history_size > 0 && !self.history_ttl.is_zero()
+    }
+
+    /// Publications that a home keeps.
+    pub fn copy_size(&self, limits: &Limits) -> u32 {
+        match self.durable {
+            true => self.history_size.min(limits.durable_copy_max),
+            false => self.history_size,
+        }
     }
 }
 
@@ -397,13 +417,15 @@ pub const NAMESPACE_REMOVED: NamespaceIndex = NamespaceIndex::MAX;
 pub struct Namespaces {
     list: Vec<Namespace>,
     removed: Namespace,
+    any_durable: bool,
 }
 
 impl Namespaces {
     /// Takes the list as configured; names are unique.
     pub fn new(list: Vec<Namespace>) -> Self {
         let removed = Namespace { subscribe: Access::Nobody, ..Namespace::closed("") };
-        Self { list, removed }
+        let any_durable = list.iter().any(|namespace| namespace.durable);
+        Self { list, removed, any_durable }
     }
 
     /// The namespaces `user`, `workflow`, `session` and `system` of the product's contract.
@@ -452,6 +474,11 @@ impl Namespaces {
             .iter()
             .position(|namespace| &*namespace.name == name)
             .map(|index| (index as NamespaceIndex, &self.list[index]))
+    }
+
+    /// Whether publications of `channel` are rows in the database.
+    pub fn is_durable(&self, channel: &str) -> bool {
+        self.any_durable && self.find(channel).is_some_and(|(_, namespace)| namespace.durable)
     }
 
     /// The namespace at `index`; one that allows nothing when a reload has removed it.

@@ -5,6 +5,7 @@
 --      key: the idempotency key, when there is one
 --   s  publish outside of the stream
 --   r  remove the publications
+--   t  tell what the payload says, of a stream that is kept somewhere else
 --   j  member joined: field, value; key: the members
 --   l  member left: field; key: the members
 --   f  a node is gone: first part of its members' fields; key: the members
@@ -72,6 +73,8 @@ while at < #ARGV do
     redis.call('DEL', stream)
     position = epoch .. string.format('%.0f', offset)
     redis.call(PUBLISH, channel, 'r' .. position .. ':')
+  elseif kind == 't' then
+    redis.call(PUBLISH, channel, payload)
   elseif kind == 'j' then
     redis.call('HSET', KEYS[key], ARGV[at], ARGV[at + 1])
     redis.call('PEXPIRE', KEYS[key], ttl)

@@ -9,7 +9,7 @@ use crate::config::value::Kind;
 
 section! {
     /// The durable store: PostgreSQL when `database.url` is set, otherwise a file of SQLite, which is for one node. It is
-    /// opened when something needs it (`notifications.enabled`).
+    /// opened when something needs it (`notifications.enabled`, durable channels).
     "database" => DatabaseSection {
         /// `postgres://user:password@host:5432/name`, with `?sslmode=verify-full&sslrootcert=/path` for TLS. Forms: docs/database.md.
         url: Option<Secret<String>> = Kind::Secret, Restart;
@@ -36,6 +36,30 @@ section! {
         breaker_open: Duration = Kind::Duration(50, 600_000), Restart;
         /// Between two looks for what is due or was left behind, when nothing tells.
         poll_interval: Duration = Kind::Duration(20, 60_000), Restart;
+    }
+}
+
+section! {
+    /// Durable channels (`namespaces.<name>.durable`): publications are rows in the store before anybody gets them.
+    "durable" => DurableSection {
+        /// Newest publications of a channel that its home keeps in memory; older ones are read from the store.
+        copy_publications_max: u32 = Kind::Count(0, 100_000), Live;
+        /// Publications that may wait to be written; more are answered "unavailable" at once.
+        writes_waiting_max: u32 = Kind::Count(16, 10_000_000), Restart;
+        /// Publications that one transaction carries at most.
+        batch_max: u32 = Kind::Count(1, 10_000), Restart;
+        /// Transactions of that kind at one time, each for its part of the channels; SQLite has one.
+        writers: u32 = Kind::Count(1, 64), Restart;
+        /// Statements at one time that read what channels hold when a node begins to follow them.
+        readers: u32 = Kind::Count(1, 64), Restart;
+        /// Statements at one time that read older publications for clients.
+        pages_at_once_max: u32 = Kind::Count(1, 1_000), Restart;
+        /// In this time every channel that the node follows is compared once with the store.
+        check_interval: Duration = Kind::Duration(100, 3_600_000), Restart;
+        /// Between two rounds that delete what is not kept any more.
+        clean_interval: Duration = Kind::Duration(100, 86_400_000), Restart;
+        /// How long a channel without publications keeps its position.
+        position_ttl: Duration = Kind::Duration(60_000, 3_650 * 86_400_000), Restart;
     }
 }
 

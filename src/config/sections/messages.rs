@@ -191,6 +191,8 @@ section! {
         echo: bool = Kind::Bool, Live;
         /// Server-side subscription: `everyone` to the channel named like the namespace, `user` to `name:{user id}`.
         auto_subscribe: AutoSubscribe = Kind::Choice(AutoSubscribe::NAMES), Live;
+        /// Whether publications are rows in the store before anybody gets them (docs/durable.md). Needs history.
+        durable: bool = Kind::Bool, Restart;
         /// Whether what clients publish becomes the event `message`, for webhooks and the log of events.
         webhook_messages: bool = Kind::Bool, Live;
     }
@@ -215,6 +217,7 @@ impl NamespaceSection {
             compression: self.compression,
             echo: self.echo,
             auto_subscribe: self.auto_subscribe,
+            durable: self.durable,
             webhook_messages: self.webhook_messages,
         }
     }
@@ -237,6 +240,7 @@ impl NamespaceSection {
             ("compression", Value::Bool(namespace.compression)),
             ("echo", Value::Bool(namespace.echo)),
             ("auto_subscribe", text(name_of(namespace.auto_subscribe))),
+            ("durable", Value::Bool(namespace.durable)),
             ("webhook_messages", Value::Bool(namespace.webhook_messages)),
         ]
     }

@@ -22,7 +22,7 @@ type Outcome = Result<ChannelOutcome, ClientError>;
 impl Homes {
     /// Handles a request to a channel whose home this is.
     pub fn apply(&mut self, env: &mut HomeEnv<'_>, request: ChannelRequest) {
-        if env.settings.broker.is_some() {
+        if env.settings.is_linked(&request.channel) {
             self.apply_linked(env, request);
         } else {
             self.apply_here(env, request);
@@ -38,7 +38,9 @@ impl Homes {
                 return;
             }
             ChannelOp::Publish(publish) => self.publish(env, &channel, &publish, origin),
-            ChannelOp::Subscribe(subscribe) => self.subscribe(env, &channel, &subscribe, origin),
+            ChannelOp::Subscribe(subscribe) => {
+                self.subscribe(env, &channel, (&subscribe, Vec::new()), origin)
+            }
             ChannelOp::Presence => Ok(self.presence(env, &channel)),
             ChannelOp::PresenceStats => Ok(self.presence_stats(&channel)),
             ChannelOp::History(query) => self.history(env, &channel, query),
@@ -82,7 +84,7 @@ impl Homes {
             channel.remember_key(env, (idempotency_key, position), seed);
         }
         env.metrics.publications += 1;
-        let sender = sender_without_copy(publish, origin);
+        let sender = publish.sender_without_copy(origin);
         self.place(env, index, (publish, position, env.now.unix), sender);
         self.tell_message(env, index, (publish, position), origin);
         self.schedule(env, index);
@@ -107,7 +109,7 @@ impl Homes {
         if namespace.keeps_history() && in_stream && !publish.transient {
             let age = env.now.unix.saturating_sub(unix);
             let expires = env.now.mono + namespace.history_ttl.saturating_sub(age);
-            let size_max = namespace.history_size;
+            let size_max = namespace.copy_size(&env.settings.limits);
             let before = channel.history.bytes();
             let freed = channel.history.append(Arc::clone(&publication), expires, size_max);
             let added = channel.history.bytes() + freed.1 - before;
@@ -140,13 +142,8 @@ impl Homes {
         if !is_told(publish, origin, namespace, env.settings) {
             return;
         }
-        env.effects.push(Effect::Message(Box::new(PlacedMessage {
-            channel: Arc::clone(&channel.name),
-            position,
-            kind: publish.kind.clone(),
-            data: publish.data.clone(),
-            sender: publish.sender.clone(),
-        })));
+        let message = PlacedMessage::new(&channel.name, publish, position);
+        env.effects.push(Effect::Message(Box::new(message)));
     }
 
     /// Drops the oldest publications of the shard while histories hold more than they may.
@@ -171,11 +168,12 @@ impl Homes {
         });
     }
 
-    fn subscribe(
+    /// `older` are publications behind the asked position that the history may not hold any more.
+    pub(super) fn subscribe(
         &mut self,
         env: &mut HomeEnv<'_>,
         name: &ChannelName,
-        subscribe: &Subscribe,
+        (subscribe, older): (&Subscribe, Vec<Arc<Publication>>),
         origin: Origin,
     ) -> Outcome {
         let Origin::Connection { id, .. } = origin else {
@@ -197,7 +195,7 @@ impl Homes {
             Some(_) if !namespace.recovery || channel.link.is_provisional() => {
                 (Some(false), Vec::new())
             }
-            Some(from) => match missed(channel.position, &channel.history, from, env) {
+            Some(from) => match missed(channel.position, (older, &channel.history), from, env) {
                 Some(publications) => (Some(true), publications),
                 None => (Some(false), Vec::new()),
             },
@@ -278,13 +276,7 @@ impl Homes {
         // The epoch that is told must stay true for a while, also for a channel without publications.
         channel.used_at = env.now.mono.into();
         let (top, history) = (channel.position, &channel.history);
-        let foreign = |since: StreamPosition| since.epoch != Epoch::ANY && since.epoch != top.epoch;
-        if query.since.is_some_and(foreign) {
-            return Err(ClientError::new(
-                ErrorCode::UnrecoverablePosition,
-                "the position belongs to another epoch of the channel",
-            ));
-        }
+        check_epoch(query, top)?;
         let page = history.page(&query, env.settings.limits.history_page_max);
         let publications = within_bytes(page, env.settings.limits.recovery_bytes_max);
         self.schedule(env, index);
@@ -310,12 +302,16 @@ impl Homes {
     }
 }
 
-/// The connection that wants no copy of what it publishes, if it is one.
-pub(super) fn sender_without_copy(publish: &Publish, origin: Origin) -> Option<ConnectionId> {
-    match origin {
-        Origin::Connection { id, .. } if publish.no_echo => Some(id),
-        _ => None,
+/// Whether the position that a query starts from can belong to the stream.
+pub(super) fn check_epoch(query: HistoryQuery, top: StreamPosition) -> Result<(), ClientError> {
+    let foreign = |since: StreamPosition| since.epoch != Epoch::ANY && since.epoch != top.epoch;
+    if query.since.is_some_and(foreign) {
+        return Err(ClientError::new(
+            ErrorCode::UnrecoverablePosition,
+            "the position belongs to another epoch of the channel",
+        ));
     }
+    Ok(())
 }
 
 /// Whether the application is told of it: a message of a client, where that is wanted.
@@ -332,33 +328,46 @@ pub(super) fn is_told(
         && matches!(origin, Origin::Connection { .. })
 }
 
-/// Everything after `from`, if it is all there and not more than one reply may carry.
-fn missed(
+/// How many publications came after `from`, if a reply may carry so many and the stream is the same.
+pub(super) fn missed_count(
     top: StreamPosition,
-    history: &History,
     from: StreamPosition,
     env: &HomeEnv<'_>,
-) -> Option<Vec<Arc<Publication>>> {
+) -> Option<u64> {
     let from_start = from.epoch == Epoch::ANY && from.offset == 0;
     if (from.epoch != top.epoch && !from_start) || from.offset > top.offset {
         return None;
     }
     let count = top.offset - from.offset;
+    (count <= u64::from(env.settings.limits.history_page_max)).then_some(count)
+}
+
+/// Everything after `from`, if it is all there and not more than one reply may carry.
+fn missed(
+    top: StreamPosition,
+    (older, history): (Vec<Arc<Publication>>, &History),
+    from: StreamPosition,
+    env: &HomeEnv<'_>,
+) -> Option<Vec<Arc<Publication>>> {
+    let count = missed_count(top, from, env)?;
     let limits = &env.settings.limits;
-    if count > u64::from(limits.history_page_max) {
-        return None;
-    }
     if count == 0 {
         return Some(Vec::new());
     }
-    let page = history.since(from.offset, count as usize)?;
+    let mut page = older;
+    page.retain(|publication| publication.position.offset <= top.offset);
+    let last = page.last().map_or(from.offset, |publication| publication.position.offset);
+    page.extend(history.since(last, count as usize)?);
     let bytes: usize = page.iter().map(|publication| publication.json.len()).sum();
     let whole = page.len() as u64 == count && bytes <= limits.recovery_bytes_max;
     whole.then_some(page)
 }
 
 /// The head of `page` that fits into `bytes_max`, at least one publication.
-fn within_bytes(mut page: Vec<Arc<Publication>>, bytes_max: usize) -> Vec<Arc<Publication>> {
+pub(super) fn within_bytes(
+    mut page: Vec<Arc<Publication>>,
+    bytes_max: usize,
+) -> Vec<Arc<Publication>> {
     let mut bytes = 0;
     let fits = page
         .iter()

@@ -8,6 +8,7 @@ use foldhash::quality::FixedState;
 use hashbrown::HashMap;
 
 use super::link::Link;
+use super::pages::Paging;
 use super::{Effect, HomeEnv, ShardSet};
 use crate::broker::{MemberId, Scope};
 use crate::history::History;
@@ -40,7 +41,11 @@ pub(super) struct HomeChannel {
     idempotency: Option<Box<IdempotencyKeys>>,
     /// What this home has of the broker's stream.
     pub(super) link: Link,
-    /// Numbers pushes that have no offset.
+    /// Whether that stream is in the database.
+    pub(super) durable: bool,
+    /// Questions that wait for publications from the database.
+    pub(super) paging: Option<Box<Paging>>,
+    /// Numbers pushes that have no offset, and questions to the database.
     serial: u64,
     pub(super) used_at: Moment,
     /// Earliest timer that is on its way.
@@ -51,7 +56,6 @@ impl HomeChannel {
     pub(super) fn new(name: ChannelName, env: &mut HomeEnv<'_>) -> Self {
         let namespace = namespace_of(&name, env.settings);
         Self {
-            name,
             namespace,
             position: StreamPosition { offset: 0, epoch: env.random.epoch() },
             history: History::new(),
@@ -59,10 +63,13 @@ impl HomeChannel {
             compression: ShardSet::default(),
             presence: None,
             idempotency: None,
-            link: if env.settings.broker.is_some() { Link::Detached } else { Link::Alone },
+            link: if env.settings.is_linked(&name) { Link::Detached } else { Link::Alone },
+            durable: env.settings.namespaces.is_durable(&name),
+            paging: None,
             serial: 0,
             used_at: env.now.mono.into(),
             timer_at: None,
+            name,
         }
     }
 
@@ -76,6 +83,7 @@ impl HomeChannel {
         let presence = self.presence.as_ref();
         self.interest.is_empty()
             && !self.link.is_waiting()
+            && self.paging.is_none()
             && presence.is_none_or(|presence| presence.is_empty() || !self.link.is_alone())
     }
 
@@ -98,7 +106,10 @@ impl HomeChannel {
         let namespace = settings.namespaces.get(self.namespace);
         let user_channel = namespace.auto_subscribe == AutoSubscribe::User;
         Scope {
-            history_size: if namespace.keeps_history() { namespace.history_size } else { 0 },
+            history_size: match namespace.keeps_history() {
+                true => namespace.copy_size(&settings.limits),
+                false => 0,
+            },
             history_ttl: namespace.history_ttl,
             members: namespace.presence || namespace.join_leave || user_channel,
         }
@@ -128,9 +139,15 @@ impl HomeChannel {
         self.position
     }
 
-    fn push_id(&mut self, mark: char) -> String {
+    /// A number that this channel has not used before.
+    pub(super) fn next_serial(&mut self) -> u64 {
         self.serial += 1;
-        format!("{}{mark}{}", self.position.epoch.as_str(), self.serial)
+        self.serial
+    }
+
+    fn push_id(&mut self, mark: char) -> String {
+        let serial = self.next_serial();
+        format!("{}{mark}{serial}", self.position.epoch.as_str())
     }
 
     /// Encodes a publication that has its place, once plain and, if anyone wants it, once compressed.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use foldhash::quality::FixedState;
 use hashbrown::HashSet;
 
-use super::apply::{is_told, sender_without_copy};
+use super::apply::is_told;
 use super::channel::{HomeChannel, namespace_of};
 use super::{Effect, HomeEnv, Homes};
 use crate::broker::{
@@ -93,21 +93,21 @@ impl Link {
 }
 
 impl HomeChannel {
-    fn ask(&self, env: &mut HomeEnv<'_>, op: BrokerOp) {
-        let channel = Arc::clone(&self.name);
-        env.effects.push(Effect::Broker(BrokerRequest { channel, op }));
+    pub(super) fn ask(&self, env: &mut HomeEnv<'_>, op: BrokerOp) {
+        let (channel, durable) = (Arc::clone(&self.name), self.durable);
+        env.effects.push(Effect::Broker(BrokerRequest { channel, durable, op }));
     }
 
     /// Lets other nodes know of a member.
     pub(super) fn tell_joined(&self, env: &mut HomeEnv<'_>, id: ConnectionId, member: &Member) {
-        if !self.link.is_alone() {
+        if !self.link.is_alone() && env.settings.broker.is_some() {
             self.ask(env, BrokerOp::Joined { id, member: member.clone() });
         }
     }
 
     /// Lets other nodes know that a member is gone.
     pub(super) fn tell_left(&self, env: &mut HomeEnv<'_>, id: ConnectionId) {
-        if !self.link.is_alone() {
+        if !self.link.is_alone() && env.settings.broker.is_some() {
             self.ask(env, BrokerOp::Left { id });
         }
     }
@@ -145,8 +145,11 @@ impl Homes {
         match op {
             ChannelOp::Publish(publish) => forward_publish(env, channel, publish, origin),
             ChannelOp::HistoryRemove => {
-                let op = BrokerOp::HistoryRemove { origin };
-                env.effects.push(Effect::Broker(BrokerRequest { channel, op }));
+                let (op, durable) = (
+                    BrokerOp::HistoryRemove { origin },
+                    env.settings.namespaces.is_durable(&channel),
+                );
+                env.effects.push(Effect::Broker(BrokerRequest { channel, durable, op }));
             }
             // Every node is asked for its own part.
             op @ ChannelOp::UserStatus => {
@@ -168,6 +171,11 @@ impl Homes {
         };
         let Some(channel) = self.channel_mut(index) else { return };
         channel.used_at = env.now.mono.into();
+        if let (true, ChannelOp::History(query)) = (channel.durable, &request.op) {
+            // What was acknowledged anywhere is in the database.
+            let query = *query;
+            return self.ask_page(env, index, query, request);
+        }
         match &mut channel.link {
             Link::Attached if is_ahead(&request.op, channel.position) => {
                 self.begin_sync(env, index, None);
@@ -183,7 +191,7 @@ impl Homes {
             Link::Attached if matches!(request.op, ChannelOp::History(_)) => {
                 self.read_anew(env, index, request);
             }
-            Link::Alone | Link::Attached | Link::Syncing(_) => self.apply_here(env, request),
+            Link::Alone | Link::Attached | Link::Syncing(_) => self.answer(env, index, request),
             Link::Provisional => self.apply_provisionally(env, request),
             Link::Attaching(waiting) => waiting.requests.push(request),
             Link::Detached => {
@@ -192,6 +200,14 @@ impl Homes {
                 let op = BrokerOp::Attach(channel.scope(env.settings));
                 channel.ask(env, op);
             }
+        }
+    }
+
+    /// Answers from the copy, and with what the database has before it.
+    fn answer(&mut self, env: &mut HomeEnv<'_>, index: u32, request: ChannelRequest) {
+        match self.page_before_copy(env, index, &request.op) {
+            Some(query) => self.ask_page(env, index, query, request),
+            None => self.apply_here(env, request),
         }
     }
 
@@ -217,14 +233,15 @@ impl Homes {
     fn drop_waiting(&mut self, env: &mut HomeEnv<'_>, name: &str, connection: ConnectionId) {
         let Some(index) = self.find(name) else { return };
         let Some(channel) = self.channel_mut(index) else { return };
-        let (Link::Attaching(waiting) | Link::Syncing(waiting)) = &mut channel.link else {
-            return;
-        };
-        let is_its = |request: &mut ChannelRequest| {
+        let is_its = |request: &ChannelRequest| {
             matches!(request.origin, Origin::Connection { id, .. } if id == connection)
                 && matches!(request.op, ChannelOp::Subscribe(_))
         };
-        for request in waiting.requests.extract_if(.., is_its) {
+        let mut dropped = channel.drop_paging(is_its);
+        if let Link::Attaching(waiting) | Link::Syncing(waiting) = &mut channel.link {
+            dropped.extend(waiting.requests.extract_if(.., |request| is_its(request)));
+        }
+        for request in dropped {
             let message = "unsubscribed before the subscription was complete";
             refuse(env, request, ClientError::new(ErrorCode::Unavailable, message));
         }
@@ -240,8 +257,9 @@ impl Homes {
         let Some(index) = self.find(&name) else {
             // Forgotten meanwhile: the broker has been told.
             if matches!(update, ChannelUpdate::TellMembers) {
+                let durable = env.settings.namespaces.is_durable(&name);
                 let op = BrokerOp::Members(Vec::new());
-                env.effects.push(Effect::Broker(BrokerRequest { channel: name, op }));
+                env.effects.push(Effect::Broker(BrokerRequest { channel: name, durable, op }));
             }
             return;
         };
@@ -252,6 +270,7 @@ impl Homes {
             ChannelUpdate::Snapshot(snapshot) => self.take_snapshot(env, index, *snapshot),
             ChannelUpdate::Behind => self.begin_sync(env, index, None),
             ChannelUpdate::Unlinked => self.go_on_unlinked(env, index),
+            ChannelUpdate::Page(ticket, outcome) => self.take_page(env, index, ticket, outcome),
             ChannelUpdate::Joined(id, member) => {
                 if let Some(channel) = self.channel_mut(index) {
                     channel.join(env, (id, &member), seed);
@@ -282,10 +301,10 @@ impl Homes {
         env: &mut HomeEnv<'_>,
         request: BrokerRequest,
     ) -> Option<BrokerRequest> {
-        let BrokerRequest { channel, op } = request;
+        let BrokerRequest { channel, durable, op } = request;
         let origin = match op {
             BrokerOp::Publish { origin, .. } | BrokerOp::HistoryRemove { origin } => origin,
-            op => return Some(BrokerRequest { channel, op }),
+            op => return Some(BrokerRequest { channel, durable, op }),
         };
         let outcome = Err(ClientError::overloaded());
         env.effects.push(Effect::Reply(ChannelReply { origin, channel, outcome }));
@@ -390,7 +409,7 @@ impl Homes {
             self.begin_sync(env, index, None);
         }
         for request in waiting.requests {
-            self.apply_here(env, request);
+            self.answer(env, index, request);
         }
         for request in waiting.later {
             self.ask_copy(env, request);
@@ -464,7 +483,7 @@ impl Homes {
         for request in requests {
             match self.channel_mut(index).map(|channel| channel.link.is_provisional()) {
                 Some(true) => self.apply_provisionally(env, request),
-                _ => self.apply_here(env, request),
+                _ => self.answer(env, index, request),
             }
         }
     }
@@ -509,11 +528,12 @@ fn forward_publish(
     let kept = namespace.keeps_history() && !publish.skip_history && !publish.transient;
     let size = if kept { namespace.history_size } else { 0 };
     let retention = Retention { size, ttl: namespace.history_ttl };
-    publish.no_echo = sender_without_copy(&publish, origin).is_some();
+    publish.no_echo = publish.sender_without_copy(origin).is_some();
     publish.told = is_told(&publish, origin, namespace, env.settings);
     env.metrics.publications += 1;
+    let durable = namespace.durable;
     let op = BrokerOp::Publish { origin, publish: Box::new(publish), retention };
-    env.effects.push(Effect::Broker(BrokerRequest { channel, op }));
+    env.effects.push(Effect::Broker(BrokerRequest { channel, durable, op }));
 }
 
 /// Whether a client comes from a position that this copy has not reached: another node was faster.
@@ -522,7 +542,7 @@ fn is_ahead(op: &ChannelOp, top: StreamPosition) -> bool {
     subscribe.recover.is_some_and(|from| from.epoch == top.epoch && from.offset > top.offset)
 }
 
-fn refuse(env: &mut HomeEnv<'_>, request: ChannelRequest, error: ClientError) {
+pub(super) fn refuse(env: &mut HomeEnv<'_>, request: ChannelRequest, error: ClientError) {
     let ChannelRequest { origin, channel, .. } = request;
     env.effects.push(Effect::Reply(ChannelReply { origin, channel, outcome: Err(error) }));
 }

@@ -71,6 +71,7 @@ impl Limits {
             shard_outbox_bytes_max: 1 << 30,
             recovery_bytes_max: 128 << 10,
             history_page_max: 100,
+            durable_copy_max: 10,
             history_bytes_max: 64 << 20,
             presence_members_max: 1000,
             presence_interval: Duration::from_millis(500),

@@ -15,30 +15,32 @@ use gateway_core::message::{
     ChannelOp, ChannelOutcome, ChannelReply, ControlMessage, Epoch, Member, Origin, ShardMessage,
     ShardOp, ShardOutcome, StreamPosition,
 };
-use gateway_core::settings::BrokerSettings;
+use gateway_core::settings::{BrokerSettings, Namespaces, Settings};
 use serde_json::{Value, json};
 
 use crate::node::{Client, Node, settings};
 
-const ROOM: &str = "chat:room";
+pub(crate) const ROOM: &str = "chat:room";
 
 #[derive(Default)]
-struct Stream {
-    epoch: u64,
+pub(crate) struct Stream {
+    pub(crate) epoch: u64,
     kept: Vec<Placed>,
     attached: BTreeSet<usize>,
-    members: BTreeMap<MemberId, Member>,
+    pub(crate) members: BTreeMap<MemberId, Member>,
 }
 
-struct World {
-    nodes: Vec<Node>,
-    streams: BTreeMap<Arc<str>, Stream>,
+pub(crate) struct World {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) streams: BTreeMap<Arc<str>, Stream>,
     /// Refuses everything and delivers nothing.
-    away: bool,
+    pub(crate) away: bool,
     /// Publications are written but not told.
-    deaf: bool,
+    pub(crate) deaf: bool,
     /// Attaches that wait for the broker's return.
     wanted: Vec<(usize, BrokerRequest)>,
+    /// Pages of durable channels wait here until they are let through.
+    pub(crate) held: Option<Vec<(usize, BrokerRequest)>>,
 }
 
 impl Stream {
@@ -51,13 +53,31 @@ impl Stream {
 
 impl World {
     fn new() -> Self {
+        Self::with(|settings| {
+            settings.broker = Some(BrokerSettings { detach_delay: Duration::from_secs(30) });
+        })
+    }
+
+    /// Two nodes with a database and no broker; channels of the room's namespace are durable.
+    pub(crate) fn durable() -> Self {
+        Self::with(|settings| {
+            let mut namespaces: Vec<_> = settings.namespaces.iter().cloned().collect();
+            for namespace in namespaces.iter_mut().filter(|namespace| &*namespace.name == "chat") {
+                namespace.durable = true;
+            }
+            settings.namespaces = Namespaces::new(namespaces);
+        })
+    }
+
+    fn with(change: impl Fn(&mut Settings)) -> Self {
         let node = || {
             let mut settings = settings();
-            settings.broker = Some(BrokerSettings { detach_delay: Duration::from_secs(30) });
+            change(&mut settings);
             Node::with(2, settings)
         };
         Self {
             nodes: vec![node(), node()],
+            held: None,
             streams: BTreeMap::new(),
             away: false,
             deaf: false,
@@ -66,7 +86,7 @@ impl World {
     }
 
     /// Until nobody has anything to say.
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         loop {
             let mut requests = Vec::new();
             for (index, node) in self.nodes.iter_mut().enumerate() {
@@ -87,7 +107,7 @@ impl World {
         }
     }
 
-    fn come_back(&mut self) {
+    pub(crate) fn come_back(&mut self) {
         self.away = false;
         for (index, request) in std::mem::take(&mut self.wanted) {
             self.handle(index, request);
@@ -95,7 +115,7 @@ impl World {
         self.settle();
     }
 
-    fn tell(&mut self, node: usize, channel: &Arc<str>, update: ChannelUpdate) {
+    pub(crate) fn tell(&mut self, node: usize, channel: &Arc<str>, update: ChannelUpdate) {
         let node = &mut self.nodes[node];
         let home = node.home(channel).index();
         let update = BrokerUpdate::Channel(Arc::clone(channel), update);
@@ -115,7 +135,18 @@ impl World {
         self.nodes[node].mail[shard].push_back(ShardMessage::Reply(Box::new(reply)));
     }
 
+    /// Lets the pages through that were held.
+    pub(crate) fn release(&mut self) {
+        for (index, request) in self.held.take().unwrap_or_default() {
+            self.handle(index, request);
+        }
+        self.settle();
+    }
+
     fn handle(&mut self, node: usize, request: BrokerRequest) {
+        if let (Some(held), BrokerOp::Page { .. }) = (&mut self.held, &request.op) {
+            return held.push((node, request));
+        }
         let channel = Arc::clone(&request.channel);
         if self.away {
             match request.op {
@@ -127,18 +158,23 @@ impl World {
                     self.wanted.push((node, request));
                     self.tell(node, &channel, ChannelUpdate::Unlinked);
                 }
+                BrokerOp::Page { ticket, .. } => {
+                    let error = ClientError::new(ErrorCode::Unavailable, "away");
+                    self.tell(node, &channel, ChannelUpdate::Page(ticket, Err(error)));
+                }
                 _ => {}
             }
             return;
         }
         let stream = self.streams.entry(Arc::clone(&channel)).or_default();
         match request.op {
-            BrokerOp::Attach(_) | BrokerOp::Sync(..) => {
+            BrokerOp::Attach(scope) | BrokerOp::Sync(_, scope) => {
                 stream.attached.insert(node);
                 let from = match request.op {
                     BrokerOp::Sync(known, _) if known.epoch == stream.top().epoch => known.offset,
                     _ => 0,
                 };
+                let from = from.max(stream.top().offset.saturating_sub(scope.history_size.into()));
                 let others = stream.members.iter().filter(|(id, _)| id.node != node as u64 + 1);
                 let snapshot = Snapshot {
                     top: stream.top(),
@@ -161,6 +197,12 @@ impl World {
                     self.tell(other, &channel, ChannelUpdate::Published(placed.clone()));
                 }
                 self.answer(node, &channel, origin, Ok(ChannelOutcome::Published(position)));
+            }
+            BrokerOp::Page { ticket, query } => {
+                let from = query.since.map_or(0, |since| since.offset as usize);
+                let kept = stream.kept.iter().skip(from).take(query.limit as usize);
+                let page = (stream.top(), kept.cloned().collect());
+                self.tell(node, &channel, ChannelUpdate::Page(ticket, Ok(page)));
             }
             BrokerOp::Forget { .. } => {}
             op @ (BrokerOp::Joined { .. } | BrokerOp::Left { .. } | BrokerOp::Members(_)) => {
@@ -200,14 +242,14 @@ impl World {
     }
 
     /// What the client was told to have lost of the room.
-    fn lost(&mut self, node: usize, client: Client) -> Value {
+    pub(crate) fn lost(&mut self, node: usize, client: Client) -> Value {
         let messages = self.nodes[node].take_all(client);
         let is_it = |message: &&Value| message["type"] == "lost" && message["channel"] == ROOM;
         let lost = messages.iter().find(is_it).unwrap_or_else(|| panic!("{messages:?}"));
         lost["data"].clone()
     }
 
-    fn call(&mut self, node: usize, client: Client, kind: &str, data: Value) -> Value {
+    pub(crate) fn call(&mut self, node: usize, client: Client, kind: &str, data: Value) -> Value {
         let request = json!({"type": kind, "id": "q", "data": data});
         self.nodes[node].send(client, &request);
         self.settle();
@@ -220,7 +262,12 @@ impl World {
     }
 
     /// A client of `node` that is subscribed to the room; `recover` as in the protocol.
-    fn subscriber(&mut self, node: usize, user: &str, recover: Value) -> (Client, Value) {
+    pub(crate) fn subscriber(
+        &mut self,
+        node: usize,
+        user: &str,
+        recover: Value,
+    ) -> (Client, Value) {
         let token = self.nodes[node].token(user, json!({}));
         let client = self.nodes[node].upgrade(0, &format!("/ws?token={token}"), "");
         self.settle();
@@ -234,11 +281,11 @@ impl World {
         (client, reply["data"].clone())
     }
 
-    fn publish(&mut self, node: usize, client: Client, n: u64) -> Value {
+    pub(crate) fn publish(&mut self, node: usize, client: Client, n: u64) -> Value {
         self.call(node, client, "publish", json!({"channel": ROOM, "data": {"n": n}}))
     }
 
-    fn numbers(&mut self, node: usize, client: Client) -> Vec<u64> {
+    pub(crate) fn numbers(&mut self, node: usize, client: Client) -> Vec<u64> {
         let messages = self.nodes[node].take_all(client);
         messages.iter().filter_map(|message| message["data"]["n"].as_u64()).collect()
     }

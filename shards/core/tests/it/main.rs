@@ -11,6 +11,7 @@ mod broker;
 mod calls;
 mod compression;
 mod connect;
+mod durable;
 mod large_data;
 mod limits;
 mod node;

@@ -115,6 +115,8 @@ pub(crate) struct Events {
     kinds: Kinds,
     queue: Queue,
     refusals: LogSampler,
+    /// Bounds the log lines about events that the database will never take.
+    hopeless: LogSampler,
     is_full: AtomicBool,
     endpoints: BTreeMap<String, Arc<Endpoint>>,
     /// Told after each batch.
@@ -148,6 +150,7 @@ impl Events {
             kinds: Kinds::of(|kind| config.records(kind)),
             queue: Queue::new(section.waiting_max as usize, section.waiting_bytes_max),
             refusals: LogSampler::new(section.refusals_per_second),
+            hopeless: LogSampler::new(config.log.sample_per_second),
             is_full: AtomicBool::new(false),
             endpoints,
             written: Notify::new(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::nodes::{SIGNS, new_id};
 use super::queue::Batch;
@@ -98,7 +98,9 @@ impl Events {
             for entry in &batch.entries {
                 EventStats::add(&self.stats.dropped, entry.kind, 1);
             }
-            tracing::error!(category = "events", event = "event_not_recorded", %error);
+            if let Some(left_out) = self.hopeless.pass(Instant::now()) {
+                tracing::error!(category = "events", event = "event_not_recorded", left_out, %error);
+            }
         }
     }
 

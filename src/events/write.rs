@@ -49,11 +49,11 @@ impl Ids {
         &mut self,
         transaction: &mut Transaction,
         writer: Writer<'_>,
-        entries: &[Entry],
+        entries: impl IntoIterator<Item = &Entry>,
     ) -> Result<BTreeMap<&'static str, u64>, StoreError> {
         let mut counts = BTreeMap::new();
-        let mut rows = Vec::with_capacity(entries.len());
-        for entry in entries.iter().filter(|entry| writer.kinds.contains(entry.kind)) {
+        let mut rows = Vec::new();
+        for entry in entries.into_iter().filter(|entry| writer.kinds.contains(entry.kind)) {
             self.last += 1;
             *counts.entry(entry.kind.as_str()).or_default() += 1;
             rows.push(json!({
@@ -108,11 +108,9 @@ impl Events {
             if writer.sessions {
                 sessions::write(&mut transaction, writer, &batch.entries).await?;
             }
-            counts = ids.write(&mut transaction, writer, &batch.entries).await?;
-            let entries = change_occupancy(&mut transaction, writer.node, &batch.channels).await?;
-            for (kind, count) in ids.write(&mut transaction, writer, &entries).await? {
-                *counts.entry(kind).or_default() += count;
-            }
+            let changes = change_occupancy(&mut transaction, writer.node, &batch.channels).await?;
+            let entries = in_order(&batch.entries, &changes);
+            counts = ids.write(&mut transaction, writer, entries).await?;
         }
         transaction.commit().await?;
         Ok(Written::Done(counts))
@@ -126,6 +124,26 @@ impl Events {
             sessions: self.section.sessions,
         }
     }
+}
+
+/// Entries with changes of occupancy where they belong by their time: a channel is occupied before its first message.
+fn in_order<'a>(entries: &'a [Entry], changes: &'a [Entry]) -> Vec<&'a Entry> {
+    let mut changes: Vec<&Entry> = changes.iter().collect();
+    changes.sort_by_key(|change| change.at);
+    let mut changes = changes.into_iter().peekable();
+    let mut all = Vec::with_capacity(entries.len() + changes.len());
+    for entry in entries {
+        let is_message = entry.kind == EventKind::Message;
+        while let Some(change) = changes.next_if(|change| {
+            let is_first = is_message && change.kind == EventKind::ChannelOccupied;
+            change.at < entry.at || (is_first && change.at == entry.at)
+        }) {
+            all.push(change);
+        }
+        all.push(entry);
+    }
+    all.extend(changes);
+    all
 }
 
 /// Shows that the node lives. `Some` when the batch must not be written: because it was, or because the node is gone.
@@ -231,4 +249,26 @@ async fn occupied(
 /// The first column.
 pub(super) fn texts(rows: &[Row]) -> Result<Vec<String>, StoreError> {
     rows.iter().map(|row| row.text(0)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_channel_is_occupied_before_its_messages_and_vacated_after_them() {
+        let entry = |at, kind| Entry::at(at, kind, "{}".to_owned());
+        let entries = [
+            entry(1, EventKind::Connected),
+            entry(5, EventKind::Connected),
+            entry(5, EventKind::Message),
+            entry(9, EventKind::Message),
+        ];
+        let changes = [entry(9, EventKind::ChannelVacated), entry(5, EventKind::ChannelOccupied)];
+        let order: Vec<_> =
+            in_order(&entries, &changes).iter().map(|entry| entry.kind.as_str()).collect();
+        let expected =
+            ["connected", "connected", "channel_occupied", "message", "message", "channel_vacated"];
+        assert_eq!(order, expected);
+    }
 }

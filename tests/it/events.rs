@@ -104,10 +104,13 @@ impl Recorded for Gateway {
     }
 
     fn await_events(&self, query: &str, count: usize) -> Vec<Value> {
-        eventually(&format!("{count} events {query}"), || {
-            Some(self.events(query)).filter(|events| events.len() >= count)
+        // The database may be away still.
+        let path = format!("/api/v1/events?after=0&{query}");
+        let events = eventually(&format!("{count} events {query}"), || {
+            let answer = self.read(&path);
+            let events = answer["result"]["events"].as_array()?.clone();
+            (events.len() >= count).then_some(events)
         });
-        let events = self.events(query);
         assert_eq!(events.len(), count, "{events:?}");
         events
     }

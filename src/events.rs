@@ -200,7 +200,7 @@ impl Events {
     }
 
     /// A shard tells that something happened.
-    pub(crate) fn note(&self, occurrence: Occurrence) {
+    pub(crate) fn note(&self, occurrence: &Occurrence) {
         let at = occurrence.at.as_millis() as i64;
         let left_out = match &occurrence.what {
             Happening::Watched { channel, watched } => {
@@ -222,7 +222,7 @@ impl Events {
         if self.kinds.contains(EventKind::Message) {
             let what = Happening::Message(Box::new(message));
             let at = Duration::from_millis(now_ms() as u64);
-            self.note(Occurrence { at, what });
+            self.note(&Occurrence { at, what });
         }
     }
 

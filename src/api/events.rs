@@ -294,9 +294,17 @@ async fn find_sessions(
     let (found, seen) = events.sessions(&user, before, limit).await?;
     let next = found.last().filter(|_| found.len() >= limit as usize).map(|last| last.connected_at);
     let sessions = found.into_iter().map(|session| {
-        let Session { session, node, address, user_agent, connected_at, disconnected_at, reason } =
+        let Session { id, node, address, user_agent, connected_at, disconnected_at, reason } =
             session;
-        SessionEntry { session, node, address, user_agent, connected_at, disconnected_at, reason }
+        SessionEntry {
+            session: id,
+            node,
+            address,
+            user_agent,
+            connected_at,
+            disconnected_at,
+            reason,
+        }
     });
     Ok(SessionsResult { sessions: sessions.collect(), last_seen: seen, next })
 }

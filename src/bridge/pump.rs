@@ -55,7 +55,7 @@ pub(crate) async fn run(
                 }
                 ControlEvent::Core(ControlMessage::Occurred(occurrence)) => {
                     if let Some(events) = &plane.events {
-                        events.note(*occurrence);
+                        events.note(&occurrence);
                     }
                 }
                 ControlEvent::Core(message) => plane.bridge.handle_message(message),

@@ -78,7 +78,7 @@ impl Entry {
 
     /// From an address.
     #[must_use]
-    pub(crate) fn address(mut self, address: impl ToString) -> Self {
+    pub(crate) fn address(mut self, address: &(impl ToString + ?Sized)) -> Self {
         self.address = Some(address.to_string());
         self
     }

@@ -209,7 +209,7 @@ async fn take_sessions(
 }
 
 fn of_session(row: &Row, entry: Entry) -> Result<Entry, StoreError> {
-    let entry = entry.session(&row.text(0)?).address(row.text(2)?);
+    let entry = entry.session(&row.text(0)?).address(&row.text(2)?);
     Ok(match row.maybe_text(1)? {
         Some(user) => entry.user(&user),
         None => entry,

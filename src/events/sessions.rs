@@ -12,7 +12,7 @@ use crate::store::{Arg, Row, StoreError, Transaction};
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
     /// Public session id.
-    pub session: String,
+    pub id: String,
     /// `node.name`.
     pub node: String,
     /// Address of the client.
@@ -81,7 +81,7 @@ pub(super) async fn write(
 
 fn session_of(row: &Row) -> Result<Session, StoreError> {
     Ok(Session {
-        session: row.text(0)?,
+        id: row.text(0)?,
         node: row.text(1)?,
         address: row.text(2)?,
         user_agent: row.maybe_text(3)?,

@@ -196,7 +196,7 @@ async fn pages_of_sessions_hold_each_once() {
         let page = events.sessions("ann", before, 2).await.unwrap().0;
         let Some(last) = page.last() else { break };
         before = last.connected_at;
-        found.extend(page.into_iter().map(|session| session.session));
+        found.extend(page.into_iter().map(|session| session.id));
     }
     found.sort();
     assert_eq!(found, (0..7).map(|n| format!("s{n}")).collect::<Vec<_>>());

@@ -242,7 +242,8 @@ impl Events {
                 }
                 Err(error) if Instant::now() >= until => return Err(error),
                 Err(_) => {
-                    tokio::time::sleep(self.poll_interval.min(self.lease(endpoint) / 8)).await
+                    let pause = self.poll_interval.min(self.lease(endpoint) / 8);
+                    tokio::time::sleep(pause).await;
                 }
             }
         }

@@ -305,7 +305,7 @@ impl Events {
                 name,
                 Arg::Int(parcel.first),
                 Arg::Int(parcel.last),
-                Arg::Int(parcel.events as i64),
+                Arg::Int(i64::try_from(parcel.events).unwrap_or(i64::MAX)),
                 Arg::Text(&parcel.body),
                 Arg::Text(error),
                 Arg::Int(parcel.attempts + 1),

@@ -60,7 +60,8 @@ impl World {
         let (acknowledged, told) = self.clients.finish();
         assert_eq!(told, 0, "watchers that were told of a loss");
         let rows = self.database.number("SELECT count(*) FROM archmesh_publications");
-        assert!(rows >= acknowledged as i64, "{rows} rows of {acknowledged}");
+        let acknowledged = i64::try_from(acknowledged).unwrap();
+        assert!(rows >= acknowledged, "{rows} rows of {acknowledged}");
         let holes = "SELECT count(*) FROM archmesh_streams s WHERE s.top_seq <> \
                      (SELECT count(*) FROM archmesh_publications p WHERE p.channel = s.channel)";
         assert_eq!(self.database.number(holes), 0, "places are given out without holes");

@@ -184,6 +184,7 @@ fn an_endpoint_that_was_away_too_long_is_told_of() {
         .set("events.retention", "1s")
         .start();
     publish(&gateway, 0..5);
+    gateway.await_metric("archmesh_events_recorded_total", &[("kind", "message")], |n| n == 5.0);
     eventually("the events have left the log", || gateway.events("").is_empty().then_some(()));
     hook.answer(|_| Reply::Status(200));
     gateway.await_metric("archmesh_webhook_events_lost_total", &[("webhook", "app")], |n| n == 5.0);

@@ -256,6 +256,13 @@ impl Bridge {
         self.control(shard, 0, op)
     }
 
+    /// Waits until everything that the shards have said so far has arrived, or until the deadline of requests.
+    pub(crate) async fn settle(&self) {
+        // A shard's messages keep their order, so its answer comes behind them.
+        let ask = || ShardOp::Channels { prefix: "".into(), limit: 0 };
+        let _unheard = self.ask_all(ask).await;
+    }
+
     /// An answer arrived from a shard.
     pub(crate) fn handle_message(&self, message: ControlMessage) {
         let in_time = match message {
@@ -271,7 +278,10 @@ impl Bridge {
                     _ => false,
                 }
             }
-            ControlMessage::Broker(_) | ControlMessage::BusyUser(_) | ControlMessage::Call(_) => {
+            ControlMessage::Broker(_)
+            | ControlMessage::BusyUser(_)
+            | ControlMessage::Call(_)
+            | ControlMessage::Occurred(_) => {
                 unreachable!("the receiver gives it to the broker, or to the notifications")
             }
         };

@@ -29,10 +29,10 @@ pub use secret::Secret;
 use sections::{
     ApiSection, AuthSection, CacheSection, ChannelsSection, ClusterSection, ControlSection,
     DatabaseSection, DeliverySection, DiagnosticsSection, DrainSection, DurableSection,
-    EmailSection, EngineSection, Environment, HealthSection, HeartbeatSection, HttpSection,
-    LargeDataSection, LimitsSection, ListenSection, LogSection, MetricsSection, NamespaceSection,
-    NodeSection, NotificationsSection, OutboxSection, RateLimitsSection, RedisSection, TlsSection,
-    WebPushSection, WebSocketSection, WebhookSection,
+    EmailSection, EngineSection, Environment, EventKind, EventWebhookSection, EventsSection,
+    HealthSection, HeartbeatSection, HttpSection, LargeDataSection, LimitsSection, ListenSection,
+    LogSection, MetricsSection, NamespaceSection, NodeSection, NotificationsSection, OutboxSection,
+    RateLimitsSection, RedisSection, TlsSection, WebPushSection, WebSocketSection, WebhookSection,
 };
 
 /// A checked configuration.
@@ -100,6 +100,10 @@ pub struct Config {
     pub drain: DrainSection,
     /// Switches for tests.
     pub diagnostics: DiagnosticsSection,
+    /// The log of events.
+    pub events: EventsSection,
+    /// Endpoints that are told of events, by name.
+    pub webhooks: Vec<(String, EventWebhookSection)>,
     /// Keys that verify connection tokens, files already read.
     pub token_keys: Vec<TokenKey>,
     /// Keys of the server API, files already read; empty when the API is off.
@@ -150,6 +154,17 @@ impl Config {
             }
         }
         changed
+    }
+
+    /// Whether events of this kind are recorded, for their own sake or for a webhook.
+    pub fn records(&self, kind: EventKind) -> bool {
+        self.events.record.contains(&kind)
+            || self.webhooks.iter().any(|(_, webhook)| webhook.events.contains(&kind))
+    }
+
+    /// Whether there is a log of events.
+    pub fn has_events(&self) -> bool {
+        self.events.sessions || EventKind::ALL.iter().any(|kind| self.records(*kind))
     }
 
     /// Whether this is a developer's machine.

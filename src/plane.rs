@@ -14,6 +14,7 @@ use crate::broker::Broker;
 use crate::broker::mail::Mail;
 use crate::cluster::Cluster;
 use crate::durable::Durable;
+use crate::events::Events;
 use crate::health::Health;
 use crate::http::HttpServer;
 use crate::keys::KeyStore;
@@ -50,6 +51,8 @@ pub(crate) struct Plane {
     pub durable: Option<Arc<Durable>>,
     /// Notifications, when this node has them.
     pub notifications: Option<Arc<Notifications>>,
+    /// The log of events, when something is recorded.
+    pub events: Option<Arc<Events>>,
     /// Whether a node without Redis is not ready.
     pub redis_required: bool,
     /// Rates between two samples.
@@ -160,6 +163,7 @@ pub(crate) mod testing {
             store: None,
             durable: None,
             notifications: None,
+            events: None,
             redis_required: false,
             sampler: Sampler::default(),
             http: HttpServer::new(HTTP_LIMITS),

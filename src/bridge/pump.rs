@@ -53,6 +53,11 @@ pub(crate) async fn run(
                         notify::calls::handle(notifications, plane, *call);
                     }
                 }
+                ControlEvent::Core(ControlMessage::Occurred(occurrence)) => {
+                    if let Some(events) = &plane.events {
+                        events.note(&occurrence);
+                    }
+                }
                 ControlEvent::Core(message) => plane.bridge.handle_message(message),
                 ControlEvent::Snapshot { correlation, shard, snapshot } => {
                     plane.bridge.handle_snapshot(correlation, shard, snapshot);

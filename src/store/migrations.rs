@@ -22,6 +22,7 @@ pub(super) fn migrator(dialect: Dialect) -> Migrator {
                 "postgres":
                 1 "0001_create_inbox",
                 2 "0002_create_streams",
+                3 "0003_create_events",
                 4 "0004_index_deliveries_by_channel"
             )
         }
@@ -29,6 +30,7 @@ pub(super) fn migrator(dialect: Dialect) -> Migrator {
             "sqlite":
             1 "0001_create_inbox",
             2 "0002_create_streams",
+                3 "0003_create_events",
             4 "0004_index_deliveries_by_channel"
         ),
     };

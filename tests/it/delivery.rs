@@ -7,8 +7,8 @@
 mod commands;
 mod failures;
 mod load;
-mod outside;
-mod receiver;
+pub mod outside;
+pub mod receiver;
 mod restarts;
 mod template;
 mod ways;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::Authenticator;
+use crate::occurrence::OccurrenceSettings;
 use crate::proxies::Proxies;
 
 #[cfg(any(test, feature = "testing"))]
@@ -32,6 +33,8 @@ pub struct Settings {
     pub broker: Option<BrokerSettings>,
     /// Whether the control plane answers calls about notifications.
     pub notifications: bool,
+    /// What the control plane is told of what happens.
+    pub occurrences: OccurrenceSettings,
     /// Pings and idle time.
     pub heartbeat: HeartbeatSettings,
     /// Switches that exist for tests and conformance runs only.
@@ -350,6 +353,8 @@ pub struct Namespace {
     pub auto_subscribe: AutoSubscribe,
     /// Whether publications are rows in the database before anybody gets them.
     pub durable: bool,
+    /// Whether messages of clients are told to the application.
+    pub webhook_messages: bool,
 }
 
 /// Server-side subscription by namespace.
@@ -383,6 +388,7 @@ impl Namespace {
             echo: true,
             auto_subscribe: AutoSubscribe::Never,
             durable: false,
+            webhook_messages: false,
         }
     }
 

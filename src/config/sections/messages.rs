@@ -193,6 +193,8 @@ section! {
         auto_subscribe: AutoSubscribe = Kind::Choice(AutoSubscribe::NAMES), Live;
         /// Whether publications are rows in the store before anybody gets them (docs/durable.md). Needs history.
         durable: bool = Kind::Bool, Restart;
+        /// Whether what clients publish becomes the event `message`, for webhooks and the log of events.
+        webhook_messages: bool = Kind::Bool, Live;
     }
 }
 
@@ -216,6 +218,7 @@ impl NamespaceSection {
             echo: self.echo,
             auto_subscribe: self.auto_subscribe,
             durable: self.durable,
+            webhook_messages: self.webhook_messages,
         }
     }
 
@@ -238,6 +241,7 @@ impl NamespaceSection {
             ("echo", Value::Bool(namespace.echo)),
             ("auto_subscribe", text(name_of(namespace.auto_subscribe))),
             ("durable", Value::Bool(namespace.durable)),
+            ("webhook_messages", Value::Bool(namespace.webhook_messages)),
         ]
     }
 }

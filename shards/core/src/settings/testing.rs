@@ -10,6 +10,7 @@ use super::{
     Namespaces, Rate, Settings, WebSocketSettings,
 };
 use crate::auth::{Authenticator, KeySet, TokenRules};
+use crate::occurrence::OccurrenceSettings;
 use crate::proxies::Proxies;
 
 impl Settings {
@@ -36,6 +37,7 @@ impl Settings {
             },
             broker: None,
             notifications: true,
+            occurrences: OccurrenceSettings::default(),
             heartbeat: HeartbeatSettings {
                 ping_interval: Duration::from_secs(30),
                 pong_timeout: Duration::from_secs(10),

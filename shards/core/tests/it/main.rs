@@ -15,6 +15,7 @@ mod durable;
 mod large_data;
 mod limits;
 mod node;
+mod occurrences;
 mod outbox;
 mod presence;
 mod pubsub;

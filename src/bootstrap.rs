@@ -34,6 +34,7 @@ use crate::config::sections::{Environment, LogFormat};
 use crate::config::{Config, Loaded};
 use crate::durable::Durable;
 use crate::health::{Health, LifePhase};
+use crate::hooks::{HookSetups, Hooks};
 use crate::http::{HttpLimits, HttpServer, serve_listener};
 use crate::keys::KeyLoadError;
 use crate::logging::{LogSampler, Logging, LoggingError};
@@ -81,6 +82,8 @@ enum NodeError {
     Store(#[from] StoreStartError),
     #[error(transparent)]
     Notifications(#[from] NotificationsError),
+    #[error("hooks cannot be asked: {0}")]
+    Hooks(#[from] crate::notify::senders::SetupError),
     #[error("the system gives no random numbers")]
     Random,
     #[error(
@@ -327,6 +330,7 @@ async fn plane(
         }
         _ => None,
     };
+    let hooks = Hooks::new(HookSetups::new(config)?, &bridge, config.log.sample_per_second);
     Ok(Arc::new(Plane {
         bridge,
         settings: ArcSwap::new(settings),
@@ -340,6 +344,7 @@ async fn plane(
         store,
         durable,
         notifications,
+        hooks,
         redis_required: config.redis.required,
         sampler: Sampler::default(),
         http,

@@ -16,6 +16,7 @@ mod digest;
 mod drain;
 mod durable;
 mod health;
+mod hooks;
 mod http;
 mod keys;
 mod load;

@@ -7,6 +7,7 @@
 mod broker_metrics;
 mod control;
 mod families;
+mod hook_metrics;
 mod process;
 mod shards;
 mod store_metrics;

@@ -25,7 +25,7 @@ mod relay;
 mod request;
 mod scheduler;
 mod send;
-mod senders;
+pub(crate) mod senders;
 mod template;
 mod templates;
 mod writer;

@@ -15,6 +15,7 @@ use crate::broker::mail::Mail;
 use crate::cluster::Cluster;
 use crate::durable::Durable;
 use crate::health::Health;
+use crate::hooks::Hooks;
 use crate::http::HttpServer;
 use crate::keys::KeyStore;
 use crate::logging::LogSampler;
@@ -50,6 +51,8 @@ pub(crate) struct Plane {
     pub durable: Option<Arc<Durable>>,
     /// Notifications, when this node has them.
     pub notifications: Option<Arc<Notifications>>,
+    /// Questions to the application.
+    pub hooks: Hooks,
     /// Whether a node without Redis is not ready.
     pub redis_required: bool,
     /// Rates between two samples.
@@ -144,6 +147,8 @@ pub(crate) mod testing {
             requests_max: 64,
         };
         let bridge = Bridge::new(Arc::clone(&shards) as _, limits);
+        let setups = crate::hooks::HookSetups::new(&config).unwrap();
+        let hooks = Hooks::new(setups, &bridge, config.log.sample_per_second);
         let plane = Plane {
             mail: Arc::new(Mail::new(bridge.clone(), 64)),
             bridge,
@@ -160,6 +165,7 @@ pub(crate) mod testing {
             store: None,
             durable: None,
             notifications: None,
+            hooks,
             redis_required: false,
             sampler: Sampler::default(),
             http: HttpServer::new(HTTP_LIMITS),

@@ -53,6 +53,7 @@ pub(crate) async fn run(
                         notify::calls::handle(notifications, plane, *call);
                     }
                 }
+                ControlEvent::Core(ControlMessage::Hook(question)) => plane.hooks.ask(*question),
                 ControlEvent::Core(message) => plane.bridge.handle_message(message),
                 ControlEvent::Snapshot { correlation, shard, snapshot } => {
                     plane.bridge.handle_snapshot(correlation, shard, snapshot);

@@ -2,6 +2,8 @@
 //!
 //! A rule about a key whose value did not even parse is skipped: its error would be about a value nobody gave.
 
+mod hooks;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
@@ -11,7 +13,7 @@ use crate::config::Config;
 use crate::config::key::Values;
 use crate::config::keys;
 use crate::config::provenance::{ConfigError, Origin};
-use crate::config::sections::{Algorithm, Balance, Environment};
+use crate::config::sections::{Algorithm, Balance, ConnectMode, Environment};
 
 /// Collects the errors of all rules.
 struct Checker<'a> {
@@ -45,6 +47,7 @@ pub fn check(
     checker.cluster();
     checker.diagnostics();
     checker.namespaces();
+    checker.hooks();
 }
 
 impl Checker<'_> {
@@ -94,8 +97,10 @@ impl Checker<'_> {
             || auth.public_key_path.is_some()
             || auth.jwks_file.is_some()
             || auth.jwks_url.is_some();
+        let asked = &self.config.hook_connect;
+        let by_hook = asked.url.is_some() && asked.mode == ConnectMode::InsteadOfToken;
         self.require(
-            any || auth.anonymous,
+            any || auth.anonymous || by_hook,
             &["auth.secret", "auth.secret_file", "auth.public_key_path", "auth.jwks_file", "auth.jwks_url"],
             "is not set, nor any other key that could verify a token",
             "set JWT_SECRET, JWT_PUBLIC_KEY_PATH or JWT_JWKS_URL (or auth.secret_file, auth.jwks_file)",

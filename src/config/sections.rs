@@ -6,6 +6,7 @@ mod choices;
 mod cluster;
 mod database;
 mod delivery;
+mod hooks;
 mod messages;
 mod security;
 mod service;
@@ -17,6 +18,10 @@ pub use choices::{
 pub use cluster::{ClusterSection, RedisSection};
 pub use database::{DatabaseSection, DurableSection, NotificationsSection};
 pub use delivery::{DeliverySection, EmailSection, WebPushSection, WebhookSection};
+pub use hooks::{
+    ConnectHookSection, ConnectMode, HooksSection, OnFailure, PublishHookSection, RpcHookSection,
+    SubscribeHookSection,
+};
 pub use messages::{
     CacheSection, ChannelsSection, HeartbeatSection, LargeDataSection, LimitsSection,
     NamespaceSection, OutboxSection, RateLimitsSection, WebSocketSection,
@@ -57,6 +62,11 @@ pub const ALL: &[&Section] = &[
     &EmailSection::SECTION,
     &WebPushSection::SECTION,
     &WebhookSection::SECTION,
+    &HooksSection::SECTION,
+    &ConnectHookSection::SECTION,
+    &SubscribeHookSection::SECTION,
+    &PublishHookSection::SECTION,
+    &RpcHookSection::SECTION,
     &EngineSection::SECTION,
     &ControlSection::SECTION,
     &HealthSection::SECTION,

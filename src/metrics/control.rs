@@ -10,6 +10,7 @@ use prometheus::{
 
 use super::broker_metrics;
 use super::families::Families;
+use super::hook_metrics;
 use super::store_metrics;
 use crate::breaker::BreakerState;
 use crate::cluster::{Cluster, NodeState};
@@ -252,6 +253,7 @@ pub(super) fn collect(families: &mut Families, plane: &Plane) {
     if let Some(notifications) = &plane.notifications {
         store_metrics::collect(families, notifications);
     }
+    hook_metrics::collect(families, &plane.hooks);
     if let Some(expiry) = plane.tls_expiry.get() {
         families.gauge(
             "archmesh_tls_certificate_expiry_timestamp_seconds",

@@ -126,7 +126,7 @@ pub(super) fn collect_durable(families: &mut Families, durable: &Durable) {
     }
 }
 
-fn state_number(state: BreakerState) -> f64 {
+pub(super) fn state_number(state: BreakerState) -> f64 {
     match state {
         BreakerState::Closed => 0.0,
         BreakerState::HalfOpen => 1.0,

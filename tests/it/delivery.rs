@@ -7,7 +7,7 @@
 mod commands;
 mod failures;
 mod load;
-mod outside;
+pub mod outside;
 mod receiver;
 mod restarts;
 mod template;

@@ -36,6 +36,7 @@ mod delivery;
 mod drain;
 mod durable;
 mod heartbeat;
+mod hooks;
 mod http_api;
 mod http_server;
 mod limits;

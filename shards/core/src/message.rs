@@ -14,7 +14,7 @@
 //! | `Presence` | dropped and counted; presence can be read again by command |
 //! | `Control` | refused to the control plane, which answers "unavailable" or tries again |
 //! | `Broker` | refused to the control plane, which sends it later, or `Behind` instead |
-//! | `Called` | refused to the control plane, which tries again for a while |
+//! | `Called`, `Hooked` | refused to the control plane, which tries again for a while |
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,6 +25,7 @@ use bytes::Bytes;
 use crate::broker::{BrokerRequest, BrokerUpdate, MemberId};
 use crate::call::{CallAnswer, ClientCall};
 use crate::error::{ClientError, Disconnect};
+use crate::hook::{HookAnswer, HookQuestion};
 use crate::ids::{ConnectionId, SessionId, ShardId};
 use crate::settings::{Priority, Settings};
 
@@ -115,6 +116,8 @@ pub enum ShardMessage {
     Broker(Box<BrokerUpdate>),
     /// From the control plane to the shard that owns a connection.
     Called(Box<CallAnswer>),
+    /// From the control plane to the shard that owns a connection: what the application says.
+    Hooked(Box<HookAnswer>),
 }
 
 /// A publication on its way to the subscribers of one shard.
@@ -506,4 +509,6 @@ pub enum ControlMessage {
     BusyUser(Arc<str>),
     /// A client's command that the control plane answers.
     Call(Box<ClientCall>),
+    /// The application is asked about a client's command.
+    Hook(Box<HookQuestion>),
 }

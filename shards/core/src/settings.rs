@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::Authenticator;
+use crate::hook::HookSettings;
 use crate::proxies::Proxies;
 
 #[cfg(any(test, feature = "testing"))]
@@ -32,6 +33,8 @@ pub struct Settings {
     pub broker: Option<BrokerSettings>,
     /// Whether the control plane answers calls about notifications.
     pub notifications: bool,
+    /// Which commands ask the application.
+    pub hooks: HookSettings,
     /// Pings and idle time.
     pub heartbeat: HeartbeatSettings,
     /// Switches that exist for tests and conformance runs only.
@@ -266,6 +269,8 @@ pub enum Access {
     SignedIn,
     /// Everyone, anonymous connections too.
     Anyone,
+    /// Everyone whom the application allows, which is always asked then.
+    Hook,
 }
 
 /// What happens when a subscriber's outbox is full.
@@ -350,6 +355,10 @@ pub struct Namespace {
     pub auto_subscribe: AutoSubscribe,
     /// Whether publications are rows in the database before anybody gets them.
     pub durable: bool,
+    /// Whether the application is asked about each subscribe of a client.
+    pub subscribe_hook: bool,
+    /// Whether the application is asked about each publish of a client.
+    pub publish_hook: bool,
 }
 
 /// Server-side subscription by namespace.
@@ -383,7 +392,19 @@ impl Namespace {
             echo: true,
             auto_subscribe: AutoSubscribe::Never,
             durable: false,
+            subscribe_hook: false,
+            publish_hook: false,
         }
+    }
+
+    /// Whether the application is asked about a subscribe.
+    pub fn asks_subscribe(&self) -> bool {
+        self.subscribe_hook || self.subscribe == Access::Hook
+    }
+
+    /// Whether the application is asked about a publish.
+    pub fn asks_publish(&self) -> bool {
+        self.publish_hook || self.publish == Access::Hook
     }
 
     /// Whether publications of the namespace are kept.

@@ -162,7 +162,7 @@ section! {
     "namespaces.*" => NamespaceSection {
         /// Who may subscribe: `token` = with a capability in the token or a channel token; `owner` = the user whose
         /// id follows `name:`; `members` = the users listed after `#`; `signed_in` = every connection with a user id;
-        /// `anyone` = anonymous ones too.
+        /// `anyone` = anonymous ones too; `hook` = whoever the application allows (docs/hooks.md).
         subscribe: Access = Kind::Choice(Access::NAMES), Live;
         /// Who may publish over a socket. The server API may always.
         publish: Access = Kind::Choice(Access::NAMES), Live;
@@ -193,6 +193,11 @@ section! {
         auto_subscribe: AutoSubscribe = Kind::Choice(AutoSubscribe::NAMES), Live;
         /// Whether publications are rows in the store before anybody gets them (docs/durable.md). Needs history.
         durable: bool = Kind::Bool, Restart;
+        /// Whether the application is asked about each subscribe that the rule allows. Needs `hooks.subscribe.url`.
+        subscribe_hook: bool = Kind::Bool, Live;
+        /// Whether the application is asked about each publication that the rule allows. Needs `hooks.publish.url`; large
+        /// transfers are refused then.
+        publish_hook: bool = Kind::Bool, Live;
     }
 }
 
@@ -216,6 +221,8 @@ impl NamespaceSection {
             echo: self.echo,
             auto_subscribe: self.auto_subscribe,
             durable: self.durable,
+            subscribe_hook: self.subscribe_hook,
+            publish_hook: self.publish_hook,
         }
     }
 
@@ -238,6 +245,8 @@ impl NamespaceSection {
             ("echo", Value::Bool(namespace.echo)),
             ("auto_subscribe", text(name_of(namespace.auto_subscribe))),
             ("durable", Value::Bool(namespace.durable)),
+            ("subscribe_hook", Value::Bool(namespace.subscribe_hook)),
+            ("publish_hook", Value::Bool(namespace.publish_hook)),
         ]
     }
 }

@@ -267,7 +267,8 @@ impl Node {
             ControlMessage::Shard { .. }
             | ControlMessage::Broker(_)
             | ControlMessage::BusyUser(_)
-            | ControlMessage::Call(_) => unreachable!(),
+            | ControlMessage::Call(_)
+            | ControlMessage::Hook(_) => unreachable!(),
         }
     }
 
@@ -286,7 +287,8 @@ impl Node {
                 ControlMessage::Channel { .. }
                 | ControlMessage::Broker(_)
                 | ControlMessage::BusyUser(_)
-                | ControlMessage::Call(_) => None,
+                | ControlMessage::Call(_)
+                | ControlMessage::Hook(_) => None,
             })
             .collect()
     }

@@ -236,6 +236,7 @@ fn no_more_at_once_than_allowed_and_a_flood_is_refused_at_once() {
         .setup(&["rpc"])
         .set("hooks.rpc.concurrency_max", 3)
         .set("hooks.rpc.waiting_max", 5)
+        .set("hooks.rpc.timeout", "30s")
         .start();
     application.delay("rpc", json!(2));
     let mut ann = Socket::connect(&gateway, "ann");

@@ -192,24 +192,7 @@ impl Node {
         tasks.spawn(sampler::watch_unknown_kids(Arc::clone(&plane), unknown_kid));
         tasks.spawn(supervise::run(Arc::clone(&plane), config.engine.watchdog_timeout));
         let mut service_tasks = JoinSet::new();
-        if let Some(cluster) = &plane.cluster {
-            service_tasks.spawn(Arc::clone(cluster).watch_redis());
-            service_tasks.spawn(Arc::clone(cluster).run(Arc::clone(&plane)));
-            service_tasks.spawn(Arc::clone(cluster).watch_nodes(Arc::clone(&plane)));
-        }
-        if let Some(broker) = &plane.broker {
-            broker.spawn(&plane, &mut service_tasks);
-        }
-        if let Some(durable) = &plane.durable {
-            durable.spawn(&mut service_tasks);
-        }
-        if plane.broker.is_some() || plane.durable.is_some() {
-            let mail = Arc::clone(&plane.mail);
-            service_tasks.spawn(async move { mail.run().await });
-        }
-        if let Some(notifications) = &plane.notifications {
-            notifications.spawn(&plane, &mut service_tasks);
-        }
+        spawn_services(&plane, &mut service_tasks);
         let engine_end = watch_engine(engine);
         announce(config, &handle, plane.bridge.shards().now().unix);
         plane.metrics.reload_succeeded();
@@ -280,6 +263,28 @@ impl Node {
     }
 }
 
+/// What works with Redis and the database as long as the node runs.
+fn spawn_services(plane: &SharedPlane, tasks: &mut JoinSet<()>) {
+    if let Some(cluster) = &plane.cluster {
+        tasks.spawn(Arc::clone(cluster).watch_redis());
+        tasks.spawn(Arc::clone(cluster).run(Arc::clone(plane)));
+        tasks.spawn(Arc::clone(cluster).watch_nodes(Arc::clone(plane)));
+    }
+    if let Some(broker) = &plane.broker {
+        broker.spawn(plane, tasks);
+    }
+    if let Some(durable) = &plane.durable {
+        durable.spawn(tasks);
+    }
+    if plane.broker.is_some() || plane.durable.is_some() {
+        let mail = Arc::clone(&plane.mail);
+        tasks.spawn(async move { mail.run().await });
+    }
+    if let Some(notifications) = &plane.notifications {
+        notifications.spawn(plane, tasks);
+    }
+}
+
 async fn plane(
     config: &Config,
     (handle, admission): (&EngineHandle, &Arc<Admission>),
@@ -305,24 +310,8 @@ async fn plane(
         headers_max: config.limits.headers_max,
     });
     let cluster = Cluster::start(config)?;
-    let mail = Arc::new(Mail::new(bridge.clone(), config.redis.updates_waiting_max as usize));
-    let durable = match &store {
-        Some(store) if config.has_durable_channels() => {
-            let durable = Durable::new(config, store, (&bridge, &mail)).await;
-            Some(Arc::new(durable.map_err(|source| store.unusable(source))?))
-        }
-        _ => None,
-    };
-    let broker = match &cluster {
-        Some(cluster) => {
-            let around = (&bridge, Arc::clone(admission));
-            Some(Broker::start(config, around, (&mail, durable.as_ref()), cluster)?)
-        }
-        None => None,
-    };
-    if let (Some(durable), Some(broker)) = (&durable, &broker) {
-        durable.set_broker(broker);
-    }
+    let (mail, durable, broker) =
+        channels(config, (&bridge, admission), (cluster.as_ref(), store.as_ref())).await?;
     let redis = cluster.as_ref().map(|cluster| Arc::clone(cluster.redis()));
     let notifications = match &store {
         Some(store) if config.notifications.enabled => {
@@ -353,6 +342,33 @@ async fn plane(
         keys_rotate: AtomicBool::new(false),
         refused_keys: LogSampler::new(config.log.sample_per_second),
     }))
+}
+
+/// Where channels are that reach further than this process: in the database, in Redis, or in both.
+async fn channels(
+    config: &Config,
+    (bridge, admission): (&Bridge, &Arc<Admission>),
+    (cluster, store): (Option<&Arc<Cluster>>, Option<&Arc<Store>>),
+) -> Result<(Arc<Mail>, Option<Arc<Durable>>, Option<Arc<Broker>>), NodeError> {
+    let mail = Arc::new(Mail::new(bridge.clone(), config.redis.updates_waiting_max as usize));
+    let durable = match store {
+        Some(store) if config.has_durable_channels() => {
+            let durable = Durable::new(config, store, (bridge, &mail)).await;
+            Some(Arc::new(durable.map_err(|source| store.unusable(source))?))
+        }
+        _ => None,
+    };
+    let broker = match cluster {
+        Some(cluster) => {
+            let around = (bridge, Arc::clone(admission));
+            Some(Broker::start(config, around, (&mail, durable.as_ref()), cluster)?)
+        }
+        None => None,
+    };
+    if let (Some(durable), Some(broker)) = (&durable, &broker) {
+        durable.set_broker(broker);
+    }
+    Ok((mail, durable, broker))
 }
 
 /// Opens the store, with its schema up to date, when something needs it.

@@ -13,7 +13,7 @@ mod watch;
 mod writer;
 
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -69,6 +69,10 @@ pub(crate) struct Durable {
     pages: Semaphore,
     section: DurableSection,
     deadline: Duration,
+    /// What one answer to a client may carry.
+    bytes_max: i64,
+    /// Bytes of publications that wait.
+    waiting_bytes: AtomicUsize,
     /// The longest life of a publication.
     ttl_max: Duration,
     stats: DurableStats,
@@ -107,6 +111,8 @@ impl Durable {
             watch: Watch::default(),
             pages: Semaphore::new(section.pages_at_once_max as usize),
             deadline: config.database.query_timeout,
+            bytes_max: config.channels.recovery_bytes_max.try_into().unwrap_or(i64::MAX),
+            waiting_bytes: AtomicUsize::new(0),
             ttl_max: ttls.map(|namespace| namespace.history_ttl).max().unwrap_or_default(),
             section,
             stats: DurableStats::default(),
@@ -131,7 +137,7 @@ impl Durable {
         for _ in 0..self.section.readers {
             tasks.spawn(Arc::clone(self).run_reader());
         }
-        tasks.spawn(Arc::clone(self).run_checks(self.section.check_interval));
+        tasks.spawn(Arc::clone(self).run_checks());
         tasks.spawn(Arc::clone(self).run_keeper());
     }
 
@@ -164,6 +170,7 @@ impl Durable {
                 None => node == ALONE,
             },
             now: self.bridge.shards().now().mono,
+            bytes_max: self.bytes_max,
         }
     }
 

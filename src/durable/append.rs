@@ -34,6 +34,13 @@ pub(super) enum AppendKind {
     Remove,
 }
 
+impl Append {
+    /// Bytes of what is published, about.
+    pub(super) fn weight(&self) -> usize {
+        self.kind.publication().map_or(0, |(publish, _)| publish.data.len())
+    }
+}
+
 impl AppendKind {
     fn publication(&self) -> Option<(&Publish, Retention)> {
         match self {

@@ -13,7 +13,7 @@ const DAY_MS: i64 = 86_400_000;
 /// Partitions for the longest life of a publication.
 const PARTITIONS: i64 = 30;
 /// Streams that one transaction shortens; also rows that one deletes.
-const BATCH: i64 = 1_000;
+const BATCH: u32 = 1_000;
 /// Taken while partitions change.
 const PARTITION_LOCK: i64 = 0x6172_6368_6d65_7368;
 
@@ -44,7 +44,7 @@ impl Durable {
                 }
                 // A lock that others hold: the next round tries again.
                 Err(error) => {
-                    tracing::debug!(category = "database", event = "partitions_kept_late", %error)
+                    tracing::debug!(category = "database", event = "partitions_kept_late", %error);
                 }
                 Ok(()) => {}
             }
@@ -80,13 +80,14 @@ impl Durable {
                 let sql = format!(
                     "DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {condition} LIMIT $2)"
                 );
-                let deleted = transaction.execute(sql, &[Arg::Int(time), Arg::Int(BATCH)]).await?;
+                let deleted =
+                    transaction.execute(sql, &[Arg::Int(time), Arg::Int(BATCH.into())]).await?;
                 transaction.commit().await?;
                 Ok(deleted)
             };
             let deleted = self.store.run(delete).await?;
             all += deleted;
-            if deleted < BATCH as u64 {
+            if deleted < u64::from(BATCH) {
                 return Ok(all);
             }
         }
@@ -98,17 +99,15 @@ impl Durable {
         let sql = "SELECT channel, top_seq - size_max FROM archmesh_streams \
                    WHERE top_seq - size_max - floor_seq > size_max / 4 ORDER BY channel LIMIT $1";
         let mut floors = Vec::new();
-        for row in transaction.fetch(sql, &[Arg::Int(BATCH)]).await? {
+        for row in transaction.fetch(sql, &[Arg::Int(BATCH.into())]).await? {
             floors.push((row.text(0)?, row.int(1)?));
         }
         let some = floors.iter().map(|(channel, seq)| (channel.as_str(), *seq));
-        let deleted = match floors.is_empty() {
-            true => 0,
-            false => rows::raise_floors(&mut transaction, some).await?,
-        };
+        let deleted =
+            if floors.is_empty() { 0 } else { rows::raise_floors(&mut transaction, some).await? };
         transaction.commit().await?;
         self.stats.deleted.fetch_add(deleted, Ordering::Relaxed);
-        Ok(floors.len() as i64 == BATCH)
+        Ok(floors.len() as u64 == u64::from(BATCH))
     }
 
     async fn keep_partitions(&self) -> Result<(), StoreError> {

@@ -37,6 +37,8 @@ pub(super) struct Reader<'a, F> {
     pub is_own: F,
     /// The clock of the shards.
     pub now: Duration,
+    /// Texts of one channel that are read at once, about.
+    pub bytes_max: i64,
 }
 
 impl<F: Fn(u64) -> bool + Send + Sync> Reader<'_, F> {
@@ -65,13 +67,18 @@ impl<F: Fn(u64) -> bool + Send + Sync> Reader<'_, F> {
             let read = async {
                 let mut transaction = self.store.begin_read().await?;
                 let columns = [("channel", true), ("after_seq", false), ("until_seq", false)];
+                // Of each channel the newest as far as they fit.
                 let sql = format!(
-                    "SELECT {} FROM {} JOIN archmesh_publications p ON p.channel = r.channel \
-                     AND p.seq > r.after_seq AND p.seq <= r.until_seq AND p.expires_at > $2 ORDER BY p.channel, p.seq",
+                    "SELECT {} FROM (SELECT p.*, \
+                     sum(length(p.data)) OVER (PARTITION BY p.channel ORDER BY p.seq DESC) AS bytes \
+                     FROM {} JOIN archmesh_publications p ON p.channel = r.channel \
+                     AND p.seq > r.after_seq AND p.seq <= r.until_seq AND p.expires_at > $2) p \
+                     WHERE p.bytes - length(p.data) < $3 ORDER BY p.channel, p.seq",
                     rows::columns_of_p(),
                     transaction.dialect().rows("$1", &columns)
                 );
-                let read = transaction.fetch(sql, &[Arg::Text(&asked), Arg::Int(now_ms())]).await?;
+                let args = [Arg::Text(&asked), Arg::Int(now_ms()), Arg::Int(self.bytes_max)];
+                let read = transaction.fetch(sql, &args).await?;
                 transaction.commit().await?;
                 Ok(read)
             };
@@ -114,8 +121,10 @@ impl<F: Fn(u64) -> bool + Send + Sync> Reader<'_, F> {
         let read = async {
             let mut transaction = self.store.begin_read().await?;
             let sql = format!(
-                "SELECT {} FROM archmesh_publications p WHERE p.channel = $1 AND p.seq > $2 AND p.seq < $3 \
-                 AND p.expires_at > $4 ORDER BY p.seq {order} LIMIT $5",
+                "SELECT {} FROM (SELECT p.*, sum(length(p.data)) OVER (ORDER BY p.seq {order}) AS bytes FROM \
+                 (SELECT * FROM archmesh_publications p WHERE p.channel = $1 AND p.seq > $2 AND p.seq < $3 \
+                 AND p.expires_at > $4 ORDER BY p.seq {order} LIMIT $5) p) p \
+                 WHERE p.bytes - length(p.data) < $6 ORDER BY p.seq {order}",
                 rows::columns_of_p()
             );
             let args = [
@@ -124,6 +133,7 @@ impl<F: Fn(u64) -> bool + Send + Sync> Reader<'_, F> {
                 until.into(),
                 now_ms().into(),
                 i64::from(query.limit).into(),
+                self.bytes_max.into(),
             ];
             let read = transaction.fetch(sql, &args).await?;
             transaction.commit().await?;

@@ -14,10 +14,10 @@ use gateway_core::message::{ChannelName, Member, StreamPosition};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::Durable;
 use super::read::Wanted;
+use super::{Durable, rows};
 use crate::broker::position::is_behind;
-use crate::store::StoreError;
+use crate::store::{Arg, StoreError, now_ms};
 
 /// Channels that one statement asks for.
 const CHUNK: usize = 256;
@@ -270,8 +270,10 @@ impl Durable {
     }
 
     /// Compares positions: of suspects at once, of all attached channels once in each interval, evenly spread.
-    pub(super) async fn run_checks(self: Arc<Self>, interval: Duration) {
+    pub(super) async fn run_checks(self: Arc<Self>) {
+        let interval = self.section.check_interval;
         let mut round = Vec::<ChannelName>::new();
+        let (mut touched, mut touches) = (Instant::now(), false);
         let mut pause = interval;
         let mut next = Instant::now() + pause;
         loop {
@@ -281,10 +283,17 @@ impl Durable {
                         round = self.watch.table().channels.keys().cloned().collect();
                         let chunks = round.len().div_ceil(CHUNK).max(1);
                         pause = interval / u32::try_from(chunks).unwrap_or(u32::MAX);
+                        touches = touched.elapsed() >= self.section.position_ttl / 8;
+                        if touches {
+                            touched = Instant::now();
+                        }
                     }
                     next = Instant::now() + pause;
                     let chunk = round.split_off(round.len().saturating_sub(CHUNK));
                     self.check(&chunk, false).await;
+                    if touches {
+                        self.touch(&chunk).await;
+                    }
                 }
                 () = self.watch.suspicion.notified() => {
                     let suspects: Vec<ChannelName> = self.watch.table().suspects.drain().collect();
@@ -293,6 +302,24 @@ impl Durable {
                     }
                 }
             }
+        }
+    }
+
+    /// Keeps positions of channels that somebody follows.
+    async fn touch(&self, chunk: &[ChannelName]) {
+        let names: Vec<&str> = chunk.iter().map(|channel| &**channel).collect();
+        let touch = async {
+            let names = rows::json(&names)?;
+            let mut transaction = self.store.begin().await?;
+            let sql = format!(
+                "UPDATE archmesh_streams SET updated_at = $2 WHERE channel IN {}",
+                transaction.dialect().texts("$1")
+            );
+            transaction.execute(sql, &[Arg::Text(&names), Arg::Int(now_ms())]).await?;
+            transaction.commit().await
+        };
+        if let Err(error) = self.store.run(touch).await {
+            tracing::debug!(category = "database", event = "positions_untouched", %error);
         }
     }
 

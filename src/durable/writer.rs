@@ -4,17 +4,22 @@
 //! a publication after its commit, and whoever published it after that.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use gateway_core::broker::{ChannelUpdate, Placed};
 use gateway_core::error::{ClientError, ErrorCode};
 use gateway_core::message::{ChannelOutcome, ChannelReply, Origin};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Instant;
 
 use super::Durable;
 use super::append::{Append, AppendKind, Appended};
 use crate::store::{StoreError, commit_batch};
+
+/// Publications of one transaction, about.
+const BATCH_BYTES: usize = 4 << 20;
 
 /// A change that waits, and who asked for it.
 #[derive(Debug)]
@@ -28,10 +33,18 @@ impl Durable {
     /// Makes a change, or answers that there is no room for it.
     pub(super) fn write(&self, write: Write) {
         let queue = &self.queues[self.queue_of(&write.append.channel)];
-        if let Err(refused) = queue.try_send(write) {
-            let write = refused.into_inner();
-            self.stats.writes.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let message = "too many publications wait for the database (durable.writes_waiting_max); try again";
+        let weight = write.append.weight();
+        let waiting = self.waiting_bytes.fetch_add(weight, Ordering::Relaxed);
+        let refused = if waiting > self.section.waiting_bytes_max {
+            Some(write)
+        } else {
+            queue.try_send(write).err().map(TrySendError::into_inner)
+        };
+        if let Some(write) = refused {
+            self.waiting_bytes.fetch_sub(weight, Ordering::Relaxed);
+            self.stats.writes.refused.fetch_add(1, Ordering::Relaxed);
+            let message = "too many publications wait for the database (durable.writes_waiting_max, \
+                           durable.waiting_bytes_max); try again";
             self.answer(write, Err(ClientError::new(ErrorCode::Unavailable, message)));
         }
     }
@@ -49,14 +62,25 @@ impl Durable {
     ) {
         let mut batch = Vec::with_capacity(batch_max);
         while queue.recv_many(&mut batch, batch_max).await > 0 {
-            let (late, batch): (Vec<_>, Vec<_>) =
-                batch.drain(..).partition(|write: &Write| write.at.elapsed() >= deadline);
-            for write in late {
-                let message = "the database is too slow: nothing was published; try again";
-                self.answer(write, Err(ClientError::new(ErrorCode::Unavailable, message)));
-            }
-            if !batch.is_empty() {
-                self.write_batch(batch).await;
+            let mut rest = batch.drain(..).peekable();
+            while rest.peek().is_some() {
+                let (mut part, mut bytes) = (Vec::new(), 0);
+                while bytes < BATCH_BYTES
+                    && let Some(write) = rest.next()
+                {
+                    let weight = write.append.weight();
+                    self.waiting_bytes.fetch_sub(weight, Ordering::Relaxed);
+                    if write.at.elapsed() >= deadline {
+                        let message = "the database is too slow: nothing was published; try again";
+                        self.answer(write, Err(ClientError::new(ErrorCode::Unavailable, message)));
+                        continue;
+                    }
+                    bytes += weight;
+                    part.push(write);
+                }
+                if !part.is_empty() {
+                    self.write_batch(part).await;
+                }
             }
         }
     }
@@ -71,9 +95,10 @@ impl Durable {
             let outcome = outcome.map_err(|error| refusal(&error)).map(|appended| {
                 let removal = matches!(append.kind, AppendKind::Remove);
                 self.tell(append, origin, appended);
-                match removal {
-                    true => ChannelOutcome::HistoryRemoved(appended.position),
-                    false => ChannelOutcome::Published(appended.position),
+                if removal {
+                    ChannelOutcome::HistoryRemoved(appended.position)
+                } else {
+                    ChannelOutcome::Published(appended.position)
                 }
             });
             self.mail.reply(ChannelReply { origin, channel, outcome });

@@ -107,11 +107,9 @@ fn chromium_over_tls() {
     scenario(&authority.setup().start(), Kind::Chromium, &["--insecure"]);
 }
 
-/// Every command of docs/notifications.md, in its order, as it stands there but for the address and the key.
-#[test]
-fn the_examples_of_the_documentation_work() {
+/// Every command of a page, in its order, as it stands there but for the address and the key.
+fn run_examples(text: &str) {
     let gateway = Gateway::start();
-    let text = include_str!("../../docs/notifications.md");
     let address = gateway.public.to_string();
     let examples: Vec<&str> = text
         .split("```sh\n")
@@ -127,6 +125,29 @@ fn the_examples_of_the_documentation_work() {
         let output = Command::new("sh").args(["-c", &example]).output().expect("a shell");
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(said.contains("\"result\""), "{example}\n{said}");
+    }
+}
+
+#[test]
+fn the_examples_about_notifications_work() {
+    run_examples(include_str!("../../docs/notifications.md"));
+}
+
+#[test]
+fn the_examples_about_the_server_api_work() {
+    run_examples(include_str!("../../docs/api.md"));
+}
+
+/// The page of the server API names every path, the other ones about notifications by their end.
+#[test]
+fn every_path_of_the_server_api_is_documented() {
+    let gateway = Gateway::start();
+    let page = include_str!("../../docs/api.md");
+    let document = gateway.get("/api/openapi.json").json();
+    for path in document["paths"].as_object().unwrap().keys() {
+        let name = path.strip_prefix("/api/v1/notifications").filter(|rest| !rest.is_empty());
+        let name = format!("{}`", name.unwrap_or(path));
+        assert!(page.contains(&name), "{path} is not in docs/api.md");
     }
 }
 

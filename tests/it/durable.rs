@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::gateway::{Setup, with_settings};
+use crate::notifications::backup::archmesh;
 use crate::notifications::database::Database;
 use crate::redis::Redis;
 use crate::socket::Socket;
@@ -54,6 +55,7 @@ on_both_databases!(
     another_life_of_the_database_is_another_stream,
     a_key_holds_over_a_restart,
     what_is_outside_of_the_stream_is_no_row,
+    a_backup_is_restored_as_another_stream,
 );
 
 /// Runs a test of other channels with durable ones.
@@ -134,7 +136,9 @@ fn old_and_superfluous_publications_are_deleted(database: &Database) {
         eventually("what has expired is deleted", || (count("brief:moment") == 0).then_some(()));
     } else {
         // It lies in a partition, which goes as a whole on the day after.
-        database.query("UPDATE archmesh_publication_partitions SET to_at = 1 WHERE from_at = (SELECT min(from_at) FROM archmesh_publication_partitions)");
+        let its = "SELECT tableoid::regclass::text FROM archmesh_publications WHERE channel = 'brief:moment'";
+        let over = "UPDATE archmesh_publication_partitions SET to_at = 1 WHERE name IN";
+        database.query(&format!("{over} ({its})"));
         eventually("the partition is dropped", || (count("brief:moment") == 0).then_some(()));
         gateway.publish("chat:room", json!(101));
     }
@@ -203,6 +207,32 @@ fn what_is_outside_of_the_stream_is_no_row(database: &Database) {
     gateway.publish("chat:room", json!(2));
     assert_eq!(watcher.take("message")["offset"], 1);
     assert_eq!(database.number("SELECT count(*) FROM archmesh_publications"), 1);
+}
+
+fn a_backup_is_restored_as_another_stream(database: &Database) {
+    let gateway = setup(database).start();
+    let mut socket = Socket::connect(&gateway, "ada");
+    let first = socket.publish("chat:room", json!(1));
+    socket.publish("chat:room", json!(2));
+    let folder = tempfile::tempdir().unwrap();
+    let backup = folder.path().join("backup");
+    let output = archmesh("backup", ("--to", &backup), database);
+    assert!(output.status.success(), "{output:?}");
+    // Its place will be given out again.
+    socket.publish("chat:room", json!("lost"));
+    drop(gateway);
+    let another = database.another();
+    let output = archmesh("restore", ("--from", &backup), &another);
+    assert!(output.status.success(), "{output:?}");
+    let gateway = setup(&another).start();
+    let mut socket = Socket::connect(&gateway, "ada");
+    let reply = socket.recover("chat:room", &first);
+    assert_eq!((&reply["recovered"], &reply["offset"]), (&json!(false), &json!(2)), "{reply}");
+    let third = socket.publish("chat:room", json!(3));
+    assert_eq!(third["offset"], 3);
+    assert_ne!(third["epoch"], first["epoch"]);
+    let read = gateway.result("history", &json!({"channel": "chat:room", "limit": 100}));
+    assert_eq!(offsets(&read["publications"]), [1, 2, 3]);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::http::{Answer, Http};
-use crate::support::{API_KEY, ProcessNumbers, SECRET, eventually, signal};
+use crate::support::{API_KEY, ProcessNumbers, SECRET, eventually, limit_files, signal};
 
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_archmesh");
@@ -416,10 +416,7 @@ impl Gateway {
 
     /// Lets files grow to so many bytes and no further, as on a disk that is full; `None` ends that.
     pub fn limit_files(&self, bytes: Option<u64>) {
-        let size = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
-        let (pid, limit) = (self.pid().to_string(), format!("--fsize={size}:unlimited"));
-        let status = Command::new("prlimit").args(["--pid", &pid, &limit]).status();
-        assert!(status.expect("prlimit belongs to util-linux").success(), "files are limited");
+        assert!(limit_files(Command::new("prlimit"), self.pid(), bytes), "files are limited");
     }
 
     /// Replaces the test's configuration file; nothing is reloaded yet.

@@ -3,7 +3,7 @@
 //! Must hold on PostgreSQL and on SQLite: what was answered is in the inboxes once and reaches all devices of the user, what one
 //! device does the others learn, and the numbers of an inbox are those of its rows.
 
-mod backup;
+pub mod backup;
 pub mod database;
 mod devices;
 mod faults;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::TempDir;
 
-use crate::support::{eventually, signal, tool};
+use crate::support::{eventually, limit_files, signal, tool};
 
 /// Ports that are tried; another process may take one between finding it free and using it.
 const TRIES: usize = 10;
@@ -95,6 +95,18 @@ impl Postgres {
         // Without its first process, which is stopped or gone, there will be no new ones.
         for child in fs::read_to_string(path).unwrap_or_default().split_whitespace() {
             let _ended = Command::new("kill").args([&format!("-{name}"), child]).output();
+        }
+    }
+
+    /// Lets files grow to so many bytes and no further, as on a disk that is full; `None` ends that. Segments of the log
+    /// have 16 MiB.
+    pub fn limit_files(&self, bytes: Option<u64>) {
+        let pid = self.child.id();
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        let prlimit = || by_its_user(Path::new("prlimit"));
+        assert!(limit_files(prlimit(), pid, bytes), "files are limited");
+        for child in fs::read_to_string(path).unwrap().split_whitespace() {
+            let _ended_meanwhile = limit_files(prlimit(), child.parse().unwrap(), bytes);
         }
     }
 
@@ -183,10 +195,14 @@ fn program(name: &str) -> PathBuf {
 
 /// The program, run by a user that it accepts.
 fn unprivileged(name: &str) -> Command {
-    let Some(user) = other_user() else { return Command::new(program(name)) };
+    by_its_user(&program(name))
+}
+
+fn by_its_user(program: &Path) -> Command {
+    let Some(user) = other_user() else { return Command::new(program) };
     let mut command = Command::new("setpriv");
     command.args([&format!("--reuid={user}"), &format!("--regid={}", group_of(user))]);
-    command.arg("--clear-groups").arg(program(name));
+    command.arg("--clear-groups").arg(program);
     command
 }
 

@@ -207,6 +207,14 @@ pub fn read_to_end(stream: &mut impl Read, limit: Duration) -> Option<Vec<u8>> {
     None
 }
 
+/// Lets files that a process writes grow to so many bytes and no further; `None` ends that. `false`: there is no such process.
+pub fn limit_files(mut prlimit: Command, pid: u32, bytes: Option<u64>) -> bool {
+    let size = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+    let (pid, limit) = (pid.to_string(), format!("--fsize={size}:unlimited"));
+    let status = prlimit.args(["--pid", &pid, &limit]).status();
+    status.expect("prlimit belongs to util-linux").success()
+}
+
 /// Sends a signal, such as `TERM`. The kernel is asked through a shell, because only the engine may have unsafe code.
 pub fn signal(pid: u32, name: &str) {
     let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {pid}")).status().unwrap();

@@ -414,9 +414,10 @@ impl Namespace {
 
     /// Publications that a home keeps.
     pub fn copy_size(&self, limits: &Limits) -> u32 {
-        match self.durable {
-            true => self.history_size.min(limits.durable_copy_max),
-            false => self.history_size,
+        if self.durable {
+            self.history_size.min(limits.durable_copy_max)
+        } else {
+            self.history_size
         }
     }
 }

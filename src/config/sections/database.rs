@@ -46,6 +46,8 @@ section! {
         copy_publications_max: u32 = Kind::Count(0, 100_000), Live;
         /// Publications that may wait to be written; more are answered "unavailable" at once.
         writes_waiting_max: u32 = Kind::Count(16, 10_000_000), Restart;
+        /// Bytes of publications that may wait to be written.
+        waiting_bytes_max: usize = Kind::Size(64 << 10, 16 << 30), Restart;
         /// Publications that one transaction carries at most.
         batch_max: u32 = Kind::Count(1, 10_000), Restart;
         /// Transactions of that kind at one time, each for its part of the channels; SQLite has one.

@@ -19,7 +19,8 @@ const TABLES: [&str; 6] = [
     "SELECT name, version, document FROM archmesh_templates ORDER BY name, version",
 ];
 
-fn archmesh(command: &str, folder: (&str, &Path), database: &Database) -> Output {
+/// Runs `archmesh backup` or `archmesh restore` on a folder.
+pub fn archmesh(command: &str, folder: (&str, &Path), database: &Database) -> Output {
     let mut run = Command::new(BINARY);
     run.arg(command).arg(folder.0).arg(folder.1).args(database.options());
     run.env_clear().env("PATH", search_path());

@@ -276,6 +276,26 @@ fn one_of_two_gateways_is_killed_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_full_postgresql_loses_nothing() {
+    let server = Postgres::start();
+    let world = World::start("full PostgreSQL", Database::Postgres(server.database()), 1);
+    // The table is larger than files may be, and its pages are full.
+    world.database.query(
+        "INSERT INTO archmesh_notifications (id, category, priority, content, created_at) \
+         SELECT 'filler' || n, 'system', 0, '{}', 1 FROM generate_series(1, 300000) n",
+    );
+    for _ in 0..2 {
+        server.limit_files(Some(16 << 20));
+        world.await_health("degraded");
+        hold(Duration::from_millis(500));
+        server.limit_files(None);
+        world.clients.await_calm(CALM);
+        world.await_health("healthy");
+    }
+    world.finish();
+}
+
+#[test]
 fn a_full_disk_loses_nothing() {
     let world = World::start("full disk", Database::sqlite(), 1);
     for _ in 0..2 {

@@ -92,9 +92,10 @@ impl HomeChannel {
         let namespace = settings.namespaces.get(self.namespace);
         let user_channel = namespace.auto_subscribe == AutoSubscribe::User;
         Scope {
-            history_size: match namespace.keeps_history() {
-                true => namespace.copy_size(&settings.limits),
-                false => 0,
+            history_size: if namespace.keeps_history() {
+                namespace.copy_size(&settings.limits)
+            } else {
+                0
             },
             history_ttl: namespace.history_ttl,
             members: namespace.presence || namespace.join_leave || user_channel,

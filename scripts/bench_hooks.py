@@ -4,9 +4,9 @@ second, with the time that each takes.
 
     .cache/venv/bin/python scripts/bench_hooks.py --binary target/release/archmesh
 
-The application answers every question at once from one asyncio process, and the clients are one other process; both are slower than the gateway, so
-what they do alone is measured too (`application`: questions per second that it answers without a gateway). It needs PyPI
-`websockets`, which `make deps-test` installs.
+The application answers every question at once from one asyncio process, and the clients are one other process. Both are slower
+than the gateway, so that what the application does alone is measured too. It needs PyPI `websockets`, which `make deps-test`
+installs.
 """
 
 import argparse

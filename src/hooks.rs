@@ -89,6 +89,7 @@ impl HookSetups {
                 timeout,
                 concurrency_max: concurrency_max as usize,
                 waiting_max: waiting_max as usize,
+                waiting_bytes_max: config.hooks.waiting_bytes_max,
                 allow_on_failure: on_failure == OnFailure::Allow,
                 depth_max: config.limits.json_depth_max,
                 breaker: Breaker::new(BreakerLimits {

@@ -57,6 +57,7 @@ pub(super) struct LaneSetup {
     pub(super) timeout: Duration,
     pub(super) concurrency_max: usize,
     pub(super) waiting_max: usize,
+    pub(super) waiting_bytes_max: usize,
     /// Whether a client may when the application cannot be asked.
     pub(super) allow_on_failure: bool,
     pub(super) depth_max: u32,
@@ -81,6 +82,8 @@ struct Queue {
     /// Tasks that ask one question after the other.
     running: usize,
     waiting: VecDeque<Job>,
+    /// Payloads of those that wait.
+    bytes: usize,
     /// When those whose client has left were last looked for.
     swept: Instant,
 }
@@ -98,6 +101,22 @@ enum Failure {
     Ask(#[from] AskError),
     #[error(transparent)]
     Unreadable(#[from] Unreadable),
+}
+
+impl Queue {
+    fn pop(&mut self) -> Option<Job> {
+        let job = self.waiting.pop_front()?;
+        self.bytes -= job.question.ask.bytes();
+        Some(job)
+    }
+
+    /// Takes out those whose client has left; answers how many.
+    fn sweep(&mut self) -> u64 {
+        let before = self.waiting.len();
+        self.waiting.retain(|job| job.question.is_wanted());
+        self.bytes = self.waiting.iter().map(|job| job.question.ask.bytes()).sum();
+        (before - self.waiting.len()) as u64
+    }
 }
 
 /// Gives the place of a task back, also when it panics.
@@ -121,6 +140,7 @@ impl Lane {
             queue: Mutex::new(Queue {
                 running: 0,
                 waiting: VecDeque::new(),
+                bytes: 0,
                 swept: Instant::now(),
             }),
             outcomes: Default::default(),
@@ -161,7 +181,7 @@ impl Lane {
         let Some(setup) = self.setup.load_full() else {
             // A reload has switched the hook off while the question was on its way.
             self.count(Outcome::Failed);
-            return self.send(question, Verdict::Fail(away()));
+            return self.send(&question, Verdict::Fail(away()));
         };
         let job = Job { question, arrived: now };
         let mut queue = self.lock();
@@ -171,21 +191,25 @@ impl Lane {
             tokio::spawn(Arc::clone(self).work(job));
             return;
         }
-        if queue.waiting.len() >= setup.waiting_max && now >= queue.swept + SWEEP_INTERVAL {
+        let bytes = job.question.ask.bytes();
+        let is_full = |queue: &Queue| {
+            queue.waiting.len() >= setup.waiting_max
+                || queue.bytes + bytes > setup.waiting_bytes_max
+        };
+        if is_full(&queue) && now >= queue.swept + SWEEP_INTERVAL {
             queue.swept = now;
-            let before = queue.waiting.len();
-            queue.waiting.retain(|job| job.question.is_wanted());
-            let left = (before - queue.waiting.len()) as u64;
+            let left = queue.sweep();
             self.outcomes[Outcome::Left as usize].fetch_add(left, Ordering::Relaxed);
         }
-        if queue.waiting.len() < setup.waiting_max {
+        if !is_full(&queue) {
+            queue.bytes += bytes;
             return queue.waiting.push_back(job);
         }
         drop(queue);
         self.count(Outcome::Overloaded);
         let message = "too many questions wait for the application; try again";
         let error = ClientError::new(ErrorCode::Unavailable, message);
-        self.send(job.question, Verdict::Fail(error));
+        self.send(&job.question, Verdict::Fail(error));
     }
 
     /// Asks one question after the other, as long as any waits.
@@ -196,7 +220,7 @@ impl Lane {
             self.process(job).await;
             let mut queue = self.lock();
             let concurrency_max = self.setup.load().as_ref().map_or(1, |s| s.concurrency_max);
-            next = if queue.running <= concurrency_max { queue.waiting.pop_front() } else { None };
+            next = if queue.running <= concurrency_max { queue.pop() } else { None };
             if next.is_none() {
                 queue.running -= 1;
                 if queue.waiting.is_empty() {
@@ -214,17 +238,17 @@ impl Lane {
         }
         let Some(setup) = self.setup.load_full() else {
             self.count(Outcome::Failed);
-            return self.send(question, Verdict::Fail(away()));
+            return self.send(&question, Verdict::Fail(away()));
         };
         let deadline = arrived + setup.timeout;
         let now = Instant::now();
         if now >= deadline {
             self.count(Outcome::Timeout);
-            return self.send(question, on_failure(&setup));
+            return self.send(&question, on_failure(&setup));
         }
         if !setup.breaker.try_enter(now.into_std()) {
             self.count(Outcome::Breaker);
-            return self.send(question, on_failure(&setup));
+            return self.send(&question, on_failure(&setup));
         }
         let answered = self.ask(&setup, &question, deadline).await;
         let done = Instant::now();
@@ -247,7 +271,7 @@ impl Lane {
                 on_failure(&setup)
             }
         };
-        self.send(question, verdict);
+        self.send(&question, verdict);
     }
 
     async fn ask(
@@ -268,7 +292,7 @@ impl Lane {
     }
 
     /// Puts the answer into the mailbox of the connection's shard; waits elsewhere when that is full.
-    fn send(&self, question: HookQuestion, verdict: Verdict) {
+    fn send(&self, question: &HookQuestion, verdict: Verdict) {
         let (connection, request) = (question.connection, question.request);
         let answer = Box::new(HookAnswer { connection, request, verdict });
         let (bridge, message) = (&self.bridge, ShardMessage::Hooked(answer));

@@ -134,6 +134,15 @@ impl HookAsk {
             Self::Rpc { .. } => HookKind::Rpc,
         }
     }
+
+    /// Bytes of the payload that waits with the question.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Connect { token } => token.as_ref().map_or(0, |token| token.len()),
+            Self::Subscribe { channel } => channel.len(),
+            Self::Publish { data, .. } | Self::Rpc { data, .. } => data.len(),
+        }
+    }
 }
 
 impl HookQuestion {

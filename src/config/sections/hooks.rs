@@ -46,6 +46,8 @@ section! {
         secrets: Vec<Secret<String>> = Kind::List(&Kind::Secret, 0, 4), Live;
         /// Longest answer.
         answer_bytes_max: usize = Kind::Size(1 << 10, 16 << 20), Live;
+        /// Payloads that may wait for their turn in each hook, together; more are refused at once.
+        waiting_bytes_max: usize = Kind::Size(64 << 10, 4 << 30), Live;
         /// How long an idle connection to the application is kept. Shorter than the application's own limit, so that no
         /// question meets a connection that is just being closed.
         idle_timeout: Duration = Kind::Duration(0, 3_600_000), Live;

@@ -1,5 +1,7 @@
 //! A lane against an HTTP server of the test: order, bounds, outages, signatures.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::atomic::AtomicUsize;
 
 use axum::Router;
@@ -23,7 +25,7 @@ const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 /// What the server does with questions.
 struct Server {
-    arrived: mpsc::UnboundedSender<(HeaderMap, Value)>,
+    arrived: mpsc::Sender<(HeaderMap, Value)>,
     /// A permit for each answer.
     gate: Semaphore,
     busy: AtomicUsize,
@@ -39,7 +41,7 @@ async fn serve(
     server.busiest.fetch_max(busy, Ordering::SeqCst);
     let question: Value = serde_json::from_slice(&body).unwrap();
     let method = question["method"].as_str().unwrap_or_default().to_owned();
-    let _gone = server.arrived.send((headers, question));
+    let _gone = server.arrived.try_send((headers, question));
     if let Ok(permit) = server.gate.acquire().await {
         permit.forget();
     }
@@ -56,14 +58,14 @@ struct Bench {
     hooks: Hooks,
     shards: Arc<TestShards>,
     server: Arc<Server>,
-    arrived: mpsc::UnboundedReceiver<(HeaderMap, Value)>,
+    arrived: mpsc::Receiver<(HeaderMap, Value)>,
 }
 
 impl Bench {
     async fn new(more: &[(&str, &str)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
-        let (sender, arrived) = mpsc::unbounded_channel();
+        let (sender, arrived) = mpsc::channel(1_000);
         let server = Arc::new(Server {
             arrived: sender,
             gate: Semaphore::new(0),
@@ -194,6 +196,30 @@ async fn a_client_that_has_left_is_not_asked_about() {
         tokio::task::yield_now().await;
     }
     assert_eq!(bench.arrival().await.1["method"], "second");
+}
+
+#[tokio::test]
+async fn what_waits_is_bounded_in_bytes() {
+    let more = [("RPC__CONCURRENCY_MAX", "1"), ("WAITING_BYTES_MAX", "64KiB")];
+    let mut bench = Bench::new(&more).await;
+    let call = |bench: &Bench| {
+        let data = format!("\"{}\"", "x".repeat(30_000)).into();
+        let (asker, question) = question(HookAsk::Rpc { method: "m".into(), data });
+        bench.hooks.ask(question);
+        asker
+    };
+    let _first = call(&bench);
+    bench.arrival().await;
+    let _waiting = [call(&bench), call(&bench)];
+    assert_eq!(bench.state().waiting, 2);
+    let _refused = call(&bench);
+    assert!(unavailable(&bench.answer().await));
+    bench.server.gate.add_permits(10);
+    for _ in 0..3 {
+        assert!(matches!(bench.answer().await, Verdict::Result(_)));
+    }
+    let _again = call(&bench);
+    assert!(matches!(bench.answer().await, Verdict::Result(_)));
 }
 
 #[tokio::test]

@@ -4,10 +4,12 @@
 //! payload (`data`) is checked for validity, depth and size and then passed on as it came. The API key is compared in
 //! constant time and appears in no log; callers are told apart in logs by the key's configured name.
 
+mod audit;
 mod batch;
 mod call;
 mod connections;
 mod error;
+mod events;
 pub(crate) mod everywhere;
 mod key;
 mod large_data;
@@ -65,7 +67,9 @@ pub(crate) struct ApiPolicy {
 /// All methods, behind the API key, and the document that describes them.
 pub(crate) fn router(plane: &SharedPlane) -> Router<SharedPlane> {
     call::methods()
+        .merge(events::methods())
         .route_layer(from_fn_with_state(Arc::clone(plane), bound))
+        .route_layer(from_fn_with_state(Arc::clone(plane), audit::record))
         .route_layer(from_fn_with_state(Arc::clone(plane), authorize))
         .route("/api/openapi.json", get(openapi::serve))
 }

@@ -33,12 +33,14 @@ use crate::cluster::Cluster;
 use crate::config::sections::{Environment, LogFormat};
 use crate::config::{Config, Loaded};
 use crate::durable::Durable;
+use crate::events::Events;
 use crate::health::{Health, LifePhase};
 use crate::hooks::{HookSetups, Hooks};
 use crate::http::{HttpLimits, HttpServer, serve_listener};
 use crate::keys::KeyLoadError;
 use crate::logging::{LogSampler, Logging, LoggingError};
 use crate::metrics::ControlMetrics;
+use crate::notify::senders::SetupError;
 use crate::notify::{Notifications, NotificationsError};
 use crate::plane::{Plane, SharedPlane, TlsExpiry};
 use crate::reload::Controller;
@@ -82,8 +84,10 @@ enum NodeError {
     Store(#[from] StoreStartError),
     #[error(transparent)]
     Notifications(#[from] NotificationsError),
+    #[error("[[webhooks]]: {0}")]
+    Webhooks(#[from] SetupError),
     #[error("hooks cannot be asked: {0}")]
-    Hooks(#[from] crate::notify::senders::SetupError),
+    Hooks(#[source] SetupError),
     #[error("the system gives no random numbers")]
     Random,
     #[error(
@@ -171,13 +175,15 @@ impl Node {
         let internal = bind("internal", config.listen.internal).await?;
         let agent = bind("agent", config.listen.agent).await?;
         let store = open_store(config).await?;
+        let events = open_events(config, store.as_ref()).await?;
         let tls_config = tls.as_ref().map(|tls| Arc::clone(&tls.config));
         let engine_config =
             engine_config::engine_config(config, placements, tls_config, started, seeds);
         let (engine, receiver) =
             Engine::start(engine_config, Arc::clone(&settings), Arc::clone(&admission))?;
         let handle = engine.handle();
-        let plane = plane(config, (&handle, &admission), (settings, store), tls.as_ref()).await?;
+        let plane =
+            plane(config, (&handle, &admission), (settings, store, events), tls.as_ref()).await?;
         let routers = routes::build(&plane, route_options(config));
         let (unknown_kid, unknown_kids) = tokio::sync::watch::channel(0);
         let mut tasks = JoinSet::new();
@@ -242,6 +248,10 @@ impl Node {
         if let Some(notifications) = &self.plane.notifications {
             notifications.drain(self.controller.loaded.config.delivery.timeout).await;
         }
+        if let Some(events) = &self.plane.events {
+            self.plane.bridge.settle().await;
+            events.finish().await;
+        }
         self.service_tasks.shutdown().await;
         if let Some(broker) = &self.plane.broker {
             broker.leave().await;
@@ -283,12 +293,15 @@ fn spawn_services(plane: &SharedPlane, tasks: &mut JoinSet<()>) {
     if let Some(notifications) = &plane.notifications {
         notifications.spawn(plane, tasks);
     }
+    if let Some(events) = &plane.events {
+        events.spawn(tasks);
+    }
 }
 
 async fn plane(
     config: &Config,
     (handle, admission): (&EngineHandle, &Arc<Admission>),
-    (settings, store): (Arc<Settings>, Option<Arc<Store>>),
+    (settings, store, events): (Arc<Settings>, Option<Arc<Store>>, Option<Arc<Events>>),
     tls: Option<&LoadedTls>,
 ) -> Result<SharedPlane, NodeError> {
     let workers = Arc::new(Semaphore::new(config.control.workers as usize));
@@ -311,7 +324,8 @@ async fn plane(
     });
     let cluster = Cluster::start(config)?;
     let (mail, durable, broker) =
-        channels(config, (&bridge, admission), (cluster.as_ref(), store.as_ref())).await?;
+        channels(config, (&bridge, admission), (cluster.as_ref(), store.as_ref()), events.as_ref())
+            .await?;
     let redis = cluster.as_ref().map(|cluster| Arc::clone(cluster.redis()));
     let notifications = match &store {
         Some(store) if config.notifications.enabled => {
@@ -319,7 +333,11 @@ async fn plane(
         }
         _ => None,
     };
-    let hooks = Hooks::new(HookSetups::new(config)?, &bridge, config.log.sample_per_second);
+    let hooks = Hooks::new(
+        HookSetups::new(config).map_err(NodeError::Hooks)?,
+        &bridge,
+        config.log.sample_per_second,
+    );
     Ok(Arc::new(Plane {
         bridge,
         settings: ArcSwap::new(settings),
@@ -333,6 +351,7 @@ async fn plane(
         store,
         durable,
         notifications,
+        events,
         hooks,
         redis_required: config.redis.required,
         sampler: Sampler::default(),
@@ -349,11 +368,12 @@ async fn channels(
     config: &Config,
     (bridge, admission): (&Bridge, &Arc<Admission>),
     (cluster, store): (Option<&Arc<Cluster>>, Option<&Arc<Store>>),
+    events: Option<&Arc<Events>>,
 ) -> Result<(Arc<Mail>, Option<Arc<Durable>>, Option<Arc<Broker>>), NodeError> {
     let mail = Arc::new(Mail::new(bridge.clone(), config.redis.updates_waiting_max as usize));
     let durable = match store {
         Some(store) if config.has_durable_channels() => {
-            let durable = Durable::new(config, store, (bridge, &mail)).await;
+            let durable = Durable::new(config, store, (bridge, &mail), events).await;
             Some(Arc::new(durable.map_err(|source| store.unusable(source))?))
         }
         _ => None,
@@ -361,7 +381,8 @@ async fn channels(
     let broker = match cluster {
         Some(cluster) => {
             let around = (bridge, Arc::clone(admission));
-            Some(Broker::start(config, around, (&mail, durable.as_ref()), cluster)?)
+            let below = (&mail, durable.as_ref());
+            Some(Broker::start(config, around, below, (cluster, events))?)
         }
         None => None,
     };
@@ -373,7 +394,9 @@ async fn channels(
 
 /// Opens the store, with its schema up to date, when something needs it.
 async fn open_store(config: &Config) -> Result<Option<Arc<Store>>, NodeError> {
-    if !config.notifications.enabled && !config.has_durable_channels() {
+    let needed =
+        config.notifications.enabled || config.has_durable_channels() || config.has_events();
+    if !needed {
         return Ok(None);
     }
     let store = Arc::new(Store::open(&config.database)?);
@@ -396,6 +419,20 @@ async fn open_store(config: &Config) -> Result<Option<Arc<Store>>, NodeError> {
         );
     }
     Ok(Some(store))
+}
+
+/// The log of events, with the places of its endpoints, before anything can happen.
+async fn open_events(
+    config: &Config,
+    store: Option<&Arc<Store>>,
+) -> Result<Option<Arc<Events>>, NodeError> {
+    let Some(store) = store else { return Ok(None) };
+    let events = Events::new(config, Arc::clone(store))?;
+    if let Some(events) = &events {
+        let unusable = |source| StoreStartError::Unusable { name: store.name().to_owned(), source };
+        events.prepare().await.map_err(unusable)?;
+    }
+    Ok(events)
 }
 
 fn route_options(config: &Config) -> RouteOptions {

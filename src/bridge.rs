@@ -261,6 +261,13 @@ impl Bridge {
         self.control(shard, 0, op)
     }
 
+    /// Waits until everything that the shards have said so far has arrived, or until the deadline of requests.
+    pub(crate) async fn settle(&self) {
+        // A shard's messages keep their order, so its answer comes behind them.
+        let ask = || ShardOp::Channels { prefix: "".into(), limit: 0 };
+        let _unheard = self.ask_all(ask).await;
+    }
+
     /// Puts a message into a mailbox that may be full for a while; gives up when the shard has stood for a second, which its
     /// clients will notice.
     pub(crate) async fn deliver(&self, shard: ShardId, mut message: ShardMessage) {
@@ -291,8 +298,9 @@ impl Bridge {
             ControlMessage::Broker(_)
             | ControlMessage::BusyUser(_)
             | ControlMessage::Call(_)
+            | ControlMessage::Occurred(_)
             | ControlMessage::Hook(_) => {
-                unreachable!("the receiver gives it to the broker, the notifications or the hooks")
+                unreachable!("the receiver gives it to whom it is for")
             }
         };
         self.count_late(in_time);

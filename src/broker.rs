@@ -28,7 +28,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use gateway_core::admission::Admission;
 use gateway_core::broker::{BrokerOp, BrokerRequest, Retention, Scope};
 use gateway_core::ids::ConnectionId;
-use gateway_core::message::{ChannelName, Origin, Publish, StreamPosition};
+use gateway_core::message::{ChannelName, Epoch, Origin, Publish, StreamPosition};
+use gateway_core::occurrence::PlacedMessage;
 use tokio::task::JoinSet;
 
 use crate::api::everywhere::Question;
@@ -36,6 +37,7 @@ use crate::bridge::Bridge;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::durable::Durable;
+use crate::events::Events;
 use crate::plane::SharedPlane;
 use crate::redis::{Redis, RedisUrlError};
 use calls::{Calls, Gathered};
@@ -93,6 +95,8 @@ struct Common {
     mail: Arc<Mail>,
     nodes: Arc<Nodes>,
     durable: Option<Arc<Durable>>,
+    /// Where messages of clients are told, when anywhere.
+    events: Option<Arc<Events>>,
 }
 
 /// See the module's documentation.
@@ -116,7 +120,7 @@ impl Broker {
         config: &Config,
         (bridge, admission): (&Bridge, Arc<Admission>),
         (mail, durable): (&Arc<Mail>, Option<&Arc<Durable>>),
-        cluster: &Arc<Cluster>,
+        (cluster, events): (&Arc<Cluster>, Option<&Arc<Events>>),
     ) -> Result<Arc<Self>, RedisUrlError> {
         let section = &config.redis;
         let lease_ttl = config.cluster.lease_ttl;
@@ -130,6 +134,7 @@ impl Broker {
                 nodes: Arc::clone(&nodes),
                 durable: durable.map(Arc::clone),
                 redis: Arc::clone(redis),
+                events: events.map(Arc::clone),
             })
         };
         let meeting = common(cluster.redis())?;
@@ -271,13 +276,18 @@ impl Broker {
         retention: Retention,
     ) {
         let payload = self.record_of(&publish, publish.sender_without_copy(origin), unix_now());
+        let told = publish.told.then(|| {
+            // Its place is not known yet.
+            let nowhere = StreamPosition { offset: 0, epoch: Epoch::NONE };
+            Box::new(PlacedMessage::new(&channel, &publish, nowhere))
+        });
         let kind = if publish.skip_history {
             WriteKind::PublishOutside { origin }
         } else {
             let Retention { size, ttl } = retention;
             WriteKind::Publish { origin, size, ttl, key: publish.idempotency_key }
         };
-        self.write(channel, kind, payload);
+        self.push(Write { channel, kind, payload, at: Instant::now(), told });
     }
 
     fn record_of(
@@ -322,7 +332,10 @@ impl Broker {
     }
 
     fn write(&self, channel: ChannelName, kind: WriteKind, payload: Vec<u8>) {
-        let write = Write { channel, kind, payload, at: Instant::now() };
+        self.push(Write { channel, kind, payload, at: Instant::now(), told: None });
+    }
+
+    fn push(&self, write: Write) {
         self.instance_of(&write.channel).publisher.push(write);
     }
 

@@ -29,11 +29,12 @@ pub use secret::Secret;
 use sections::{
     ApiSection, AuthSection, CacheSection, ChannelsSection, ClusterSection, ConnectHookSection,
     ControlSection, DatabaseSection, DeliverySection, DiagnosticsSection, DrainSection,
-    DurableSection, EmailSection, EngineSection, Environment, HealthSection, HeartbeatSection,
-    HooksSection, HttpSection, LargeDataSection, LimitsSection, ListenSection, LogSection,
-    MetricsSection, NamespaceSection, NodeSection, NotificationsSection, OutboxSection,
-    PublishHookSection, RateLimitsSection, RedisSection, RpcHookSection, SubscribeHookSection,
-    TlsSection, WebPushSection, WebSocketSection, WebhookSection,
+    DurableSection, EmailSection, EngineSection, Environment, EventKind, EventWebhookSection,
+    EventsSection, HealthSection, HeartbeatSection, HooksSection, HttpSection, LargeDataSection,
+    LimitsSection, ListenSection, LogSection, MetricsSection, NamespaceSection, NodeSection,
+    NotificationsSection, OutboxSection, PublishHookSection, RateLimitsSection, RedisSection,
+    RpcHookSection, SubscribeHookSection, TlsSection, WebPushSection, WebSocketSection,
+    WebhookSection,
 };
 
 /// A checked configuration.
@@ -111,6 +112,10 @@ pub struct Config {
     pub drain: DrainSection,
     /// Switches for tests.
     pub diagnostics: DiagnosticsSection,
+    /// The log of events.
+    pub events: EventsSection,
+    /// Endpoints that are told of events, by name.
+    pub webhooks: Vec<(String, EventWebhookSection)>,
     /// Keys that verify connection tokens, files already read.
     pub token_keys: Vec<TokenKey>,
     /// Keys of the server API, files already read; empty when the API is off.
@@ -161,6 +166,17 @@ impl Config {
             }
         }
         changed
+    }
+
+    /// Whether events of this kind are recorded, for their own sake or for a webhook.
+    pub fn records(&self, kind: EventKind) -> bool {
+        self.events.record.contains(&kind)
+            || self.webhooks.iter().any(|(_, webhook)| webhook.events.contains(&kind))
+    }
+
+    /// Whether there is a log of events.
+    pub fn has_events(&self) -> bool {
+        self.events.sessions || EventKind::ALL.iter().any(|kind| self.records(*kind))
     }
 
     /// Whether this is a developer's machine.

@@ -22,6 +22,7 @@ use gateway_core::error::{ClientError, ErrorCode};
 use gateway_core::message::{
     ChannelName, ChannelOutcome, ChannelReply, Epoch, HistoryQuery, Origin, Publish, StreamPosition,
 };
+use gateway_core::occurrence::PlacedMessage;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -31,6 +32,7 @@ use crate::broker::mail::Mail;
 use crate::broker::{Broker, record};
 use crate::config::Config;
 use crate::config::sections::DurableSection;
+use crate::events::Events;
 use crate::store::{BatchStats, Dialect, Store, StoreError, now_ms};
 use append::{Append, AppendKind, Appends};
 use read::Reader;
@@ -60,6 +62,8 @@ pub(crate) struct Durable {
     mail: Arc<Mail>,
     bridge: Bridge,
     broker: OnceLock<Arc<Broker>>,
+    /// Where messages of clients are told, when anywhere.
+    events: Option<Arc<Events>>,
     appends: Appends,
     queues: Vec<mpsc::Sender<Write>>,
     /// Their far ends, until the tasks are started.
@@ -89,6 +93,7 @@ impl Durable {
         config: &Config,
         store: &Arc<Store>,
         (bridge, mail): (&Bridge, &Arc<Mail>),
+        events: Option<&Arc<Events>>,
     ) -> Result<Self, StoreError> {
         let section = config.durable.clone();
         let writers = if config.database.url.is_some() { section.writers } else { 1 };
@@ -105,6 +110,7 @@ impl Durable {
             mail: Arc::clone(mail),
             bridge: bridge.clone(),
             broker: OnceLock::new(),
+            events: events.map(Arc::clone),
             queues,
             writers: Mutex::new(writers),
             spread: RandomState::new(),
@@ -251,11 +257,19 @@ impl Durable {
         let position = StreamPosition { offset: 0, epoch: OUTSIDE };
         let unix = Duration::from_millis(taken_at.try_into().unwrap_or_default());
         self.tell_others(channel, position, Some((&publish, origin, unix)));
+        self.tell_application(channel, &publish, position);
         let sender = publish.sender_without_copy(origin);
         let placed = Placed { position, unix, publish: Arc::new(publish), sender };
         self.mail.tell(channel, ChannelUpdate::Published(placed));
         let outcome = Ok(ChannelOutcome::Published(position));
         self.mail.reply(ChannelReply { origin, channel: Arc::clone(channel), outcome });
+    }
+
+    /// A client's message has its place.
+    fn tell_application(&self, channel: &ChannelName, publish: &Publish, position: StreamPosition) {
+        if let Some(events) = self.events.as_ref().filter(|_| publish.told) {
+            events.note_message(PlacedMessage::new(channel, publish, position));
+        }
     }
 
     fn tell_others(

@@ -127,6 +127,7 @@ impl Plane {
     fn takes_no_changes(&self) -> bool {
         self.notifications.as_ref().is_some_and(|n| n.writer().is_failing())
             || self.durable.as_ref().is_some_and(|durable| durable.is_failing())
+            || self.events.as_ref().is_some_and(|events| events.is_failing())
     }
 
     fn is_divided(&self) -> bool {
@@ -215,6 +216,7 @@ pub(crate) async fn detailed(State(plane): State<SharedPlane>) -> Response<Body>
             "redis": redis(&plane),
             "cluster": cluster(&plane),
             "database": database(&plane),
+            "events": events(&plane),
             "hooks": hooks(&plane),
             "tls": tls(&plane),
             "keys": keys(&plane),
@@ -303,6 +305,26 @@ fn database(plane: &Plane) -> Value {
         });
     }
     answer
+}
+
+/// The log of events. An endpoint that takes nothing makes no node unwell: that is told here and by metrics.
+fn events(plane: &Plane) -> Value {
+    let Some(events) = &plane.events else { return json!({"status": "not_configured"}) };
+    let (waiting, _) = events.waiting();
+    let endpoints = events.endpoints().map(|endpoint| {
+        let stats = endpoint.stats();
+        let state = json!({
+            "breaker": endpoint.breaker_state().as_str(),
+            "lag_events": stats.lag.load(Ordering::Relaxed),
+            "lag_seconds": stats.age().as_secs_f64(),
+        });
+        (endpoint.name().to_owned(), state)
+    });
+    json!({
+        "status": if events.is_failing() { "degraded" } else { "healthy" },
+        "waiting": waiting,
+        "webhooks": endpoints.collect::<serde_json::Map<_, _>>(),
+    })
 }
 
 fn hooks(plane: &Plane) -> Value {

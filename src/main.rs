@@ -15,6 +15,7 @@ pub mod config;
 mod digest;
 mod drain;
 mod durable;
+mod events;
 mod health;
 mod hooks;
 mod http;

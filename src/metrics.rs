@@ -6,6 +6,7 @@
 
 mod broker_metrics;
 mod control;
+mod event_metrics;
 mod families;
 mod hook_metrics;
 mod process;

@@ -14,6 +14,7 @@ use crate::broker::Broker;
 use crate::broker::mail::Mail;
 use crate::cluster::Cluster;
 use crate::durable::Durable;
+use crate::events::Events;
 use crate::health::Health;
 use crate::hooks::Hooks;
 use crate::http::HttpServer;
@@ -51,6 +52,8 @@ pub(crate) struct Plane {
     pub durable: Option<Arc<Durable>>,
     /// Notifications, when this node has them.
     pub notifications: Option<Arc<Notifications>>,
+    /// The log of events, when something is recorded.
+    pub events: Option<Arc<Events>>,
     /// Questions to the application.
     pub hooks: Hooks,
     /// Whether a node without Redis is not ready.
@@ -165,6 +168,7 @@ pub(crate) mod testing {
             store: None,
             durable: None,
             notifications: None,
+            events: None,
             hooks,
             redis_required: false,
             sampler: Sampler::default(),

@@ -18,8 +18,9 @@ use tokio::time::sleep;
 
 use crate::api::{ApiKey, ApiPolicy};
 use crate::bootstrap::tokens::{self, TokenKeys};
-use crate::config::sections::TlsVersion;
+use crate::config::sections::{EventKind, TlsVersion};
 use crate::config::{Config, Loaded, restart_only_changes};
+use crate::events::Entry;
 use crate::hooks::HookSetups;
 use crate::keys::{KeyStore, WatchedFiles};
 use crate::logging::{self, Logging};
@@ -151,7 +152,12 @@ impl Controller {
     /// Reads the configuration again and puts it in force, or refuses it and keeps the old one.
     pub(crate) async fn reload(&mut self) {
         tracing::info!(category = "system", event = "reload_started");
-        match self.try_reload().await {
+        let outcome = self.try_reload().await;
+        if let Some(events) = &self.plane.events {
+            let detail = serde_json::json!({"action": "reload", "ok": outcome.is_ok()});
+            events.record(Entry::new(EventKind::AdminAction, &detail));
+        }
+        match outcome {
             Ok(()) => {
                 self.plane.metrics.reload_succeeded();
                 tracing::info!(category = "system", event = "reload_finished");
@@ -213,7 +219,9 @@ impl Controller {
 
     /// Gives every shard the new settings. A shard with a full mailbox is tried until the watchdog's limit; after that
     /// the reload has failed, and the shard is tried on while the node does its other work.
-    async fn reconfigure(&mut self, settings: Settings) -> Result<(), ReloadError> {
+    async fn reconfigure(&mut self, mut settings: Settings) -> Result<(), ReloadError> {
+        // What is recorded changes only at a restart: the log must know a channel's whole story.
+        settings.occurrences = self.plane.settings.load().occurrences.clone();
         let settings = Arc::new(settings);
         self.plane.settings.store(Arc::clone(&settings));
         let mut delivery = Delivery::new(settings, &self.plane.bridge);

@@ -42,7 +42,7 @@ use crate::plane::SharedPlane;
 
 /// A request body, read within its bounds and strictly typed.
 #[derive(Debug)]
-struct Call<T>(T);
+pub(super) struct Call<T>(pub(super) T);
 
 impl<T: DeserializeOwned> FromRequest<SharedPlane> for Call<T> {
     type Rejection = ApiError;
@@ -78,7 +78,8 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
         .map_err(|error| ApiError::bad_request(format!("malformed request: {error}")))
 }
 
-fn answer<T: Serialize>(outcome: Result<T, ApiError>) -> Response<Body> {
+/// The result or the error, as it is answered.
+pub(super) fn answer<T: Serialize>(outcome: Result<T, ApiError>) -> Response<Body> {
     match outcome {
         Ok(result) => axum::Json(Reply { result }).into_response(),
         Err(error) => error.into_response(),

@@ -10,12 +10,14 @@ use utoipa::openapi::{InfoBuilder, OpenApi as Document};
 use utoipa::{Modify, OpenApi};
 
 use super::call::Paths;
+use super::events::Paths as EventPaths;
 use crate::cluster::routes::Paths as ClusterPaths;
 
 /// The whole document.
 pub(super) fn document() -> Document {
     let mut document = Paths::openapi();
     document.merge(ClusterPaths::openapi());
+    document.merge(EventPaths::openapi());
     document.info = InfoBuilder::new()
         .title("ArchMesh gateway server API")
         .version(env!("CARGO_PKG_VERSION"))

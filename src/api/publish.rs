@@ -125,6 +125,7 @@ fn prepare(
         sender: None,
         extra,
         no_echo: false,
+        told: false,
         accepted_at: plane.uptime(),
     })
 }

@@ -81,7 +81,29 @@ pub(super) async fn user_status(
             status.join(&other);
         }
     }
+    add_last_seen(plane, &mut statuses).await;
     Ok(UserStatusResult { statuses, partial })
+}
+
+/// Those that no node remembers any more may be in the store. Without it the answer is what the nodes know.
+async fn add_last_seen(plane: &SharedPlane, statuses: &mut [UserStatus]) {
+    let Some(events) = plane.events.as_ref().filter(|events| events.keeps_sessions()) else {
+        return;
+    };
+    let unknown = |status: &UserStatus| !status.online && status.last_seen.is_none();
+    let users: Vec<String> = statuses
+        .iter()
+        .filter(|status| unknown(status))
+        .map(|status| status.user.clone())
+        .collect();
+    if users.is_empty() {
+        return;
+    }
+    let Ok(seen) = events.last_seen(&users).await else { return };
+    let unknown = statuses.iter_mut().filter(|status| unknown(status));
+    for (status, seen) in unknown.zip(seen) {
+        status.last_seen = seen.map(|at| (at / 1000).unsigned_abs());
+    }
 }
 
 /// Online state of users on this node.

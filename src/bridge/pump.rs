@@ -53,6 +53,11 @@ pub(crate) async fn run(
                         notify::calls::handle(notifications, plane, *call);
                     }
                 }
+                ControlEvent::Core(ControlMessage::Occurred(occurrence)) => {
+                    if let Some(events) = &plane.events {
+                        events.note(&occurrence);
+                    }
+                }
                 ControlEvent::Core(ControlMessage::Hook(question)) => plane.hooks.ask(*question),
                 ControlEvent::Core(message) => plane.bridge.handle_message(message),
                 ControlEvent::Snapshot { correlation, shard, snapshot } => {

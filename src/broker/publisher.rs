@@ -20,6 +20,7 @@ use gateway_core::error::{ClientError, ErrorCode};
 use gateway_core::message::{
     ChannelName, ChannelOutcome, ChannelReply, Epoch, Origin, StreamPosition,
 };
+use gateway_core::occurrence::PlacedMessage;
 use tokio::sync::Notify;
 
 use super::scripts::{Script, ScriptError};
@@ -36,6 +37,8 @@ pub(super) struct Write {
     pub kind: WriteKind,
     pub payload: Vec<u8>,
     pub at: Instant,
+    /// What the application is told when it has its place.
+    pub told: Option<Box<PlacedMessage>>,
 }
 
 #[derive(Debug)]
@@ -336,11 +339,22 @@ impl Publisher {
             Value::Array(positions) => &positions[..],
             _ => &[],
         };
-        for (index, write) in batch.into_iter().enumerate() {
+        for (index, mut write) in batch.into_iter().enumerate() {
             let Some(origin) = write.origin() else { continue };
             let position = positions.get(index).and_then(Value::as_str);
-            let outcome = match position.as_deref().and_then(position::read) {
-                Some(position) => Ok(outcome_of(&write.kind, position)),
+            let position = position.as_deref();
+            // It had this place before, and was told then.
+            let (position, is_new) = match position.and_then(|text| text.strip_prefix('=')) {
+                Some(earlier) => (Some(earlier), false),
+                None => (position, true),
+            };
+            let outcome = match position.and_then(position::read) {
+                Some(position) => {
+                    if is_new {
+                        self.tell_placed(&mut write, position);
+                    }
+                    Ok(outcome_of(&write.kind, position))
+                }
                 None => Err(unavailable("Redis answered something else than a position")),
             };
             self.common.mail.reply(ChannelReply { origin, channel: write.channel, outcome });
@@ -374,8 +388,8 @@ impl Publisher {
     }
 
     /// Redis has certainly not got it.
-    fn fail_unsent(&self, write: Write) {
-        if !self.deliver_here(&write) {
+    fn fail_unsent(&self, mut write: Write) {
+        if !self.deliver_here(&mut write) {
             self.failed.fetch_add(1, Ordering::Relaxed);
             self.fail(write, "Redis cannot be reached: nothing was published; try again");
         }
@@ -383,7 +397,7 @@ impl Publisher {
 
     /// What nobody keeps needs no place in the stream: it still reaches the subscribers of this node, outside of the stream.
     /// With an idempotency key it could reach them twice.
-    fn deliver_here(&self, write: &Write) -> bool {
+    fn deliver_here(&self, write: &mut Write) -> bool {
         let origin = match write.kind {
             WriteKind::Publish { origin, size: 0, key: None, .. }
             | WriteKind::PublishOutside { origin }
@@ -399,10 +413,18 @@ impl Publisher {
         };
         self.local.fetch_add(1, Ordering::Relaxed);
         self.common.mail.tell(&write.channel, ChannelUpdate::Published(placed));
+        self.tell_placed(write, position);
         let channel = ChannelName::clone(&write.channel);
         let outcome = Ok(ChannelOutcome::Published(position));
         self.common.mail.reply(ChannelReply { origin, channel, outcome });
         true
+    }
+
+    fn tell_placed(&self, write: &mut Write, position: StreamPosition) {
+        if let (Some(mut message), Some(events)) = (write.told.take(), &self.common.events) {
+            message.position = position;
+            events.note_message(*message);
+        }
     }
 
     fn fail(&self, write: Write, message: &'static str) {

@@ -118,6 +118,7 @@ pub(super) fn decode(mut record: Bytes) -> Option<(Publish, Stamp)> {
         sender,
         extra,
         no_echo,
+        told: false,
         accepted_at,
     };
     let sender = no_echo.then(|| ConnectionId::from_bits(connection));

@@ -2,6 +2,7 @@
 //!
 //! A rule about a key whose value did not even parse is skipped: its error would be about a value nobody gave.
 
+mod events;
 mod hooks;
 
 use std::collections::BTreeSet;
@@ -47,6 +48,7 @@ pub fn check(
     checker.cluster();
     checker.diagnostics();
     checker.namespaces();
+    checker.events();
     checker.hooks();
 }
 

@@ -7,6 +7,7 @@ use crate::config::layers::{FLAT_VARIABLES, variable_of_key};
 use crate::config::load;
 use crate::config::sections;
 use crate::config::tiers::{ENVIRONMENTS, SIZES};
+use crate::config::value::Value;
 
 const INTRODUCTION: &str = "\
 # Configuration
@@ -115,6 +116,9 @@ fn default(key: &Key) -> String {
         Some(value) => format!("`{value}`"),
         None if key.path == "node.name" => "the host name".to_owned(),
         None if key.path.starts_with("namespaces.") => namespace_default(key.field),
+        None if key.path.starts_with("webhooks.") => {
+            of_entry(sections::EventWebhookSection::defaults(), key.field)
+        }
         None => "unset".to_owned(),
     };
     if ENVIRONMENTS.iter().any(|profile| profile.key == key.path) {
@@ -125,7 +129,11 @@ fn default(key: &Key) -> String {
 
 fn namespace_default(field: &str) -> String {
     let closed = gateway_core::settings::Namespace::closed("");
-    sections::NamespaceSection::values_of(&closed)
+    of_entry(sections::NamespaceSection::values_of(&closed), field)
+}
+
+fn of_entry(values: Vec<(&'static str, Value)>, field: &str) -> String {
+    values
         .into_iter()
         .find(|(name, _)| *name == field)
         .map_or_else(|| "unset".to_owned(), |(_, value)| format!("`{value}`"))

@@ -14,7 +14,7 @@ use crate::config::key::{FromValue, Key, Resolved, Values};
 use crate::config::keys;
 use crate::config::layers::{self, Entry, LOWER_HOST, LOWER_PORT, Sources};
 use crate::config::provenance::{ConfigError, ConfigErrors, Origin, shown};
-use crate::config::sections::{self, Environment, NamespaceSection, Size};
+use crate::config::sections::{self, Environment, EventWebhookSection, NamespaceSection, Size};
 use crate::config::tiers;
 use crate::config::toml_source::{self, BLOCK, ENTRY_NAME, is_entry_name};
 use crate::config::value::{Kind, Raw, Value};
@@ -38,6 +38,8 @@ struct Reading {
     wrong: BTreeSet<String>,
     /// Names of namespaces that exist, also those without a field.
     namespaces: BTreeSet<String>,
+    /// Names of webhooks that exist.
+    webhooks: BTreeSet<String>,
     /// Blocks of a file, by full key (`api.keys.backend`).
     blocks: Vec<Entry>,
 }
@@ -97,6 +99,9 @@ impl Reading {
             if let Some(name) = entry.key.strip_prefix("namespaces.") {
                 self.namespaces.insert(name.to_owned());
             }
+            if let Some(name) = entry.key.strip_prefix("webhooks.") {
+                self.webhooks.insert(name.to_owned());
+            }
             return self.blocks.push(entry.clone());
         }
         match sections::split_family(&entry.key) {
@@ -108,6 +113,9 @@ impl Reading {
             }
             Some(("namespaces", name, _)) => {
                 self.namespaces.insert(name.to_owned());
+            }
+            Some(("webhooks", name, _)) => {
+                self.webhooks.insert(name.to_owned());
             }
             _ => {}
         }
@@ -214,6 +222,12 @@ fn base(sources: &Sources, reading: &Reading) -> Values {
             put_namespace(&mut values, &Namespace::closed(name));
         }
     }
+    for name in &reading.webhooks {
+        for (field, value) in EventWebhookSection::defaults() {
+            let resolved = Resolved { value, origin: Origin::Default };
+            values.0.insert(format!("webhooks.{name}.{field}"), resolved);
+        }
+    }
     values
 }
 
@@ -285,6 +299,10 @@ fn from_values(values: Values) -> Config {
             ((*name).to_owned(), NamespaceSection::read(&values, &format!("namespaces.{name}")))
         })
         .collect();
+    let webhooks = values.names("webhooks").into_iter().map(|name| {
+        (name.to_owned(), EventWebhookSection::read(&values, &format!("webhooks.{name}")))
+    });
+    let webhooks = webhooks.collect();
     Config {
         node: sections::NodeSection::read(&values, "node"),
         listen: sections::ListenSection::read(&values, "listen"),
@@ -322,6 +340,8 @@ fn from_values(values: Values) -> Config {
         log: sections::LogSection::read(&values, "log"),
         drain: sections::DrainSection::read(&values, "drain"),
         diagnostics: sections::DiagnosticsSection::read(&values, "diagnostics"),
+        events: sections::EventsSection::read(&values, "events"),
+        webhooks,
         token_keys: Vec::new(),
         api_keys: Vec::new(),
         values,

@@ -6,6 +6,7 @@ mod choices;
 mod cluster;
 mod database;
 mod delivery;
+mod events;
 mod hooks;
 mod messages;
 mod security;
@@ -18,6 +19,7 @@ pub use choices::{
 pub use cluster::{ClusterSection, RedisSection};
 pub use database::{DatabaseSection, DurableSection, NotificationsSection};
 pub use delivery::{DeliverySection, EmailSection, WebPushSection, WebhookSection};
+pub use events::{EventKind, EventWebhookSection, EventsSection};
 pub use hooks::{
     ConnectHookSection, ConnectMode, HooksSection, OnFailure, PublishHookSection, RpcHookSection,
     SubscribeHookSection,
@@ -62,6 +64,8 @@ pub const ALL: &[&Section] = &[
     &EmailSection::SECTION,
     &WebPushSection::SECTION,
     &WebhookSection::SECTION,
+    &EventsSection::SECTION,
+    &EventWebhookSection::SECTION,
     &HooksSection::SECTION,
     &ConnectHookSection::SECTION,
     &SubscribeHookSection::SECTION,
@@ -77,7 +81,7 @@ pub const ALL: &[&Section] = &[
 ];
 
 /// Lists of named entries: `namespaces.chat.publish` is the field `publish` of the entry `chat`.
-pub const FAMILIES: &[&str] = &["api.keys", "namespaces"];
+pub const FAMILIES: &[&str] = &["api.keys", "namespaces", "webhooks"];
 
 /// Splits the full name of a key of a family into family, name of the entry and field.
 pub fn split_family(path: &str) -> Option<(&'static str, &str, &str)> {

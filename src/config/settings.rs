@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use gateway_core::auth::Authenticator;
 use gateway_core::hook::{ConnectHook, HookSettings};
+use gateway_core::occurrence::OccurrenceSettings;
 use gateway_core::proxies::Proxies;
 use gateway_core::settings::{
     AllowedOrigins, AuthSettings, BrokerSettings, Diagnostics, HeartbeatSettings, LargeDataLimits,
@@ -11,6 +12,7 @@ use gateway_core::settings::{
 };
 
 use crate::config::Config;
+use crate::config::sections::EventKind;
 
 impl Config {
     /// Settings of each of `shards` shards, with `authenticator` made from [`Config::token_keys`].
@@ -39,6 +41,7 @@ impl Config {
                 .as_ref()
                 .map(|_| BrokerSettings { detach_delay: self.redis.detach_delay }),
             notifications: self.notifications.enabled,
+            occurrences: self.core_occurrences(),
             hooks: HookSettings {
                 connect: match self.hook_connect.url {
                     Some(_) => self.hook_connect.mode.to_core(),
@@ -55,6 +58,24 @@ impl Config {
                 echo_path: self.diagnostics.echo_path.as_deref().map(Into::into),
                 fault_injection: self.diagnostics.fault_injection,
             },
+        }
+    }
+
+    fn core_occurrences(&self) -> OccurrenceSettings {
+        let events = &self.events;
+        let sessions = [EventKind::Connected, EventKind::Disconnected];
+        let channels = [EventKind::ChannelOccupied, EventKind::ChannelVacated];
+        let records_any = |kinds: &[EventKind]| kinds.iter().any(|kind| self.records(*kind));
+        let prefixes = events.channels.iter().filter(|_| records_any(&channels));
+        OccurrenceSettings {
+            sessions: events.sessions || records_any(&sessions),
+            authentication: self.records(EventKind::AuthenticationFailed),
+            channels: prefixes
+                .map(|prefix| if prefix == "*" { "".into() } else { prefix.as_str().into() })
+                .collect(),
+            messages: self.records(EventKind::Message),
+            waiting_max: events.shard_waiting_max as usize,
+            waiting_bytes_max: events.shard_waiting_bytes_max,
         }
     }
 

@@ -269,6 +269,29 @@ fn host_and_port() {
 }
 
 #[test]
+fn webhooks_have_defaults_and_are_checked() {
+    let good = "[[webhooks]]\nname = \"app\"\nurl = \"https://x.example\"\nsecrets = [\"whsec_a\"]\nevents = [\"connected\"]\n";
+    let config = from_file(good, &[("ARCHMESH__WEBHOOKS__APP__BATCH_MAX", "7")]).unwrap().config;
+    let (name, webhook) = &config.webhooks[0];
+    assert_eq!((name.as_str(), webhook.batch_max, webhook.attempts_max), ("app", 7, 20));
+    assert!(config.records(EventKind::Connected) && !config.records(EventKind::Message));
+    let bad = "[[webhooks]]\nname = \"app\"\nretry_base = \"1h\"\nretry_max = \"1s\"\n\
+               [[namespaces]]\nname = \"x\"\nwebhook_messages = true\n\
+               [events]\nrecord = [\"channel_vacated\"]\n";
+    check_errors(
+        from_file(bad, &[]),
+        &[
+            &["events.channels", "chat:"],
+            &["namespaces.x.webhook_messages", "message"],
+            &["webhooks.app.events"],
+            &["webhooks.app.retry_base", "retry_max"],
+            &["webhooks.app.secrets", "whsec_"],
+            &["webhooks.app.url"],
+        ],
+    );
+}
+
+#[test]
 fn namespaces_merge_field_by_field() {
     let first = file(
         "[[namespaces]]\nname = \"chat\"\nsubscribe = \"anyone\"\nhistory_size = 5\nhistory_ttl = \"1m\"\n",

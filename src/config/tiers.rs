@@ -44,6 +44,7 @@ pub const SIZES: &[BySize] = &[
     by_size("durable.writes_waiting_max", ["1000", "10000", "50000", "100000"]),
     by_size("delivery.jobs_max", ["1000", "5000", "20000", "50000"]),
     by_size("delivery.workers_max", ["8", "32", "64", "128"]),
+    by_size("events.waiting_max", ["2000", "10000", "50000", "100000"]),
     by_size("engine.mailbox_messages_max", ["1000", "50000", "100000", "500000"]),
     by_size("engine.receive_buffers", ["256", "512", "1024", "2048"]),
     by_size("control.workers", ["5", "20", "50", "100"]),

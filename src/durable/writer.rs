@@ -119,6 +119,7 @@ impl Durable {
             AppendKind::Publish { publish, taken_at, .. } => {
                 let unix = Duration::from_millis(taken_at.try_into().unwrap_or_default());
                 self.tell_others(&channel, position, Some((&publish, origin, unix)));
+                self.tell_application(&channel, &publish, position);
                 let sender = publish.sender_without_copy(origin);
                 ChannelUpdate::Published(Placed {
                     position,

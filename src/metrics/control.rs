@@ -8,10 +8,10 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
-use super::broker_metrics;
 use super::families::Families;
 use super::hook_metrics;
 use super::store_metrics;
+use super::{broker_metrics, event_metrics};
 use crate::breaker::BreakerState;
 use crate::cluster::{Cluster, NodeState};
 use crate::plane::Plane;
@@ -252,6 +252,9 @@ pub(super) fn collect(families: &mut Families, plane: &Plane) {
     }
     if let Some(notifications) = &plane.notifications {
         store_metrics::collect(families, notifications);
+    }
+    if let Some(events) = &plane.events {
+        event_metrics::collect(families, events);
     }
     hook_metrics::collect(families, &plane.hooks);
     if let Some(expiry) = plane.tls_expiry.get() {

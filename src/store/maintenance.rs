@@ -23,7 +23,8 @@ impl Store {
         let sql = "SELECT 1 FROM archmesh_notifications UNION ALL SELECT 1 FROM archmesh_inboxes \
                    UNION ALL SELECT 1 FROM archmesh_preferences UNION ALL SELECT 1 FROM archmesh_templates \
                    UNION ALL SELECT 1 FROM archmesh_contacts UNION ALL SELECT 1 FROM archmesh_outbox \
-                   UNION ALL SELECT 1 FROM archmesh_streams LIMIT $1";
+                   UNION ALL SELECT 1 FROM archmesh_streams UNION ALL SELECT 1 FROM archmesh_event_counter \
+                   UNION ALL SELECT 1 FROM archmesh_event_nodes UNION ALL SELECT 1 FROM archmesh_webhook_cursors LIMIT $1";
         let rows = transaction.fetch(sql, &[Arg::Int(1)]).await?;
         transaction.commit().await?;
         Ok(!rows.is_empty())

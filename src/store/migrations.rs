@@ -18,9 +18,11 @@ macro_rules! migrations {
 pub(super) fn migrator(dialect: Dialect) -> Migrator {
     let files = match dialect {
         Dialect::Postgres => {
-            migrations!("postgres": 1 "0001_create_inbox", 2 "0002_create_streams")
+            migrations!("postgres": 1 "0001_create_inbox", 2 "0002_create_streams", 3 "0003_create_events")
         }
-        Dialect::Sqlite => migrations!("sqlite": 1 "0001_create_inbox", 2 "0002_create_streams"),
+        Dialect::Sqlite => {
+            migrations!("sqlite": 1 "0001_create_inbox", 2 "0002_create_streams", 3 "0003_create_events")
+        }
     };
     let migrations = files.into_iter().map(|(version, name, sql)| {
         Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)

@@ -8,7 +8,7 @@ mod commands;
 mod failures;
 mod load;
 pub mod outside;
-mod receiver;
+pub mod receiver;
 mod restarts;
 mod template;
 mod ways;

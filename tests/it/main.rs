@@ -35,6 +35,7 @@ mod cluster_reads;
 mod delivery;
 mod drain;
 mod durable;
+mod events;
 mod heartbeat;
 mod hooks;
 mod http_api;

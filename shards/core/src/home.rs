@@ -21,6 +21,7 @@ use crate::ids::ShardId;
 use crate::message::{ChannelInfo, ChannelName, ChannelReply, ShardMessage};
 use crate::metrics::ShardMetrics;
 use crate::name_index::NameIndex;
+use crate::occurrence::PlacedMessage;
 use crate::random::Random;
 use crate::settings::Settings;
 use crate::time::{Moment, Now};
@@ -44,6 +45,10 @@ pub enum Effect {
     Reply(ChannelReply),
     /// Ask the broker between nodes.
     Broker(BrokerRequest),
+    /// Tell the control plane that a client's message has its place.
+    Message(Box<PlacedMessage>),
+    /// Tell the control plane that the channel is watched now, or is not any more.
+    Watched(ChannelName, bool),
     /// Call [`Homes::handle_timer`] with this key at that monotonic time.
     Timer(Duration, HomeKey),
 }
@@ -227,6 +232,13 @@ impl Homes {
         home.interest
             .contains(shard)
             .then(|| ShardMessage::Behind { channel: Arc::clone(channel), top: home.position })
+    }
+
+    /// Whether somebody on this node watches the channel.
+    pub fn is_watched(&self, channel: &str) -> bool {
+        self.find(channel)
+            .and_then(|index| self.slots[index as usize].channel.as_ref())
+            .is_some_and(|channel| !channel.interest.is_empty())
     }
 
     /// Settings have changed: look every namespace up again.

@@ -20,6 +20,7 @@ pub mod large_data;
 pub mod message;
 pub mod metrics;
 mod name_index;
+pub mod occurrence;
 pub mod outbox;
 pub mod output;
 pub mod presence;

@@ -15,6 +15,9 @@
 //! | `Control` | refused to the control plane, which answers "unavailable" or tries again |
 //! | `Broker` | refused to the control plane, which sends it later, or `Behind` instead |
 //! | `Called`, `Hooked` | refused to the control plane, which tries again for a while |
+//!
+//! The queue to the control plane is bounded too. An `Occurred` that finds it full waits in the shard, in order, up to a
+//! bound above which it is dropped and counted; whether a channel is watched is told with the state that is true then.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,6 +30,7 @@ use crate::call::{CallAnswer, ClientCall};
 use crate::error::{ClientError, Disconnect};
 use crate::hook::{HookAnswer, HookQuestion};
 use crate::ids::{ConnectionId, SessionId, ShardId};
+use crate::occurrence::Occurrence;
 use crate::settings::{Priority, Settings};
 
 /// Name of a channel, shared by everyone who mentions it.
@@ -207,6 +211,8 @@ pub struct Publish {
     pub extra: Option<Bytes>,
     /// The publishing connection gets no copy.
     pub no_echo: bool,
+    /// The application is told when it has its place; decided by its home.
+    pub told: bool,
     /// Monotonic time at which the gateway took the publication.
     pub accepted_at: Duration,
 }
@@ -509,6 +515,8 @@ pub enum ControlMessage {
     BusyUser(Arc<str>),
     /// A client's command that the control plane answers.
     Call(Box<ClientCall>),
+    /// Something happened that is kept or told.
+    Occurred(Box<Occurrence>),
     /// The application is asked about a client's command.
     Hook(Box<HookQuestion>),
 }

@@ -119,6 +119,8 @@ label! {
         Control => "control",
         /// A hand-over refused; the connection is served where it was accepted, or closed.
         HandOver => "hand_over",
+        /// Something to be kept or told, because too much waited for room in the control queue.
+        Occurrence => "occurrence",
     }
 }
 

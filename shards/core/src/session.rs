@@ -244,6 +244,8 @@ pub(crate) struct Session {
     pub(crate) inflate: bool,
     /// Whether the user's connection count includes this one.
     pub(crate) user_counted: bool,
+    /// Whether the control plane was told that it is connected.
+    pub(crate) told: bool,
     /// Why the session ends, once that is known.
     pub(crate) ending: Option<Disconnect>,
     pub(crate) opened_at: Moment,

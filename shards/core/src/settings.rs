@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::auth::Authenticator;
 use crate::hook::HookSettings;
+use crate::occurrence::OccurrenceSettings;
 use crate::proxies::Proxies;
 
 #[cfg(any(test, feature = "testing"))]
@@ -33,6 +34,8 @@ pub struct Settings {
     pub broker: Option<BrokerSettings>,
     /// Whether the control plane answers calls about notifications.
     pub notifications: bool,
+    /// What the control plane is told of what happens.
+    pub occurrences: OccurrenceSettings,
     /// Which commands ask the application.
     pub hooks: HookSettings,
     /// Pings and idle time.
@@ -355,6 +358,8 @@ pub struct Namespace {
     pub auto_subscribe: AutoSubscribe,
     /// Whether publications are rows in the database before anybody gets them.
     pub durable: bool,
+    /// Whether messages of clients are told to the application.
+    pub webhook_messages: bool,
     /// Whether the application is asked about each subscribe of a client.
     pub subscribe_hook: bool,
     /// Whether the application is asked about each publish of a client.
@@ -392,6 +397,7 @@ impl Namespace {
             echo: true,
             auto_subscribe: AutoSubscribe::Never,
             durable: false,
+            webhook_messages: false,
             subscribe_hook: false,
             publish_hook: false,
         }

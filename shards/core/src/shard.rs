@@ -14,6 +14,7 @@ mod deliver;
 mod hooks;
 mod input;
 mod mail;
+mod occur;
 mod pressure;
 mod replies;
 mod subscribe;
@@ -34,6 +35,7 @@ use crate::error::Disconnect;
 use crate::home::{HomeKey, Homes};
 use crate::hub::Hub;
 use crate::ids::{ConnectionId, ShardId};
+use crate::message::ControlMessage;
 use crate::metrics::{MessageKind, ShardMetrics, SlowAction};
 use crate::outbox::{Class, PushResult, Spare};
 use crate::output::Output;
@@ -47,6 +49,7 @@ use crate::ws::deflate::{Deflater, Inflater};
 
 use close::Moving;
 use mail::Backlog;
+use occur::Untold;
 use pressure::Pressure;
 
 /// Resolution and reach of the timer wheel.
@@ -127,6 +130,7 @@ pub struct Shard {
     backlog: Vec<Backlog>,
     /// Requests to the broker that wait for room in the control queue: bounded by channels and subscriptions.
     to_broker: Vec<BrokerRequest>,
+    untold: Untold,
     inflater: Inflater,
     deflater: Deflater,
     revocations: Revocations,
@@ -163,6 +167,7 @@ impl Shard {
             outputs: VecDeque::new(),
             backlog: (0..init.shards).map(|_| Backlog::default()).collect(),
             to_broker: Vec::new(),
+            untold: Untold::default(),
             inflater: Inflater::new(),
             deflater: Deflater::new(settings.websocket.compression_level),
             revocations: Revocations::new(REVOCATIONS_MAX, USER_REVOCATION_RETENTION),
@@ -312,6 +317,9 @@ impl Shard {
             match self.outputs.pop_front()? {
                 Output::Send { target, message } if self.is_backed_up(target) => {
                     self.keep_or_drop(target, message);
+                }
+                Output::Control(ControlMessage::Occurred(occurrence)) if self.untold.waits() => {
+                    self.keep_untold(*occurrence);
                 }
                 output => return Some(output),
             }

@@ -9,7 +9,8 @@
 --   j  member joined: field, value; key: the members
 --   l  member left: field; key: the members
 --   f  a node is gone: first part of its members' fields; key: the members
--- Answers for each the position as epoch and offset, or an empty text for members.
+-- Answers for each the position as epoch and offset, with '=' before it when the idempotency key had it already, or an empty
+-- text for members.
 -- The metadata also remember when their life (t) and that of the stream (s) were prolonged, because doing it with every
 -- publication costs as much as the publication.
 local candidate, ttl, now = ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -31,7 +32,7 @@ local function publish(meta, stream, channel, payload)
     key = key + 1
     local earlier = redis.call('GET', KEYS[key - 1])
     if earlier and string.sub(earlier, 1, 8) == epoch then
-      return earlier
+      return '=' .. earlier
     end
   end
   local offset = string.format('%.0f', redis.call('HINCRBY', meta, 'o', 1))

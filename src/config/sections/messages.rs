@@ -193,6 +193,8 @@ section! {
         auto_subscribe: AutoSubscribe = Kind::Choice(AutoSubscribe::NAMES), Live;
         /// Whether publications are rows in the store before anybody gets them (docs/durable.md). Needs history.
         durable: bool = Kind::Bool, Restart;
+        /// Whether what clients publish becomes the event `message`, for webhooks and the log of events.
+        webhook_messages: bool = Kind::Bool, Live;
         /// Whether the application is asked about each subscribe that the rule allows. Needs `hooks.subscribe.url`.
         subscribe_hook: bool = Kind::Bool, Live;
         /// Whether the application is asked about each publication that the rule allows. Needs `hooks.publish.url`; large
@@ -221,6 +223,7 @@ impl NamespaceSection {
             echo: self.echo,
             auto_subscribe: self.auto_subscribe,
             durable: self.durable,
+            webhook_messages: self.webhook_messages,
             subscribe_hook: self.subscribe_hook,
             publish_hook: self.publish_hook,
         }
@@ -245,6 +248,7 @@ impl NamespaceSection {
             ("echo", Value::Bool(namespace.echo)),
             ("auto_subscribe", text(name_of(namespace.auto_subscribe))),
             ("durable", Value::Bool(namespace.durable)),
+            ("webhook_messages", Value::Bool(namespace.webhook_messages)),
             ("subscribe_hook", Value::Bool(namespace.subscribe_hook)),
             ("publish_hook", Value::Bool(namespace.publish_hook)),
         ]

@@ -105,22 +105,34 @@ impl WebhookSender {
         message: &Outgoing,
         now_unix: Duration,
     ) -> Result<Sent, SendError> {
-        let body = body(message, now_unix)?;
-        let headers = self.headers(&message.delivery, &body, now_unix);
+        self.post(message.delivery.as_str(), body(message, now_unix)?, now_unix).await
+    }
+
+    /// Signs a JSON body and makes one attempt. `id` is printable ASCII without dots, and the same for every attempt.
+    ///
+    /// # Errors
+    /// As for [`super::Sender::send`].
+    pub(crate) async fn post(
+        &self,
+        id: &str,
+        body: Vec<u8>,
+        now_unix: Duration,
+    ) -> Result<Sent, SendError> {
+        let headers = self.headers(id, &body, now_unix);
         let reply = self.outbound.post(self.url.expose(), headers, body, now_unix).await?;
         reply.outcome(GONE)
     }
 
-    fn headers(&self, id: &DeliveryId, body: &[u8], now_unix: Duration) -> HeaderMap {
+    fn headers(&self, id: &str, body: &[u8], now_unix: Duration) -> HeaderMap {
         let seconds = now_unix.as_secs();
         let signatures: Vec<String> =
-            self.secrets.iter().map(|secret| secret.sign(id.as_str(), seconds, body)).collect();
+            self.secrets.iter().map(|secret| secret.sign(id, seconds, body)).collect();
         let value = |text: &str| {
             HeaderValue::from_str(text).expect("ids and signatures are printable ASCII")
         };
         HeaderMap::from_iter([
             (CONTENT_TYPE, HeaderValue::from_static("application/json")),
-            (header(signature::ID), value(id.as_str())),
+            (header(signature::ID), value(id)),
             (header(signature::TIMESTAMP), HeaderValue::from(seconds)),
             (header(signature::SIGNATURE), value(&signatures.join(" "))),
         ])

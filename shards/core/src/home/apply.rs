@@ -13,8 +13,9 @@ use crate::message::{
     HistoryQuery, Origin, Publication, Publish, ShardMessage, StreamPosition, Subscribe,
     Subscribed,
 };
+use crate::occurrence::PlacedMessage;
 use crate::presence::Presence;
-use crate::settings::AutoSubscribe;
+use crate::settings::{AutoSubscribe, Namespace, Settings};
 
 type Outcome = Result<ChannelOutcome, ClientError>;
 
@@ -85,6 +86,7 @@ impl Homes {
         env.metrics.publications += 1;
         let sender = publish.sender_without_copy(origin);
         self.place(env, index, (publish, position, env.now.unix), sender);
+        self.tell_message(env, index, (publish, position), origin);
         self.schedule(env, index);
         Ok(ChannelOutcome::Published(position))
     }
@@ -127,6 +129,23 @@ impl Homes {
         }
     }
 
+    /// Tells the application of a client's message, if it wants to know.
+    fn tell_message(
+        &mut self,
+        env: &mut HomeEnv<'_>,
+        index: u32,
+        (publish, position): (&Publish, StreamPosition),
+        origin: Origin,
+    ) {
+        let Some(channel) = self.channel_mut(index) else { return };
+        let namespace = env.settings.namespaces.get(channel.namespace);
+        if !is_told(publish, origin, namespace, env.settings) {
+            return;
+        }
+        let message = PlacedMessage::new(&channel.name, publish, position);
+        env.effects.push(Effect::Message(Box::new(message)));
+    }
+
     /// Drops the oldest publications of the shard while histories hold more than they may.
     fn shrink_histories(&mut self, env: &HomeEnv<'_>) {
         let bytes_max = env.settings.limits.history_bytes_max;
@@ -166,7 +185,7 @@ impl Homes {
         self.budget.freed(freed);
         let Some(channel) = self.channel_mut(index) else { return Err(ClientError::overloaded()) };
         channel.used_at = env.now.mono.into();
-        channel.interest.insert(id.shard());
+        channel.change_interest(env, |interest| interest.insert(id.shard()));
         if subscribe.compression {
             channel.compression.insert(id.shard());
         }
@@ -205,7 +224,7 @@ impl Homes {
             channel.tell_left(env, id);
         }
         if last {
-            channel.interest.remove(id.shard());
+            channel.change_interest(env, |interest| interest.remove(id.shard()));
         }
         if !compression {
             channel.compression.remove(id.shard());
@@ -293,6 +312,20 @@ pub(super) fn check_epoch(query: HistoryQuery, top: StreamPosition) -> Result<()
         ));
     }
     Ok(())
+}
+
+/// Whether the application is told of it: a message of a client, where that is wanted.
+pub(super) fn is_told(
+    publish: &Publish,
+    origin: Origin,
+    namespace: &Namespace,
+    settings: &Settings,
+) -> bool {
+    // A chunk of a transfer says nothing by itself.
+    settings.occurrences.messages
+        && namespace.webhook_messages
+        && !publish.transient
+        && matches!(origin, Origin::Connection { .. })
 }
 
 /// How many publications came after `from`, if a reply may carry so many and the stream is the same.

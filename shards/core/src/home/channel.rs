@@ -87,6 +87,20 @@ impl HomeChannel {
             && presence.is_none_or(|presence| presence.is_empty() || !self.link.is_alone())
     }
 
+    /// Changes who watches; tells when that makes the channel watched or unwatched.
+    pub(super) fn change_interest(
+        &mut self,
+        env: &mut HomeEnv<'_>,
+        change: impl FnOnce(&mut ShardSet),
+    ) {
+        let before = self.interest.is_empty();
+        change(&mut self.interest);
+        let after = self.interest.is_empty();
+        if before != after && env.settings.occurrences.watches(&self.name) {
+            env.effects.push(Effect::Watched(Arc::clone(&self.name), !after));
+        }
+    }
+
     /// What the copy of this channel holds.
     pub(super) fn scope(&self, settings: &Settings) -> Scope {
         let namespace = settings.namespaces.get(self.namespace);

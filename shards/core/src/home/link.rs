@@ -12,6 +12,7 @@ use std::sync::Arc;
 use foldhash::quality::FixedState;
 use hashbrown::HashSet;
 
+use super::apply::is_told;
 use super::channel::{HomeChannel, namespace_of};
 use super::{Effect, HomeEnv, Homes};
 use crate::broker::{
@@ -528,6 +529,7 @@ fn forward_publish(
     let size = if kept { namespace.history_size } else { 0 };
     let retention = Retention { size, ttl: namespace.history_ttl };
     publish.no_echo = publish.sender_without_copy(origin).is_some();
+    publish.told = is_told(&publish, origin, namespace, env.settings);
     env.metrics.publications += 1;
     let durable = namespace.durable;
     let op = BrokerOp::Publish { origin, publish: Box::new(publish), retention };

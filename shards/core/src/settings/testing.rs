@@ -11,6 +11,7 @@ use super::{
 };
 use crate::auth::{Authenticator, KeySet, TokenRules};
 use crate::hook::HookSettings;
+use crate::occurrence::OccurrenceSettings;
 use crate::proxies::Proxies;
 
 impl Settings {
@@ -37,6 +38,7 @@ impl Settings {
             },
             broker: None,
             notifications: true,
+            occurrences: OccurrenceSettings::default(),
             hooks: HookSettings::default(),
             heartbeat: HeartbeatSettings {
                 ping_interval: Duration::from_secs(30),

@@ -11,6 +11,7 @@ use crate::event::Event;
 use crate::hook::ConnectHook;
 use crate::ids::ConnectionId;
 use crate::message::{ChannelName, Subscribed};
+use crate::occurrence::Happening;
 use crate::output::Output;
 use crate::proto::command::{AuthData, RecoverFrom};
 use crate::proto::reply::{self, Welcome};
@@ -63,6 +64,9 @@ impl Shard {
             let address = session.peer.address;
             let event = Event::AuthenticationFailed { connection: id, address, error };
             self.outputs.push_back(Output::Event(event));
+            if self.settings.occurrences.authentication {
+                self.occur(|| Happening::AuthenticationFailed { address, error });
+            }
         }
     }
 
@@ -267,6 +271,7 @@ impl Shard {
             user,
             address,
         }));
+        self.tell_connected(id);
         self.release_held(now, id, attaching.held);
         self.announce_arrival(id);
         self.schedule_session(now, id);

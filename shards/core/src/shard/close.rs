@@ -149,6 +149,7 @@ impl Shard {
             let reason = session.ending.unwrap_or(Disconnect::ConnectionLost);
             let duration = now.mono.saturating_sub(session.opened_at.get());
             self.metrics.session_ended(reason, duration);
+            self.tell_disconnected(&session, reason, duration);
             self.outputs.push_back(Output::Event(Event::Disconnected {
                 connection: id,
                 session: session.public_id,

@@ -76,6 +76,7 @@ impl Shard {
             deflate: false,
             inflate: false,
             user_counted: false,
+            told: false,
             ending: None,
             opened_at: now.mono.into(),
             last_input: now.mono.into(),

@@ -12,6 +12,7 @@ use crate::message::{
     ChannelName, ChannelOp, ChannelReply, ChannelRequest, ControlMessage, Origin, ShardMessage,
 };
 use crate::metrics::DropKind;
+use crate::occurrence::Happening;
 use crate::output::Output;
 use crate::route::home_shard;
 use crate::time::Now;
@@ -97,6 +98,10 @@ impl Shard {
                 Effect::Broker(request) => {
                     self.outputs.push_back(Output::Control(ControlMessage::Broker(request)));
                 }
+                Effect::Message(message) => self.occur(|| Happening::Message(message)),
+                Effect::Watched(channel, watched) => {
+                    self.occur(|| Happening::Watched { channel, watched });
+                }
                 Effect::Timer(at, key) => self.timers.schedule(at, TimerKey::Home(key)),
             }
         }
@@ -124,6 +129,10 @@ impl Shard {
 
     /// The control plane had no room for `message`.
     pub fn handle_control_refused(&mut self, now: Now, message: ControlMessage) {
+        let message = match message {
+            ControlMessage::Occurred(occurrence) => return self.keep_untold(*occurrence),
+            message => message,
+        };
         self.metrics.dropped.add(DropKind::Control as usize, 1);
         // An answer that is lost makes its question run into its deadline.
         let request = match message {
@@ -188,6 +197,7 @@ impl Shard {
     pub fn retry_backlog(&mut self, now: Now) {
         self.now = now;
         self.continue_transfers(now);
+        self.retry_untold();
         for request in std::mem::take(&mut self.to_broker) {
             self.outputs.push_back(Output::Control(ControlMessage::Broker(request)));
         }
@@ -214,6 +224,7 @@ impl Shard {
     pub fn has_backlog(&self) -> bool {
         !self.transferring.is_empty()
             || !self.to_broker.is_empty()
+            || self.untold.waits()
             || self.backlog.iter().any(|b| !b.messages.is_empty() || !b.behind.is_empty())
     }
 }

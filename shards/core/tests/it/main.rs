@@ -16,6 +16,7 @@ mod hooks;
 mod large_data;
 mod limits;
 mod node;
+mod occurrences;
 mod outbox;
 mod presence;
 mod pubsub;

@@ -268,6 +268,7 @@ impl Node {
             | ControlMessage::Broker(_)
             | ControlMessage::BusyUser(_)
             | ControlMessage::Call(_)
+            | ControlMessage::Occurred(_)
             | ControlMessage::Hook(_) => unreachable!(),
         }
     }
@@ -288,6 +289,7 @@ impl Node {
                 | ControlMessage::Broker(_)
                 | ControlMessage::BusyUser(_)
                 | ControlMessage::Call(_)
+                | ControlMessage::Occurred(_)
                 | ControlMessage::Hook(_) => None,
             })
             .collect()

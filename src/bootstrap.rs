@@ -36,6 +36,7 @@ use crate::config::{Config, Loaded};
 use crate::durable::Durable;
 use crate::events::Events;
 use crate::health::{Health, LifePhase};
+use crate::hooks::{HookSetups, Hooks};
 use crate::http::{HttpLimits, HttpServer, serve_listener};
 use crate::keys::KeyLoadError;
 use crate::logging::{LogSampler, Logging, LoggingError};
@@ -86,6 +87,8 @@ enum NodeError {
     Notifications(#[from] NotificationsError),
     #[error("[[webhooks]]: {0}")]
     Webhooks(#[from] SetupError),
+    #[error("hooks cannot be asked: {0}")]
+    Hooks(#[source] SetupError),
     #[error("the system gives no random numbers")]
     Random,
     #[error(
@@ -345,6 +348,11 @@ async fn plane(
         }
         _ => None,
     };
+    let hooks = Hooks::new(
+        HookSetups::new(config).map_err(NodeError::Hooks)?,
+        &bridge,
+        config.log.sample_per_second,
+    );
     let (notifications, queues) = notifications.unzip();
     let plane = Plane {
         bridge,
@@ -360,6 +368,7 @@ async fn plane(
         durable,
         notifications,
         events,
+        hooks,
         redis_required: config.redis.required,
         sampler: Sampler::default(),
         http,

@@ -30,6 +30,11 @@ use tokio::time::Instant;
 pub(crate) use pump::run as run_receiver;
 pub(crate) use snapshots::Snapshots;
 
+/// Between two tries to put a message into a full mailbox.
+const DELIVER_INTERVAL: Duration = Duration::from_millis(5);
+/// Tries.
+const DELIVER_TRIES_MAX: u32 = 200;
+
 /// What the bridge needs of the engine; a trait so that tests can stand in for it.
 pub(crate) trait Shards: fmt::Debug + Send + Sync {
     /// Number of shards.
@@ -263,6 +268,18 @@ impl Bridge {
         let _unheard = self.ask_all(ask).await;
     }
 
+    /// Puts a message into a mailbox that may be full for a while; gives up when the shard has stood for a second, which its
+    /// clients will notice.
+    pub(crate) async fn deliver(&self, shard: ShardId, mut message: ShardMessage) {
+        for _ in 0..DELIVER_TRIES_MAX {
+            match self.inner.shards.try_send(shard, message) {
+                Ok(()) => return,
+                Err(refused) => message = refused,
+            }
+            tokio::time::sleep(DELIVER_INTERVAL).await;
+        }
+    }
+
     /// An answer arrived from a shard.
     pub(crate) fn handle_message(&self, message: ControlMessage) {
         let in_time = match message {
@@ -281,8 +298,9 @@ impl Bridge {
             ControlMessage::Broker(_)
             | ControlMessage::BusyUser(_)
             | ControlMessage::Call(_)
-            | ControlMessage::Occurred(_) => {
-                unreachable!("the receiver gives it to the broker, or to the notifications")
+            | ControlMessage::Occurred(_)
+            | ControlMessage::Hook(_) => {
+                unreachable!("the receiver gives it to whom it is for")
             }
         };
         self.count_late(in_time);

@@ -27,12 +27,14 @@ pub use print::Format;
 pub use provenance::{ConfigError, ConfigErrors};
 pub use secret::Secret;
 use sections::{
-    ApiSection, AuthSection, CacheSection, ChannelsSection, ClusterSection, ControlSection,
-    DatabaseSection, DeliverySection, DiagnosticsSection, DrainSection, DurableSection,
-    EmailSection, EngineSection, Environment, EventKind, EventWebhookSection, EventsSection,
-    HealthSection, HeartbeatSection, HttpSection, LargeDataSection, LimitsSection, ListenSection,
-    LogSection, MetricsSection, NamespaceSection, NodeSection, NotificationsSection, OutboxSection,
-    RateLimitsSection, RedisSection, TlsSection, WebPushSection, WebSocketSection, WebhookSection,
+    ApiSection, AuthSection, CacheSection, ChannelsSection, ClusterSection, ConnectHookSection,
+    ControlSection, DatabaseSection, DeliverySection, DiagnosticsSection, DrainSection,
+    DurableSection, EmailSection, EngineSection, Environment, EventKind, EventWebhookSection,
+    EventsSection, HealthSection, HeartbeatSection, HooksSection, HttpSection, LargeDataSection,
+    LimitsSection, ListenSection, LogSection, MetricsSection, NamespaceSection, NodeSection,
+    NotificationsSection, OutboxSection, PublishHookSection, RateLimitsSection, RedisSection,
+    RpcHookSection, SubscribeHookSection, TlsSection, WebPushSection, WebSocketSection,
+    WebhookSection,
 };
 
 /// A checked configuration.
@@ -84,6 +86,16 @@ pub struct Config {
     pub web_push: WebPushSection,
     /// Webhook of notifications.
     pub webhook: WebhookSection,
+    /// Questions to the application.
+    pub hooks: HooksSection,
+    /// Whether a client may connect.
+    pub hook_connect: ConnectHookSection,
+    /// Whether a client may subscribe.
+    pub hook_subscribe: SubscribeHookSection,
+    /// Whether a client may publish.
+    pub hook_publish: PublishHookSection,
+    /// Calls of clients to the application.
+    pub hook_rpc: RpcHookSection,
     /// This node's part in a cluster.
     pub cluster: ClusterSection,
     /// Shards.

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 pub(crate) use websocket::{health as websocket_health, metrics as websocket_metrics};
 
+use crate::breaker::BreakerState;
 use crate::bridge::Shards;
 use crate::cluster::Cluster;
 use crate::load::Load;
@@ -93,7 +94,10 @@ impl Plane {
         match self.health.phase() {
             _ if self.health.any_stalled(self.bridge.shards()) => "unhealthy",
             LifePhase::Ready
-                if self.is_without_redis() || self.is_divided() || self.is_without_store() =>
+                if self.is_without_redis()
+                    || self.is_divided()
+                    || self.is_without_store()
+                    || self.hooks.any_open() =>
             {
                 "degraded"
             }
@@ -213,6 +217,7 @@ pub(crate) async fn detailed(State(plane): State<SharedPlane>) -> Response<Body>
             "cluster": cluster(&plane),
             "database": database(&plane),
             "events": events(&plane),
+            "hooks": hooks(&plane),
             "tls": tls(&plane),
             "keys": keys(&plane),
             "control": {
@@ -320,6 +325,21 @@ fn events(plane: &Plane) -> Value {
         "waiting": waiting,
         "webhooks": endpoints.collect::<serde_json::Map<_, _>>(),
     })
+}
+
+fn hooks(plane: &Plane) -> Value {
+    let on = plane.hooks.states().filter_map(|state| {
+        let breaker = state.breaker?;
+        let report = json!({
+            "status": if breaker == BreakerState::Closed { "healthy" } else { "unavailable" },
+            "breaker": breaker.as_str(),
+            "waiting": state.waiting,
+            "in_flight": state.in_flight,
+        });
+        Some((state.kind.as_str().to_owned(), report))
+    });
+    let on: serde_json::Map<_, _> = on.collect();
+    if on.is_empty() { json!({"status": "not_configured"}) } else { on.into() }
 }
 
 fn delivery(dispatcher: &Dispatcher) -> Option<Value> {

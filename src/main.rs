@@ -17,6 +17,7 @@ mod drain;
 mod durable;
 mod events;
 mod health;
+mod hooks;
 mod http;
 mod keys;
 mod load;

@@ -8,6 +8,7 @@ mod broker_metrics;
 mod control;
 mod event_metrics;
 mod families;
+mod hook_metrics;
 mod process;
 mod shards;
 mod store_metrics;

@@ -16,6 +16,7 @@ use crate::cluster::Cluster;
 use crate::durable::Durable;
 use crate::events::Events;
 use crate::health::Health;
+use crate::hooks::Hooks;
 use crate::http::HttpServer;
 use crate::keys::KeyStore;
 use crate::logging::LogSampler;
@@ -53,6 +54,8 @@ pub(crate) struct Plane {
     pub notifications: Option<Arc<Notifications>>,
     /// The log of events, when something is recorded.
     pub events: Option<Arc<Events>>,
+    /// Questions to the application.
+    pub hooks: Hooks,
     /// Whether a node without Redis is not ready.
     pub redis_required: bool,
     /// Rates between two samples.
@@ -147,6 +150,8 @@ pub(crate) mod testing {
             requests_max: 64,
         };
         let bridge = Bridge::new(Arc::clone(&shards) as _, limits);
+        let setups = crate::hooks::HookSetups::new(&config).unwrap();
+        let hooks = Hooks::new(setups, &bridge, config.log.sample_per_second);
         let plane = Plane {
             mail: Arc::new(Mail::new(bridge.clone(), 64)),
             bridge,
@@ -164,6 +169,7 @@ pub(crate) mod testing {
             durable: None,
             notifications: None,
             events: None,
+            hooks,
             redis_required: false,
             sampler: Sampler::default(),
             http: HttpServer::new(HTTP_LIMITS),

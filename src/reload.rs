@@ -21,6 +21,7 @@ use crate::bootstrap::tokens::{self, TokenKeys};
 use crate::config::sections::{EventKind, TlsVersion};
 use crate::config::{Config, Loaded, restart_only_changes};
 use crate::events::Entry;
+use crate::hooks::HookSetups;
 use crate::keys::{KeyStore, WatchedFiles};
 use crate::logging::{self, Logging};
 use crate::plane::SharedPlane;
@@ -39,6 +40,9 @@ pub(crate) enum ReloadError {
     /// Keys for tokens.
     #[error(transparent)]
     Keys(#[from] tokens::TokenKeysError),
+    /// The client of hooks.
+    #[error("hooks cannot be asked: {0}")]
+    Hooks(#[from] crate::notify::senders::SetupError),
     /// The log filter.
     #[error(transparent)]
     Logging(#[from] logging::LoggingError),
@@ -181,6 +185,7 @@ impl Controller {
         logging::parse(&new.config.log.level)?;
         let tls = if self.loaded.config.tls.enabled { load_tls(&new.config)? } else { None };
         let keys = tokens::load(&new.config, Some(&self.keys.store)).await?;
+        let hooks = HookSetups::new(&new.config)?;
         let mut settings = settings(&new.config, &keys.store, self.engine.shards())?;
         // The name changes only at a restart, and so does what clients see of it.
         settings.node = Arc::clone(&self.plane.settings.load().node);
@@ -202,6 +207,8 @@ impl Controller {
         let workers = Arc::clone(&self.plane.api.load().workers);
         self.plane.api.store(Arc::new(api_policy(&new.config, workers)));
         self.keys = Keys::follow(keys, &new.config, &self.plane);
+        // Before the shards begin to ask.
+        self.plane.hooks.replace(hooks);
         if let Some(notifications) = &self.plane.notifications {
             // An operator who has changed rows by hand reloads to see them.
             notifications.cache().clear_local();

@@ -80,7 +80,7 @@ impl ApiError {
         match self.kind {
             ErrorCode::InvalidMessageFormat => StatusCode::BAD_REQUEST,
             ErrorCode::AuthenticationFailed | ErrorCode::TokenExpired => StatusCode::UNAUTHORIZED,
-            ErrorCode::PermissionDenied => StatusCode::FORBIDDEN,
+            ErrorCode::PermissionDenied | ErrorCode::ApplicationError => StatusCode::FORBIDDEN,
             ErrorCode::NotFound => StatusCode::NOT_FOUND,
             ErrorCode::AlreadySubscribed => StatusCode::CONFLICT,
             ErrorCode::MessageTooLarge => StatusCode::PAYLOAD_TOO_LARGE,

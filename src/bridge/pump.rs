@@ -58,6 +58,7 @@ pub(crate) async fn run(
                         events.note(&occurrence);
                     }
                 }
+                ControlEvent::Core(ControlMessage::Hook(question)) => plane.hooks.ask(*question),
                 ControlEvent::Core(message) => plane.bridge.handle_message(message),
                 ControlEvent::Snapshot { correlation, shard, snapshot } => {
                     plane.bridge.handle_snapshot(correlation, shard, snapshot);

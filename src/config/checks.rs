@@ -3,6 +3,7 @@
 //! A rule about a key whose value did not even parse is skipped: its error would be about a value nobody gave.
 
 mod events;
+mod hooks;
 mod notifications;
 
 use std::collections::BTreeSet;
@@ -14,7 +15,7 @@ use crate::config::Config;
 use crate::config::key::Values;
 use crate::config::keys;
 use crate::config::provenance::{ConfigError, Origin};
-use crate::config::sections::{Algorithm, Balance, Environment};
+use crate::config::sections::{Algorithm, Balance, ConnectMode, Environment};
 
 /// Collects the errors of all rules.
 struct Checker<'a> {
@@ -50,6 +51,7 @@ pub fn check(
     checker.namespaces();
     checker.events();
     checker.notifications();
+    checker.hooks();
 }
 
 impl Checker<'_> {
@@ -99,8 +101,10 @@ impl Checker<'_> {
             || auth.public_key_path.is_some()
             || auth.jwks_file.is_some()
             || auth.jwks_url.is_some();
+        let asked = &self.config.hook_connect;
+        let by_hook = asked.url.is_some() && asked.mode == ConnectMode::InsteadOfToken;
         self.require(
-            any || auth.anonymous,
+            any || auth.anonymous || by_hook,
             &["auth.secret", "auth.secret_file", "auth.public_key_path", "auth.jwks_file", "auth.jwks_url"],
             "is not set, nor any other key that could verify a token",
             "set JWT_SECRET, JWT_PUBLIC_KEY_PATH or JWT_JWKS_URL (or auth.secret_file, auth.jwks_file)",

@@ -7,6 +7,7 @@ mod cluster;
 mod database;
 mod delivery;
 mod events;
+mod hooks;
 mod messages;
 mod security;
 mod service;
@@ -19,6 +20,10 @@ pub use cluster::{ClusterSection, RedisSection};
 pub use database::{DatabaseSection, DurableSection, NotificationsSection};
 pub use delivery::{DeliverySection, EmailSection, WebPushSection, WebhookSection};
 pub use events::{EventKind, EventWebhookSection, EventsSection};
+pub use hooks::{
+    ConnectHookSection, ConnectMode, HooksSection, OnFailure, PublishHookSection, RpcHookSection,
+    SubscribeHookSection,
+};
 pub use messages::{
     CacheSection, ChannelsSection, HeartbeatSection, LargeDataSection, LimitsSection,
     NamespaceSection, OutboxSection, RateLimitsSection, WebSocketSection,
@@ -61,6 +66,11 @@ pub const ALL: &[&Section] = &[
     &WebhookSection::SECTION,
     &EventsSection::SECTION,
     &EventWebhookSection::SECTION,
+    &HooksSection::SECTION,
+    &ConnectHookSection::SECTION,
+    &SubscribeHookSection::SECTION,
+    &PublishHookSection::SECTION,
+    &RpcHookSection::SECTION,
     &EngineSection::SECTION,
     &ControlSection::SECTION,
     &HealthSection::SECTION,

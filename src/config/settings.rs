@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use gateway_core::auth::Authenticator;
+use gateway_core::hook::{ConnectHook, HookSettings};
 use gateway_core::occurrence::OccurrenceSettings;
 use gateway_core::proxies::Proxies;
 use gateway_core::settings::{
@@ -41,6 +42,13 @@ impl Config {
                 .map(|_| BrokerSettings { detach_delay: self.redis.detach_delay }),
             notifications: self.notifications.enabled,
             occurrences: self.core_occurrences(),
+            hooks: HookSettings {
+                connect: match self.hook_connect.url {
+                    Some(_) => self.hook_connect.mode.to_core(),
+                    None => ConnectHook::Off,
+                },
+                rpc: self.hook_rpc.url.is_some(),
+            },
             heartbeat: HeartbeatSettings {
                 ping_interval: self.heartbeat.ping_interval,
                 pong_timeout: self.heartbeat.pong_timeout,

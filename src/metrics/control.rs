@@ -9,6 +9,7 @@ use prometheus::{
 };
 
 use super::families::Families;
+use super::hook_metrics;
 use super::store_metrics;
 use super::{broker_metrics, event_metrics};
 use crate::breaker::BreakerState;
@@ -258,6 +259,7 @@ pub(super) fn collect(families: &mut Families, plane: &Plane) {
     if let Some(events) = &plane.events {
         event_metrics::collect(families, events);
     }
+    hook_metrics::collect(families, &plane.hooks);
     if let Some(expiry) = plane.tls_expiry.get() {
         families.gauge(
             "archmesh_tls_certificate_expiry_timestamp_seconds",

@@ -37,6 +37,24 @@ impl Families {
         self.push(name, help, MetricType::COUNTER, metrics.collect());
     }
 
+    /// A counter per combination of values of several labels.
+    pub(super) fn labelled_counters<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Vec<Label<'a>>, f64)>,
+    ) {
+        let metrics = values.into_iter().map(|(labels, value)| {
+            let labels = labels.iter().map(|(name, value)| pair(name, value)).collect();
+            let mut metric = Metric::from_label(labels);
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+            metric
+        });
+        self.push(name, help, MetricType::COUNTER, metrics.collect());
+    }
+
     /// A gauge without labels.
     pub(super) fn gauge(&mut self, name: &str, help: &str, value: f64) {
         self.gauges(name, help, &[], [(String::new(), value)]);

@@ -4,7 +4,6 @@
 //! waits for ever. How many are carried out at once is bounded by the queue of the writer and the connections of the store.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use gateway_core::call::{CallAnswer, CallKind, ClientCall, ClientMessage};
@@ -20,11 +19,6 @@ use crate::plane::SharedPlane;
 
 /// Items in a page when the client names no number.
 const PAGE_DEFAULT: u32 = 50;
-/// Between two tries to put an answer into a full mailbox.
-const RETRY_INTERVAL: Duration = Duration::from_millis(5);
-/// Tries; then the shard has stood for a second, and its clients will notice.
-const TRIES_MAX: u32 = 200;
-
 #[derive(Debug, Default, Deserialize)]
 struct PageData {
     limit: Option<u32>,
@@ -74,14 +68,7 @@ pub(crate) fn handle(notifications: &Arc<Notifications>, plane: &SharedPlane, ca
 /// Puts an answer into the mailbox of the connection's shard.
 pub(super) async fn deliver(plane: &SharedPlane, answer: CallAnswer) {
     let shard = answer.connection.shard();
-    let mut message = ShardMessage::Called(Box::new(answer));
-    for _ in 0..TRIES_MAX {
-        match plane.bridge.shards().try_send(shard, message) {
-            Ok(()) => return,
-            Err(refused) => message = refused,
-        }
-        tokio::time::sleep(RETRY_INTERVAL).await;
-    }
+    plane.bridge.deliver(shard, ShardMessage::Called(Box::new(answer))).await;
 }
 
 fn read<T: DeserializeOwned>(data: &[u8]) -> Result<T, ClientError> {

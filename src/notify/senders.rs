@@ -21,11 +21,13 @@ mod testing;
 use std::time::Duration;
 
 pub(crate) use backoff::retry_delay;
-pub(crate) use error::{Answer, SendError, SetupError};
+pub(crate) use error::{Answer, SendError, SetupError, root_cause};
 pub(crate) use message::{DeliveryId, Outgoing, RenderedEmail, Target};
 pub(crate) use outbound::HttpSettings;
 pub(crate) use smtp::{SmtpCredentials, SmtpSecurity, SmtpSender, SmtpSettings};
+pub(crate) use trust::read_ca_file;
 pub(crate) use web_push::{PushSubscription, VapidKeys, WebPushSender, WebPushSettings};
+pub(crate) use webhook::signature::{self, SigningSecret};
 pub(crate) use webhook::{WebhookSender, WebhookSettings};
 
 /// What a successful attempt is told by.

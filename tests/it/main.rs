@@ -37,6 +37,7 @@ mod drain;
 mod durable;
 mod events;
 mod heartbeat;
+mod hooks;
 mod http_api;
 mod http_server;
 mod limits;

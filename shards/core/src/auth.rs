@@ -9,6 +9,7 @@
 
 mod capabilities;
 mod claims;
+mod grant;
 mod jwk;
 mod key;
 mod key_set;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use capabilities::{Capabilities, Permission};
+pub use grant::Grant;
 pub use key::{KeyAlgorithm, KeyError, VerificationKey};
 pub use key_set::KeySet;
 pub use mint::{MintError, SigningKey, mint};

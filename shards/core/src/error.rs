@@ -34,11 +34,13 @@ pub enum ErrorCode {
     ConnectionTimeout,
     /// A fault of the gateway.
     SystemError,
+    /// The application refused, or answered with an error of its own.
+    ApplicationError,
 }
 
 impl ErrorCode {
     /// Every variant, for documentation and metrics.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::InvalidMessageFormat,
         Self::MessageTooLarge,
         Self::AuthenticationFailed,
@@ -52,6 +54,7 @@ impl ErrorCode {
         Self::Unavailable,
         Self::ConnectionTimeout,
         Self::SystemError,
+        Self::ApplicationError,
     ];
 
     /// Name in `error_code` on the wire.
@@ -70,6 +73,7 @@ impl ErrorCode {
             Self::Unavailable => "UNAVAILABLE",
             Self::ConnectionTimeout => "CONNECTION_TIMEOUT",
             Self::SystemError => "SYSTEM_ERROR",
+            Self::ApplicationError => "APPLICATION_ERROR",
         }
     }
 
@@ -79,7 +83,7 @@ impl ErrorCode {
             Self::SystemError => 100,
             Self::AuthenticationFailed => 101,
             Self::NotFound => 102,
-            Self::PermissionDenied => 103,
+            Self::PermissionDenied | Self::ApplicationError => 103,
             Self::AlreadySubscribed => 105,
             Self::LimitExceeded => 106,
             Self::InvalidMessageFormat | Self::MessageTooLarge => 107,
@@ -111,12 +115,20 @@ pub struct ClientError {
     pub message: String,
     /// When the same request may be tried again.
     pub retry_after: Option<Duration>,
+    /// The application's own code, with [`ErrorCode::ApplicationError`].
+    pub application_code: Option<u32>,
 }
 
 impl ClientError {
     /// An error without a retry time.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), retry_after: None }
+        Self { code, message: message.into(), retry_after: None, application_code: None }
+    }
+
+    /// The application says no, with a code and a text of its own.
+    pub fn of_application(code: u32, message: impl Into<String>) -> Self {
+        let application_code = Some(code);
+        Self { application_code, ..Self::new(ErrorCode::ApplicationError, message) }
     }
 
     /// A part of this node is overloaded; the client may try again.
@@ -173,11 +185,13 @@ pub enum Disconnect {
     BadMessages,
     /// An operator or the API ended the connection for good.
     ForceNoReconnect,
+    /// The application refused the connection.
+    Refused,
 }
 
 impl Disconnect {
     /// Every variant, for metrics and documentation.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::ByClient,
         Self::ConnectionLost,
         Self::ProtocolError,
@@ -199,6 +213,7 @@ impl Disconnect {
         Self::ConnectionLimit,
         Self::BadMessages,
         Self::ForceNoReconnect,
+        Self::Refused,
     ];
 
     /// Close code, reason as a stable snake_case word.
@@ -225,6 +240,7 @@ impl Disconnect {
             Self::ConnectionLimit => (4502, "connection_limit"),
             Self::BadMessages => (4503, "too_many_bad_messages"),
             Self::ForceNoReconnect => (4504, "force_no_reconnect"),
+            Self::Refused => (4505, "refused"),
         }
     }
 

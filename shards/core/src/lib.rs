@@ -13,6 +13,7 @@ pub mod error;
 pub mod event;
 pub mod history;
 pub mod home;
+pub mod hook;
 mod hub;
 pub mod ids;
 pub mod large_data;

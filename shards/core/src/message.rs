@@ -14,7 +14,7 @@
 //! | `Presence` | dropped and counted; presence can be read again by command |
 //! | `Control` | refused to the control plane, which answers "unavailable" or tries again |
 //! | `Broker` | refused to the control plane, which sends it later, or `Behind` instead |
-//! | `Called` | refused to the control plane, which tries again for a while |
+//! | `Called`, `Hooked` | refused to the control plane, which tries again for a while |
 //!
 //! The queue to the control plane is bounded too. An `Occurred` that finds it full waits in the shard, in order, up to a
 //! bound above which it is dropped and counted; whether a channel is watched is told with the state that is true then.
@@ -28,6 +28,7 @@ use bytes::Bytes;
 use crate::broker::{BrokerRequest, BrokerUpdate, MemberId};
 use crate::call::{CallAnswer, ClientCall};
 use crate::error::{ClientError, Disconnect};
+use crate::hook::{HookAnswer, HookQuestion};
 use crate::ids::{ConnectionId, SessionId, ShardId};
 use crate::occurrence::Occurrence;
 use crate::settings::{Priority, Settings};
@@ -119,6 +120,8 @@ pub enum ShardMessage {
     Broker(Box<BrokerUpdate>),
     /// From the control plane to the shard that owns a connection.
     Called(Box<CallAnswer>),
+    /// From the control plane to the shard that owns a connection: what the application says.
+    Hooked(Box<HookAnswer>),
 }
 
 /// A publication on its way to the subscribers of one shard.
@@ -514,4 +517,6 @@ pub enum ControlMessage {
     Call(Box<ClientCall>),
     /// Something happened that is kept or told.
     Occurred(Box<Occurrence>),
+    /// The application is asked about a client's command.
+    Hook(Box<HookQuestion>),
 }

@@ -87,6 +87,8 @@ label! {
         NotificationMark => "notification_mark",
         /// `preferences`, `push_subscription`.
         Preferences => "preferences",
+        /// `rpc`.
+        Rpc => "rpc",
         /// Publications to subscribers.
         Message => "message",
         /// `join`, `leave`.

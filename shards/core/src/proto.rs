@@ -43,6 +43,8 @@ const RESERVED_KINDS: &[&str] = &[
     "push_subscription",
     "refresh",
     "refreshed",
+    "rpc",
+    "rpc_result",
     "subscribe",
     "subscribed",
     "unsubscribe",

@@ -3,18 +3,19 @@
 //! A session holds no buffer while nothing is half received or unsent. What happens to it is decided in the
 //! `shard` modules, which also see the hub and the homes.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::admission::MessageKeys;
-use crate::auth::Claims;
+use crate::auth::{ChannelClaims, Claims};
 use crate::error::Disconnect;
+use crate::hook::Verdict;
 use crate::ids::{ConnectionId, SessionId};
 use crate::large_data::Reassembly;
-use crate::message::{ChannelName, Epoch, Publication, StreamPosition, Subscribed};
+use crate::message::{ChannelName, Epoch, Publication, Publish, StreamPosition, Subscribed};
 use crate::outbox::{Loss, Outbox};
 use crate::proto::command::RecoverFrom;
 use crate::rate::Gcra;
@@ -52,6 +53,8 @@ pub(crate) enum Phase {
 pub(crate) struct Attaching {
     /// `id` of the `auth` message; empty when the token came with the handshake.
     pub(crate) reply_to: Box<str>,
+    /// The question to the application, until it is answered; nothing is subscribed before.
+    pub(crate) asked: Option<Box<AskedConnect>>,
     /// Subscriptions still unanswered.
     pub(crate) waiting: u32,
     /// Answered ones, for the `welcome`.
@@ -60,6 +63,16 @@ pub(crate) struct Attaching {
     pub(crate) deferred: Vec<u8>,
     /// What came before the `welcome`.
     pub(crate) held: Vec<Held>,
+}
+
+/// A connection that the application is asked about.
+#[derive(Debug)]
+pub(crate) struct AskedConnect {
+    pub(crate) request: u32,
+    /// Lives as long as the answer is wanted.
+    pub(crate) _asker: Arc<()>,
+    /// Positions of server-side subscriptions.
+    pub(crate) recover: BTreeMap<String, RecoverFrom>,
 }
 
 /// What waits for the `welcome`, in order.
@@ -158,6 +171,34 @@ pub(crate) struct Pending {
     /// `id` of the command.
     pub(crate) reply_to: Box<str>,
     pub(crate) kind: PendingKind,
+    /// What is done when the application allows it.
+    pub(crate) asked: Option<Box<Asked>>,
+}
+
+/// A command that the application is asked about.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// Lives as long as the answer is wanted.
+    pub(crate) _asker: Arc<()>,
+    pub(crate) command: AskedCommand,
+}
+
+/// What the command was, in full.
+#[derive(Debug)]
+pub(crate) enum AskedCommand {
+    Subscribe {
+        channel: ChannelName,
+        recover: Option<StreamPosition>,
+        token: Option<ChannelClaims>,
+    },
+    /// Publications of a connection in a channel leave in the order in which they came, so one that has its answer may
+    /// wait for an older one.
+    Publish {
+        channel: ChannelName,
+        publish: Publish,
+        verdict: Option<Verdict>,
+    },
+    Rpc,
 }
 
 /// What the waiting command was.
@@ -178,6 +219,8 @@ pub(crate) enum PendingKind {
     History,
     /// The control plane answers.
     Call,
+    /// The application answers.
+    Hook,
 }
 
 /// One connection.
@@ -275,12 +318,17 @@ impl Session {
         }
     }
 
-    /// Remembers a command and gives it a number.
-    pub(crate) fn expect_reply(&mut self, reply_to: &str, kind: PendingKind) -> u32 {
+    /// A number for a request.
+    pub(crate) fn next_request(&mut self) -> u32 {
         // 0 stands for what nobody asked.
         self.next_request = self.next_request.wrapping_add(1).max(1);
-        let request = self.next_request;
-        self.pending.push(Pending { request, reply_to: reply_to.into(), kind });
+        self.next_request
+    }
+
+    /// Remembers a command and gives it a number.
+    pub(crate) fn expect_reply(&mut self, reply_to: &str, kind: PendingKind) -> u32 {
+        let request = self.next_request();
+        self.pending.push(Pending { request, reply_to: reply_to.into(), kind, asked: None });
         request
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::Authenticator;
+use crate::hook::HookSettings;
 use crate::occurrence::OccurrenceSettings;
 use crate::proxies::Proxies;
 
@@ -35,6 +36,8 @@ pub struct Settings {
     pub notifications: bool,
     /// What the control plane is told of what happens.
     pub occurrences: OccurrenceSettings,
+    /// Which commands ask the application.
+    pub hooks: HookSettings,
     /// Pings and idle time.
     pub heartbeat: HeartbeatSettings,
     /// Switches that exist for tests and conformance runs only.
@@ -269,6 +272,8 @@ pub enum Access {
     SignedIn,
     /// Everyone, anonymous connections too.
     Anyone,
+    /// Everyone whom the application allows, which is always asked then.
+    Hook,
 }
 
 /// What happens when a subscriber's outbox is full.
@@ -355,6 +360,10 @@ pub struct Namespace {
     pub durable: bool,
     /// Whether messages of clients are told to the application.
     pub webhook_messages: bool,
+    /// Whether the application is asked about each subscribe of a client.
+    pub subscribe_hook: bool,
+    /// Whether the application is asked about each publish of a client.
+    pub publish_hook: bool,
 }
 
 /// Server-side subscription by namespace.
@@ -389,7 +398,19 @@ impl Namespace {
             auto_subscribe: AutoSubscribe::Never,
             durable: false,
             webhook_messages: false,
+            subscribe_hook: false,
+            publish_hook: false,
         }
+    }
+
+    /// Whether the application is asked about a subscribe.
+    pub fn asks_subscribe(&self) -> bool {
+        self.subscribe_hook || self.subscribe == Access::Hook
+    }
+
+    /// Whether the application is asked about a publish.
+    pub fn asks_publish(&self) -> bool {
+        self.publish_hook || self.publish == Access::Hook
     }
 
     /// Whether publications of the namespace are kept.

@@ -11,6 +11,7 @@ mod commands;
 mod connect;
 mod control;
 mod deliver;
+mod hooks;
 mod input;
 mod mail;
 mod occur;

@@ -177,6 +177,7 @@ named!(Access {
     "members" => Access::Members,
     "signed_in" => Access::SignedIn,
     "anyone" => Access::Anyone,
+    "hook" => Access::Hook,
 });
 
 named!(SlowPolicy {

@@ -162,7 +162,7 @@ section! {
     "namespaces.*" => NamespaceSection {
         /// Who may subscribe: `token` = with a capability in the token or a channel token; `owner` = the user whose
         /// id follows `name:`; `members` = the users listed after `#`; `signed_in` = every connection with a user id;
-        /// `anyone` = anonymous ones too.
+        /// `anyone` = anonymous ones too; `hook` = whoever the application allows (docs/hooks.md).
         subscribe: Access = Kind::Choice(Access::NAMES), Live;
         /// Who may publish over a socket. The server API may always.
         publish: Access = Kind::Choice(Access::NAMES), Live;
@@ -195,6 +195,11 @@ section! {
         durable: bool = Kind::Bool, Restart;
         /// Whether what clients publish becomes the event `message`, for webhooks and the log of events.
         webhook_messages: bool = Kind::Bool, Live;
+        /// Whether the application is asked about each subscribe that the rule allows. Needs `hooks.subscribe.url`.
+        subscribe_hook: bool = Kind::Bool, Live;
+        /// Whether the application is asked about each publication that the rule allows. Needs `hooks.publish.url`; large
+        /// transfers are refused then.
+        publish_hook: bool = Kind::Bool, Live;
     }
 }
 
@@ -219,6 +224,8 @@ impl NamespaceSection {
             auto_subscribe: self.auto_subscribe,
             durable: self.durable,
             webhook_messages: self.webhook_messages,
+            subscribe_hook: self.subscribe_hook,
+            publish_hook: self.publish_hook,
         }
     }
 
@@ -242,6 +249,8 @@ impl NamespaceSection {
             ("auto_subscribe", text(name_of(namespace.auto_subscribe))),
             ("durable", Value::Bool(namespace.durable)),
             ("webhook_messages", Value::Bool(namespace.webhook_messages)),
+            ("subscribe_hook", Value::Bool(namespace.subscribe_hook)),
+            ("publish_hook", Value::Bool(namespace.publish_hook)),
         ]
     }
 }

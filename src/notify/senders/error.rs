@@ -169,7 +169,7 @@ pub(crate) enum SetupError {
 }
 
 /// The innermost cause of an error, where libraries tell the useful part, on one bounded line.
-pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
     const CHARS_MAX: usize = 160;
     let mut cause = error;
     while let Some(inner) = cause.source() {

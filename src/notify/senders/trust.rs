@@ -11,7 +11,7 @@ use super::error::SetupError;
 ///
 /// # Errors
 /// The file cannot be read, is no PEM, or holds no certificate.
-pub(super) fn read_ca_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, SetupError> {
+pub(crate) fn read_ca_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, SetupError> {
     let pem = std::fs::read(path)
         .map_err(|source| SetupError::CaFile { path: path.to_owned(), source })?;
     let content = || SetupError::CaContent { path: path.to_owned() };

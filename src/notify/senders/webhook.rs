@@ -3,7 +3,7 @@
 //! Text messages go the same way, to a service of the operator that knows how to send them. `webhook-id` is the same
 //! for every attempt at a delivery, so a receiver that keeps ids sees each delivery once.
 
-mod signature;
+pub(crate) mod signature;
 
 use std::time::Duration;
 

@@ -17,14 +17,16 @@ use crate::gateway::BINARY;
 use crate::support::{eventually, root, tool};
 
 /// A Python program of `tests/clients` that answers lines with lines; ended when dropped.
-struct Program {
+pub struct Program {
     child: Child,
     answers: BufReader<ChildStdout>,
-    hello: Value,
+    /// The first line that it said.
+    pub hello: Value,
 }
 
 impl Program {
-    fn start(name: &str, options: &Value) -> Self {
+    /// Starts it with one argument, and waits for its first line.
+    pub fn start(name: &str, options: &Value) -> Self {
         let python = tool("ARCHMESH_TEST_PYTHON", &[".cache/venv/bin/python"]);
         let mut child = Command::new(python)
             .arg(root().join("tests/clients").join(name))
@@ -39,7 +41,8 @@ impl Program {
         program
     }
 
-    fn ask(&mut self, question: &Value) -> Value {
+    /// Says a line and waits for the answer.
+    pub fn ask(&mut self, question: &Value) -> Value {
         writeln!(self.child.stdin.as_mut().unwrap(), "{question}").expect("the program runs");
         self.line()
     }

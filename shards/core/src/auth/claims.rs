@@ -142,7 +142,7 @@ fn strings(json: &str) -> Result<Vec<Box<str>>, AuthError> {
 }
 
 /// A NumericDate: a JSON number, whole or not, from 1970 to 9999.
-fn unix_time(json: &str) -> Result<Duration, AuthError> {
+pub(super) fn unix_time(json: &str) -> Result<Duration, AuthError> {
     if !json.starts_with(|first: char| first.is_ascii_digit()) {
         return Err(AuthError::Claims);
     }
@@ -153,7 +153,7 @@ fn unix_time(json: &str) -> Result<Duration, AuthError> {
     Duration::try_from_secs_f64(seconds).map_err(|_| AuthError::Claims)
 }
 
-fn user_id(json: &str) -> Result<Arc<str>, AuthError> {
+pub(super) fn user_id(json: &str) -> Result<Arc<str>, AuthError> {
     let id = string(json)?;
     if is_name(&id) { Ok(id.into()) } else { Err(AuthError::Claims) }
 }
@@ -163,7 +163,7 @@ fn is_name(text: &str) -> bool {
 }
 
 /// The `channels` claim; a channel named twice counts once.
-fn channel_names(json: &str) -> Result<Box<[Box<str>]>, AuthError> {
+pub(super) fn channel_names(json: &str) -> Result<Box<[Box<str>]>, AuthError> {
     let names = strings(json)?;
     if names.len() > CHANNELS_MAX || !names.iter().all(|name| is_channel_name(name)) {
         return Err(AuthError::Claims);
@@ -177,7 +177,7 @@ fn channel_names(json: &str) -> Result<Box<[Box<str>]>, AuthError> {
     Ok(unique.into())
 }
 
-fn info(json: &str) -> Result<Arc<[u8]>, AuthError> {
+pub(super) fn info(json: &str) -> Result<Arc<[u8]>, AuthError> {
     if !json.starts_with('{') {
         return Err(AuthError::Claims);
     }

@@ -37,6 +37,11 @@ impl<'a> Members<'a> {
         Ok(Self(members))
     }
 
+    /// Names of the members.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| &**name)
+    }
+
     /// JSON text of a member.
     pub(super) fn get(&self, name: &str) -> Option<&'a str> {
         self.0.iter().find(|(member, _)| member == name).map(|(_, value)| value.get())

@@ -115,6 +115,16 @@ pub struct PublishData<'a> {
     pub idempotency_key: Option<String>,
 }
 
+/// `rpc`. The arguments stay raw.
+#[derive(Debug, Deserialize)]
+pub struct RpcData<'a> {
+    /// What is called.
+    pub method: String,
+    /// Arguments; `null` when left out.
+    #[serde(default, borrow)]
+    pub data: Option<&'a RawValue>,
+}
+
 /// `large_data`: one chunk. Its texts stay where they were received unless they hold escapes.
 #[derive(Clone, Debug, Deserialize)]
 pub struct LargeDataChunk<'a> {
@@ -170,6 +180,8 @@ pub enum Command<'a> {
     LargeData(Box<LargeDataChunk<'a>>),
     /// What the control plane answers, with the text of `data`.
     Call(CallKind, &'a str),
+    /// `rpc`.
+    Rpc(RpcData<'a>),
     /// `fault`.
     Fault(FaultData),
 }
@@ -223,6 +235,7 @@ impl<'a> Envelope<'a> {
             | "notification_ack"
             | "notification_archive" => MessageKind::NotificationMark,
             "preferences" | "push_subscription" => MessageKind::Preferences,
+            "rpc" => MessageKind::Rpc,
             _ => MessageKind::Other,
         }
     }
@@ -248,6 +261,7 @@ impl<'a> Envelope<'a> {
             "notification_archive" => self.call(CallKind::Archive)?,
             "preferences" => self.call(CallKind::Preferences)?,
             "push_subscription" => self.call(CallKind::PushSubscription)?,
+            "rpc" => Command::Rpc(self.typed()?),
             "fault" => Command::Fault(self.typed()?),
             _ => return Err(CommandError::UnknownKind),
         })

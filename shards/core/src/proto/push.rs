@@ -128,6 +128,9 @@ pub fn error(
                 if !session.is_empty() {
                     details.str("session_id", session);
                 }
+                if let Some(code) = error.application_code {
+                    details.u64("code", u64::from(code));
+                }
                 if let Some(after) = error.retry_after {
                     let ms = after.as_millis() as u64;
                     // Seconds, rounded up, as the API has always given it, beside the exact value.

@@ -82,6 +82,11 @@ pub fn called(head: &ReplyHead<'_>, message: &ClientMessage) -> Bytes {
     head.begin(message.kind, message.data.len() + 64).raw_data(&message.data).frame
 }
 
+/// `rpc_result`; `result` is JSON text.
+pub fn rpc_result(head: &ReplyHead<'_>, result: &[u8]) -> Bytes {
+    head.begin("rpc_result", result.len() + 80).data(|data| _ = data.raw("result", result)).frame
+}
+
 /// `refreshed`.
 pub fn refreshed(head: &ReplyHead<'_>, expires_at: Option<Duration>) -> Bytes {
     head.begin("refreshed", 48)

@@ -10,6 +10,7 @@ use super::{
     Namespaces, Rate, Settings, WebSocketSettings,
 };
 use crate::auth::{Authenticator, KeySet, TokenRules};
+use crate::hook::HookSettings;
 use crate::occurrence::OccurrenceSettings;
 use crate::proxies::Proxies;
 
@@ -38,6 +39,7 @@ impl Settings {
             broker: None,
             notifications: true,
             occurrences: OccurrenceSettings::default(),
+            hooks: HookSettings::default(),
             heartbeat: HeartbeatSettings {
                 ping_interval: Duration::from_secs(30),
                 pong_timeout: Duration::from_secs(10),

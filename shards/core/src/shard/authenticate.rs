@@ -8,6 +8,7 @@ use super::Shard;
 use crate::auth::{AuthError, Claims};
 use crate::error::{ClientError, Disconnect, ErrorCode};
 use crate::event::Event;
+use crate::hook::ConnectHook;
 use crate::ids::ConnectionId;
 use crate::message::{ChannelName, Subscribed};
 use crate::occurrence::Happening;
@@ -20,6 +21,14 @@ use crate::ws::handshake::Refusal;
 
 /// When a client may try again after a limit that other connections fill.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// What is known of who connects.
+pub(super) enum Identity<'a> {
+    /// The token is verified; `None` is anonymous.
+    Verified(Option<Arc<Claims>>),
+    /// A token that only the application understands.
+    Unverified(&'a str),
+}
 
 /// Stable word and message for a refused token. All causes but expiry look alike from outside.
 pub(super) fn explain(error: AuthError) -> (&'static str, &'static str) {
@@ -117,8 +126,12 @@ impl Shard {
             let error = ClientError::new(ErrorCode::InvalidMessageFormat, message);
             return self.reply_error(now, id, reply_to, &error);
         }
+        if self.settings.hooks.connect == ConnectHook::InsteadOfToken {
+            let identity = Identity::Unverified(&data.token);
+            return self.attach(now, id, identity, (reply_to, &data.recover));
+        }
         if data.token.is_empty() && self.settings.auth.anonymous {
-            return self.attach(now, id, None, (reply_to, &data.recover));
+            return self.attach(now, id, Identity::Verified(None), (reply_to, &data.recover));
         }
         let verified = if data.token.is_empty() {
             Err(AuthError::Missing)
@@ -141,23 +154,27 @@ impl Shard {
             self.reply_error(now, id, reply_to, &error);
             return self.disconnect(now, id, Disconnect::ConnectionLimit);
         }
-        self.attach(now, id, Some(claims), (reply_to, &data.recover));
+        let identity = Identity::Verified(Some(claims));
+        self.attach(now, id, identity, (reply_to, &data.recover));
     }
 
-    /// The user is known: make the server-side subscriptions, then say `welcome`.
+    /// The token is verified, or is not ours to verify: ask the application, make the server-side subscriptions, then say
+    /// `welcome`.
     pub(super) fn attach(
         &mut self,
         now: Now,
         id: ConnectionId,
-        claims: Option<Arc<Claims>>,
+        identity: Identity<'_>,
         (reply_to, recover): (&str, &BTreeMap<String, RecoverFrom>),
     ) {
+        let (claims, token) = match identity {
+            Identity::Verified(claims) => (claims, None),
+            Identity::Unverified(token) => (None, Some(token)),
+        };
         let public_id = self.random.session_id();
         let user: Arc<str> = claims
             .as_ref()
             .map_or_else(|| Arc::clone(&self.nobody), |claims| Arc::clone(&claims.user));
-        let claimed = claims.as_ref().map_or(&[][..], |claims| &claims.channels);
-        let channels = self.server_channels(&user, claimed);
         let admission = Arc::clone(&self.admission);
         let Some(session) = self.session_mut(id) else { return };
         session.public_id = public_id;
@@ -166,12 +183,33 @@ impl Shard {
         session.claims = claims;
         session.phase = Phase::Attaching(Box::new(Attaching {
             reply_to: reply_to.into(),
-            waiting: channels.len() as u32,
+            asked: None,
+            waiting: 0,
             done: Vec::new(),
             deferred: Vec::new(),
             held: Vec::new(),
         }));
         self.metrics.sessions += 1;
+        if self.settings.hooks.connect == ConnectHook::Off {
+            return self.make_server_subscriptions(now, id, recover);
+        }
+        self.ask_connect(id, token.map(Into::into), recover);
+        self.schedule_session(now, id);
+    }
+
+    /// Nothing stands against the session any more.
+    pub(super) fn make_server_subscriptions(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        recover: &BTreeMap<String, RecoverFrom>,
+    ) {
+        let Some(session) = self.session(id) else { return };
+        let claimed = session.claims.as_ref().map_or(&[][..], |claims| &claims.channels);
+        let channels = self.server_channels(&session.user, claimed);
+        let Some(session) = self.session_mut(id) else { return };
+        let Phase::Attaching(attaching) = &mut session.phase else { return };
+        attaching.waiting = channels.len() as u32;
         for channel in channels {
             let from = recover.get(&*channel).map(recover_position);
             if let Err(error) =
@@ -207,7 +245,7 @@ impl Shard {
         let first_ping = heartbeat.ping_at(now.mono + wait);
         let Some(session) = self.session_mut(id) else { return };
         let Phase::Attaching(attaching) = &session.phase else { return };
-        if attaching.waiting > 0 {
+        if attaching.waiting > 0 || attaching.asked.is_some() {
             return;
         }
         let Phase::Attaching(attaching) = std::mem::replace(&mut session.phase, Phase::Ready)

@@ -68,6 +68,11 @@ impl Shard {
             accepted_at: now.mono,
             ..Publish::default()
         };
+        let asks = namespace.asks_publish();
+        if asks || self.is_publish_waiting(id, &channel) {
+            self.ask_publish((id, reply_to), channel, publish, asks);
+            return Ok(());
+        }
         let Some(session) = self.session_mut(id) else { return Ok(()) };
         let request = session.expect_reply(reply_to, PendingKind::Publish);
         self.ask(now, (id, request), &channel, ChannelOp::Publish(publish))

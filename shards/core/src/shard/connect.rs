@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::authenticate::explain;
+use super::authenticate::{Identity, explain};
 use super::{Shard, Slot};
 use crate::auth::Claims;
 use crate::event::Event;
+use crate::hook::ConnectHook;
 use crate::ids::{ConnectionId, SessionId};
 use crate::message::ChannelName;
 use crate::metrics::{MessageKind, RefusalReason};
@@ -33,6 +34,8 @@ enum Next {
     Echo,
     /// The user is known; `None` is anonymous.
     Attach(Option<Arc<Claims>>),
+    /// The token is for the application.
+    Ask(String),
     /// The token comes in the first message.
     AwaitToken,
 }
@@ -255,6 +258,10 @@ impl Shard {
         let accepted = handshake::accept(head, &offer)
             .map_err(|refusal| (refusal, RefusalReason::BadRequest))?;
         let token = if echo { None } else { handshake_token(head, settings.auth.query_token) };
+        if settings.hooks.connect == ConnectHook::InsteadOfToken && !echo {
+            let next = token.map_or(Next::AwaitToken, Next::Ask);
+            return Ok(Upgrade { accepted, next });
+        }
         let claims = match token.as_deref().filter(|token| !token.is_empty()) {
             None => None,
             Some(token) => Some(self.verify(now, id, token).map_err(|error| {
@@ -297,7 +304,12 @@ impl Shard {
         self.metrics.connections_total += 1;
         self.push_control(id, accepted.response.into(), MessageKind::Control);
         match next {
-            Next::Attach(claims) => self.attach(now, id, claims, ("", &BTreeMap::new())),
+            Next::Attach(claims) => {
+                self.attach(now, id, Identity::Verified(claims), ("", &BTreeMap::new()));
+            }
+            Next::Ask(token) => {
+                self.attach(now, id, Identity::Unverified(&token), ("", &BTreeMap::new()));
+            }
             Next::Echo | Next::AwaitToken => self.schedule_session(now, id),
         }
     }

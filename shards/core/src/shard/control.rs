@@ -102,6 +102,9 @@ impl Shard {
     ) -> ShardOutcome {
         let mut affected = 0;
         for id in self.targets(target) {
+            if self.is_asked_about(id) {
+                continue;
+            }
             let fresh = self.subscription(id, channel).is_none();
             let wish = ("", PendingKind::SubscribeByServer, None, None);
             if fresh && self.begin_subscription(now, id, channel, wish).is_ok() {
@@ -114,7 +117,9 @@ impl Shard {
     fn unsubscribe_target(&mut self, now: Now, target: &Target, channel: &str) -> ShardOutcome {
         let mut affected = 0;
         for id in self.targets(target) {
-            affected += u32::from(self.unsubscribe_by_server(now, id, (channel, "server")));
+            let ended = self.cancel_asked_subscribe(now, id, channel)
+                | self.unsubscribe_by_server(now, id, (channel, "server"));
+            affected += u32::from(ended);
         }
         ShardOutcome::Affected(affected)
     }

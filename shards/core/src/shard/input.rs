@@ -178,6 +178,7 @@ impl Shard {
             code: ErrorCode::RateLimitExceeded,
             message: format!("too many messages of this {}; slow down", scope.as_str()),
             retry_after: Some(retry_after),
+            application_code: None,
         };
         self.reply_error(now, id, reply_to, &error);
         if too_many {
@@ -242,6 +243,7 @@ impl Shard {
                 self.handle_large_data(now, at, &chunk, envelope.session_id.as_deref());
             }
             Command::Call(kind, data) => self.handle_call(now, at, kind, data),
+            Command::Rpc(data) => self.handle_rpc(now, at, data),
             Command::Fault(data) => self.handle_fault(now, id, reply_to, &data),
         }
     }

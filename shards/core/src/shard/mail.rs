@@ -44,6 +44,7 @@ impl Shard {
                 self.with_homes(now, |homes, env| homes.handle_update(env, *update));
             }
             ShardMessage::Called(answer) => self.handle_called(now, *answer),
+            ShardMessage::Hooked(answer) => self.handle_hooked(now, *answer),
         }
     }
 
@@ -137,6 +138,7 @@ impl Shard {
         let request = match message {
             ControlMessage::Broker(request) => request,
             ControlMessage::Call(call) => return self.handle_call_refused(now, &call),
+            ControlMessage::Hook(question) => return self.handle_hook_refused(now, &question),
             _ => return,
         };
         let mut kept = None;
@@ -183,7 +185,8 @@ impl Shard {
             | ShardMessage::Reply(_)
             | ShardMessage::Control(_)
             | ShardMessage::Broker(_)
-            | ShardMessage::Called(_)) => {
+            | ShardMessage::Called(_)
+            | ShardMessage::Hooked(_)) => {
                 self.backlog[target.index()].messages.push_back(kept);
             }
         }

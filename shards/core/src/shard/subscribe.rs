@@ -46,7 +46,7 @@ pub(super) fn may(
             !user.is_empty() && members.split(',').any(|member| member == user)
         }
         Access::SignedIn => !user.is_empty(),
-        Access::Anyone => true,
+        Access::Anyone | Access::Hook => true,
     };
     by_rule
         || session
@@ -129,6 +129,10 @@ impl Shard {
             let message = "this connection is subscribed to the channel already";
             return Err(ClientError::new(ErrorCode::AlreadySubscribed, message));
         }
+        if self.asks_subscribe(id, &channel) {
+            let message = "the application is being asked about this subscription already";
+            return Err(ClientError::new(ErrorCode::AlreadySubscribed, message));
+        }
         let by_rule = may(session, &channel, namespace.subscribe, Permission::Subscribe);
         let token = match data.token {
             None => None,
@@ -138,6 +142,10 @@ impl Shard {
         if !by_rule && !by_token {
             let message = "neither the namespace nor the token allows this subscription";
             return Err(ClientError::new(ErrorCode::PermissionDenied, message));
+        }
+        if namespace.asks_subscribe() {
+            self.ask_subscribe((id, reply_to), channel, recover, token);
+            return Ok(());
         }
         self.begin_subscription(
             now,
@@ -182,7 +190,7 @@ impl Shard {
     }
 
     /// A position was given for a server-side subscription that is live: fetch what came before it went live.
-    fn recover_live(
+    pub(super) fn recover_live(
         &mut self,
         now: Now,
         id: ConnectionId,
@@ -313,6 +321,7 @@ impl Shard {
                 self.reply_error(now, id, reply_to, &error);
             }
             Some(channel) => {
+                self.cancel_asked_subscribe(now, id, channel);
                 self.end_subscription(now, id, channel);
                 self.reply(now, id, reply_to, |head, _| reply::unsubscribed(head, channel));
             }

@@ -20,6 +20,7 @@ use crate::metrics::MessageKind;
 use crate::proto::command::LargeDataChunk;
 use crate::proto::push;
 use crate::session::{PendingKind, Transfer};
+use crate::settings::Namespace;
 use crate::time::Now;
 
 /// Chunks of one connection that a home has not answered yet.
@@ -91,9 +92,14 @@ impl Shard {
                     "an anonymous connection must name a `channel` for its transfer",
                 ));
             }
-            return Ok(format!("user:{}", session.user).into());
+            let channel: ChannelName = format!("user:{}", session.user).into();
+            if let Some((_, namespace)) = self.settings.namespaces.find(&channel) {
+                check_transferable(namespace)?;
+            }
+            return Ok(channel);
         };
         let (channel, _, namespace) = self.resolve(Some(given), None)?;
+        check_transferable(&namespace)?;
         self.check_publish(id, &channel, &namespace)?;
         Ok(channel)
     }
@@ -206,6 +212,16 @@ impl Shard {
         self.large_data_bytes = self.large_data_bytes.saturating_sub(failed.bytes());
         self.reply_error(now, id, &failed.reply_to, error);
     }
+}
+
+/// The application is asked about whole messages, so nothing goes past it in pieces.
+fn check_transferable(namespace: &Namespace) -> Result<(), ClientError> {
+    if namespace.asks_publish() {
+        let message =
+            "the application is asked about publications here, which excludes large transfers";
+        return Err(ClientError::new(ErrorCode::PermissionDenied, message));
+    }
+    Ok(())
 }
 
 fn chunk_publish(

@@ -12,6 +12,7 @@ mod calls;
 mod compression;
 mod connect;
 mod durable;
+mod hooks;
 mod large_data;
 mod limits;
 mod node;

@@ -268,7 +268,8 @@ impl Node {
             | ControlMessage::Broker(_)
             | ControlMessage::BusyUser(_)
             | ControlMessage::Call(_)
-            | ControlMessage::Occurred(_) => unreachable!(),
+            | ControlMessage::Occurred(_)
+            | ControlMessage::Hook(_) => unreachable!(),
         }
     }
 
@@ -288,7 +289,8 @@ impl Node {
                 | ControlMessage::Broker(_)
                 | ControlMessage::BusyUser(_)
                 | ControlMessage::Call(_)
-                | ControlMessage::Occurred(_) => None,
+                | ControlMessage::Occurred(_)
+                | ControlMessage::Hook(_) => None,
             })
             .collect()
     }

@@ -14,11 +14,11 @@ use reqwest::header::HeaderMap;
 use crate::config::Secret;
 
 /// Header with the id of the delivery.
-pub(super) const ID: &str = "webhook-id";
+pub(crate) const ID: &str = "webhook-id";
 /// Header with the time of the attempt in Unix seconds.
-pub(super) const TIMESTAMP: &str = "webhook-timestamp";
+pub(crate) const TIMESTAMP: &str = "webhook-timestamp";
 /// Header with the signatures, separated by spaces.
-pub(super) const SIGNATURE: &str = "webhook-signature";
+pub(crate) const SIGNATURE: &str = "webhook-signature";
 
 const SECRET_PREFIX: &str = "whsec_";
 /// Symmetric signatures; there are other versions, which a receiver skips.
@@ -38,7 +38,7 @@ impl SigningSecret {
     }
 
     /// One signature as it stands in the header.
-    pub(super) fn sign(&self, id: &str, seconds: u64, body: &[u8]) -> String {
+    pub(crate) fn sign(&self, id: &str, seconds: u64, body: &[u8]) -> String {
         let tag = self.tag(id, &seconds.to_string(), body);
         format!("{VERSION_PREFIX}{}", STANDARD.encode(tag))
     }

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{CHAT, Database, Recorded, recording, types};
+use super::{CHAT, Database, Recorded, hook_toml, recording, types};
 use crate::chaos::hold;
+use crate::delivery::receiver::{Receiver, Reply};
 use crate::gateway::Gateway;
 use crate::postgres::Postgres;
 use crate::socket::{Opening, Socket};
-use crate::support::{WAIT, eventually, token};
+use crate::support::{WAIT, eventually, root, token};
 
 pub fn sessions_come_and_go(database: &Database) {
     let setup = || {
@@ -240,4 +241,57 @@ fn what_finds_no_room_is_dropped_counted_and_told() {
     gateway.await_events("type=connected&user=bob", 1);
     assert_eq!(gateway.log.events("events_dropped").len(), 1);
     assert_eq!(gateway.metric("archmesh_events_dropped_total", &[("kind", "connected")]), 0.0);
+}
+
+#[test]
+fn the_documented_rights_are_enough() {
+    let database = Database::postgres();
+    // Left behind for the other one to end.
+    let mut dead = recording(&database, "connected").start();
+    drop(Socket::connect(&dead, "ada"));
+    dead.await_events("", 1);
+    dead.signal("KILL");
+    dead.await_exit(WAIT);
+    let Database::Postgres(postgres) = &database else { unreachable!() };
+    let role = format!("recorder_{}", std::process::id());
+    let page = std::fs::read_to_string(root().join("docs/database.md")).unwrap();
+    let grants: Vec<String> = page
+        .lines()
+        .filter(|line| line.starts_with("GRANT") && line.ends_with("TO archmesh;"))
+        .filter(|line| !line.contains("CONNECT"))
+        .map(|line| line.replace("TO archmesh;", &format!("TO {role};")))
+        .collect();
+    database.query(&format!("CREATE ROLE {role} LOGIN; {}", grants.join(" ")));
+    let url = postgres.url();
+    let (_, place) = url.split_once('@').unwrap();
+    let hook = Receiver::with(|_| Reply::Status(500));
+    let kinds = "\"message\", \"channel_occupied\", \"channel_vacated\"";
+    let gateway = recording(&database, "connected,disconnected")
+        .toml(&format!("{CHAT}{}", hook_toml(&hook.url("/"), kinds, "attempts_max = 1")))
+        .set("database.migrate", false)
+        .set("database.url", format!("postgres://{role}@{place}"))
+        .set("events.channels", "chat:")
+        .set("events.sessions", true)
+        .set("events.retention", "4s")
+        .start();
+    gateway.await_metric("archmesh_events_nodes_ended_total", &[], |nodes| nodes == 1.0);
+    let mut ada = Socket::connect(&gateway, "ada");
+    ada.subscribe("chat:room");
+    ada.publish("chat:room", json!(1));
+    gateway.await_events("type=message", 1);
+    eventually("everything is given up", || {
+        let state = gateway.found("/api/v1/webhooks")["webhooks"][0].clone();
+        (state["last_id"] == state["newest_id"] && state["dead"].as_i64() > Some(0)).then_some(())
+    });
+    hook.answer(|_| Reply::Status(200));
+    gateway.result("v1/webhooks/app/dead/retry", &json!({"all": true}));
+    ada.close();
+    gateway.await_metric("archmesh_webhook_events_sent_total", &[], |sent| sent >= 3.0);
+    eventually("old events and sessions leave", || {
+        let left = "SELECT (SELECT count(*) FROM archmesh_events) + (SELECT count(*) FROM archmesh_sessions)";
+        (database.number(left) == 0).then_some(())
+    });
+    assert!(gateway.log.events("event_not_recorded").is_empty());
+    drop(gateway);
+    database.query(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
 }

@@ -11,7 +11,9 @@ began=$SECONDS
 status=0
 if have cargo-nextest; then
     runner="cargo nextest"
-    cargo nextest run --workspace --no-fail-fast "$@" || status=$?
+    # Most of them wait most of the time.
+    threads=$(($(nproc) * 3 / 2))
+    cargo nextest run --workspace --no-fail-fast --test-threads "$threads" "$@" || status=$?
     # nextest leaves documentation examples to cargo.
     cargo test --workspace --doc --quiet || status=$?
 else

@@ -6,6 +6,7 @@
 
 mod engine_config;
 mod greeting;
+mod opening;
 pub(crate) mod tokens;
 
 use std::net::SocketAddr;
@@ -41,7 +42,7 @@ use crate::keys::KeyLoadError;
 use crate::logging::{LogSampler, Logging, LoggingError};
 use crate::metrics::ControlMetrics;
 use crate::notify::senders::SetupError;
-use crate::notify::{Notifications, NotificationsError};
+use crate::notify::{Notifications, NotificationsError, Queues};
 use crate::plane::{Plane, SharedPlane, TlsExpiry};
 use crate::reload::Controller;
 use crate::routes::{self, RouteOptions};
@@ -117,7 +118,13 @@ pub fn serve(loaded: &Loaded) -> ExitCode {
         Err(error) => {
             tracing::error!(category = "error", event = "node_failed", %error);
             crate::cli::output::fail(&error.to_string());
-            ExitCode::FAILURE
+            match error {
+                NodeError::Notifications(_) => ExitCode::from(crate::cli::EXIT_CONFIG),
+                NodeError::Store(StoreStartError::Away { .. }) => {
+                    ExitCode::from(crate::cli::EXIT_TRY_AGAIN)
+                }
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -136,9 +143,17 @@ fn run(loaded: &Loaded, logging: &Arc<Logging>, started: Instant) -> Result<Exit
         .map_err(|source| NodeError::Control { what: "start its threads", source })?;
     let result = runtime.block_on(async {
         // Handlers first: a signal during the start must not be lost to the default action.
-        let signals = Signals::listen()
+        let mut signals = Signals::listen()
             .map_err(|source| NodeError::Control { what: "handle signals", source })?;
-        let node = Node::start(loaded.clone(), placements, Arc::clone(logging), started).await?;
+        let start = Node::start(loaded.clone(), placements, Arc::clone(logging), started);
+        let node = tokio::select! {
+            node = start => node?,
+            // It may wait for the database.
+            () = signals.stop() => {
+                tracing::info!(category = "system", event = "stopped_before_it_was_ready");
+                return Ok(ExitCode::SUCCESS);
+            }
+        };
         node.run(signals).await
     });
     runtime.shutdown_background();
@@ -182,7 +197,7 @@ impl Node {
         let (engine, receiver) =
             Engine::start(engine_config, Arc::clone(&settings), Arc::clone(&admission))?;
         let handle = engine.handle();
-        let plane =
+        let (plane, queues) =
             plane(config, (&handle, &admission), (settings, store, events), tls.as_ref()).await?;
         let routers = routes::build(&plane, route_options(config));
         let (unknown_kid, unknown_kids) = tokio::sync::watch::channel(0);
@@ -198,7 +213,7 @@ impl Node {
         tasks.spawn(sampler::watch_unknown_kids(Arc::clone(&plane), unknown_kid));
         tasks.spawn(supervise::run(Arc::clone(&plane), config.engine.watchdog_timeout));
         let mut service_tasks = JoinSet::new();
-        spawn_services(&plane, &mut service_tasks);
+        spawn_services(&plane, queues, &mut service_tasks);
         let engine_end = watch_engine(engine);
         announce(config, &handle, plane.bridge.shards().now().unix);
         plane.metrics.reload_succeeded();
@@ -274,7 +289,7 @@ impl Node {
 }
 
 /// What works with Redis and the database as long as the node runs.
-fn spawn_services(plane: &SharedPlane, tasks: &mut JoinSet<()>) {
+fn spawn_services(plane: &SharedPlane, queues: Option<Queues>, tasks: &mut JoinSet<()>) {
     if let Some(cluster) = &plane.cluster {
         tasks.spawn(Arc::clone(cluster).watch_redis());
         tasks.spawn(Arc::clone(cluster).run(Arc::clone(plane)));
@@ -290,8 +305,8 @@ fn spawn_services(plane: &SharedPlane, tasks: &mut JoinSet<()>) {
         let mail = Arc::clone(&plane.mail);
         tasks.spawn(async move { mail.run().await });
     }
-    if let Some(notifications) = &plane.notifications {
-        notifications.spawn(plane, tasks);
+    if let (Some(notifications), Some(queues)) = (&plane.notifications, queues) {
+        notifications.spawn(plane, queues, tasks);
     }
     if let Some(events) = &plane.events {
         events.spawn(tasks);
@@ -303,7 +318,7 @@ async fn plane(
     (handle, admission): (&EngineHandle, &Arc<Admission>),
     (settings, store, events): (Arc<Settings>, Option<Arc<Store>>, Option<Arc<Events>>),
     tls: Option<&LoadedTls>,
-) -> Result<SharedPlane, NodeError> {
+) -> Result<(SharedPlane, Option<Queues>), NodeError> {
     let workers = Arc::new(Semaphore::new(config.control.workers as usize));
     let bridge = Bridge::new(
         Arc::new(handle.clone()),
@@ -329,7 +344,7 @@ async fn plane(
     let redis = cluster.as_ref().map(|cluster| Arc::clone(cluster.redis()));
     let notifications = match &store {
         Some(store) if config.notifications.enabled => {
-            Some(Arc::new(Notifications::new(Arc::clone(store), redis, config)?))
+            Some(Notifications::new(Arc::clone(store), redis, config)?)
         }
         _ => None,
     };
@@ -338,7 +353,8 @@ async fn plane(
         &bridge,
         config.log.sample_per_second,
     );
-    Ok(Arc::new(Plane {
+    let (notifications, queues) = notifications.unzip();
+    let plane = Plane {
         bridge,
         settings: ArcSwap::new(settings),
         api: ArcSwap::from_pointee(reload::api_policy(config, workers)),
@@ -360,7 +376,8 @@ async fn plane(
         keys: ArcSwapOption::empty(),
         keys_rotate: AtomicBool::new(false),
         refused_keys: LogSampler::new(config.log.sample_per_second),
-    }))
+    };
+    Ok((Arc::new(plane), queues))
 }
 
 /// Where channels are that reach further than this process: in the database, in Redis, or in both.
@@ -400,11 +417,7 @@ async fn open_store(config: &Config) -> Result<Option<Arc<Store>>, NodeError> {
         return Ok(None);
     }
     let store = Arc::new(Store::open(&config.database)?);
-    if config.database.migrate {
-        store.migrate().await?;
-    } else {
-        store.check_schema().await?;
-    }
+    opening::await_schema(&store, &config.database).await?;
     store
         .open_file()
         .await

@@ -1,6 +1,7 @@
 //! The command line: one subcommand per task, all reading the configuration in the same way.
 //!
-//! Exit codes: 0 done, 1 the command failed, 2 wrong usage, 78 the configuration is wrong.
+//! Exit codes: 0 done, 1 the command failed, 2 wrong usage, 75 the database was away for too long, 78 the configuration is
+//! wrong.
 
 mod backup;
 mod database;
@@ -17,7 +18,9 @@ use crate::bootstrap;
 use crate::config::{Config, FlagValue, Format, Loaded, Sources, docs};
 
 /// A wrong configuration (`EX_CONFIG` of sysexits): a supervisor need not try again.
-const EXIT_CONFIG: u8 = 78;
+pub(crate) const EXIT_CONFIG: u8 = 78;
+/// The same command may succeed later (`EX_TEMPFAIL`).
+pub(crate) const EXIT_TRY_AGAIN: u8 = 75;
 
 /// Real-time WebSocket gateway.
 #[derive(Debug, Parser)]

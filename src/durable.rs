@@ -326,13 +326,7 @@ async fn incarnation(store: &Store) -> Result<String, StoreError> {
     }
     let line = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)";
     let ask = |sql: String| async move {
-        let read = async {
-            let mut transaction = store.begin_read().await?;
-            let rows = transaction.fetch(sql, &[]).await?;
-            transaction.commit().await?;
-            rows.first().map_or(Ok(String::new()), |row| row.text(0))
-        };
-        store.run(read).await
+        store.read(sql, &[]).await?.first().map_or(Ok(String::new()), |row| row.text(0))
     };
     match ask(format!("SELECT system_identifier::text || {line} FROM pg_control_system()")).await {
         Ok(life) => {

@@ -296,7 +296,7 @@ fn database(plane: &Plane) -> Value {
             .map(|(channel, state)| (channel.to_string(), json!(state.as_str())))
             .collect::<serde_json::Map<_, _>>()
             .into();
-        answer["delivery"] = json!(notifications.dispatcher().map(delivery));
+        answer["delivery"] = json!(notifications.dispatcher().and_then(delivery));
     }
     if let Some(durable) = &plane.durable {
         answer["durable_channels"] = json!({
@@ -342,8 +342,8 @@ fn hooks(plane: &Plane) -> Value {
     if on.is_empty() { json!({"status": "not_configured"}) } else { on.into() }
 }
 
-fn delivery(dispatcher: &Dispatcher) -> Value {
-    let snapshot = dispatcher.snapshot();
+fn delivery(dispatcher: &Dispatcher) -> Option<Value> {
+    let snapshot = dispatcher.snapshot()?;
     let lanes = snapshot.lanes.iter().map(|lane| {
         let numbers = json!({
             "held": lane.held,
@@ -352,13 +352,13 @@ fn delivery(dispatcher: &Dispatcher) -> Value {
         });
         (lane.priority.to_string(), numbers)
     });
-    json!({
+    Some(json!({
         "phase": snapshot.phase.as_str(),
         "workers": snapshot.workers,
         "busy": snapshot.busy,
         "delayed": snapshot.delayed,
         "lanes": lanes.collect::<serde_json::Map<_, _>>(),
-    })
+    }))
 }
 
 /// How the URLs of key sets are doing. Old keys stay in force while one does not answer.
@@ -371,6 +371,7 @@ fn keys(plane: &Plane) -> Value {
             "status": if status.failures == 0 { "healthy" } else { "degraded" },
             "keys": status.keys,
             "failures": status.failures,
+            "breaker": status.breaker.as_str(),
         })
     });
     urls.collect()

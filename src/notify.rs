@@ -8,6 +8,8 @@
 
 mod apply;
 mod arrivals;
+mod backlog;
+mod breakers;
 mod cached;
 pub(crate) mod calls;
 mod change;
@@ -32,7 +34,7 @@ mod writer;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use gateway_core::error::{ClientError, ErrorCode};
@@ -47,6 +49,7 @@ use crate::plane::SharedPlane;
 use crate::redis::Redis;
 pub(crate) use crate::store::now_ms;
 use crate::store::{Arg, Store, StoreError};
+use backlog::Backlog;
 use change::Change;
 pub(crate) use change::{Applied, Counters, Mark, Which};
 pub(crate) use channels::Channels;
@@ -56,7 +59,7 @@ pub(crate) use insight::{Analytics, DeadLetter, Status};
 use preferences::{Preferences, PreferencesError};
 pub(crate) use reads::{InboxPage, Page};
 pub(crate) use relay::Relay;
-pub(crate) use request::{Draft, NotificationRequest, check_ids, check_user};
+pub(crate) use request::{Draft, NotificationRequest, check_ids, check_user, ids_or_all};
 pub(crate) use send::Prepared;
 use senders::SetupError;
 pub(crate) use templates::StoredTemplate;
@@ -70,10 +73,8 @@ const ARRIVALS_MAX: usize = 65_536;
 pub(crate) struct Notifications {
     store: Arc<Store>,
     writer: Writer,
-    changes: Mutex<Option<Arc<writer::Changes>>>,
     relay: Arc<Relay>,
     arrivals: mpsc::Sender<arrivals::Arrival>,
-    arrived: Mutex<Option<mpsc::Receiver<arrivals::Arrival>>>,
     limits: NotificationsSection,
     writers: u32,
     poll_interval: Duration,
@@ -85,7 +86,16 @@ pub(crate) struct Notifications {
     dispatcher: OnceLock<Arc<Dispatcher>>,
     /// Told when there are deliveries.
     outgoing: Arc<Notify>,
+    backlog: Backlog,
+    backlog_interval: Duration,
     stats: SendStats,
+}
+
+/// Far ends of the queues into which requests and arrivals go.
+#[derive(Debug)]
+pub(crate) struct Queues {
+    changes: Arc<writer::Changes>,
+    arrived: mpsc::Receiver<arrivals::Arrival>,
 }
 
 /// Numbers of what was sent.
@@ -99,6 +109,8 @@ pub(crate) struct SendStats {
     pub held: AtomicU64,
     /// Recipients who do not want it.
     pub opted_out: AtomicU64,
+    /// Recipients without an address for it.
+    pub no_address: AtomicU64,
 }
 
 /// The configuration of notifications cannot be used.
@@ -128,8 +140,10 @@ pub(crate) struct Accepted {
     pub held: usize,
     /// Deliveries by other ways than the inbox.
     pub queued: usize,
-    /// Users who do not want it.
+    /// Users who do not want it, or whom no way out that is switched on could reach.
     pub opted_out: usize,
+    /// Users who want it, and have no address for it.
+    pub no_address: usize,
 }
 
 /// A request was not carried out.
@@ -174,12 +188,12 @@ impl From<StoreError> for ClientError {
 }
 
 impl Notifications {
-    /// Notifications in `store`. Nothing runs before [`Self::spawn`].
+    /// Notifications in `store`, and the queues that [`Self::spawn`] works off; nothing runs before it.
     pub(crate) fn new(
         store: Arc<Store>,
         redis: Option<Arc<Redis>>,
         config: &Config,
-    ) -> Result<Self, NotificationsError> {
+    ) -> Result<(Arc<Self>, Queues), NotificationsError> {
         let (database, limits) = (&config.database, &config.notifications);
         let document = limits.default_preferences.as_deref().unwrap_or("{}");
         let defaults = Preferences::from_slice(document.as_bytes())?;
@@ -189,16 +203,15 @@ impl Notifications {
         let (writer, changes) = writer::queue(Arc::clone(&store), bounds, told);
         let (arrivals, arrived) = mpsc::channel(ARRIVALS_MAX);
         let relay = Relay::new(Arc::clone(&store), committed, database.poll_interval);
-        Ok(Self {
+        let notifications = Self {
             store,
             writer,
-            changes: Mutex::new(Some(changes)),
             relay: Arc::new(relay),
             arrivals,
-            arrived: Mutex::new(Some(arrived)),
             limits: limits.clone(),
             writers: if database.url.is_some() { database.writers } else { 1 },
             poll_interval: database.poll_interval,
+            backlog_interval: database.backlog_interval,
             defaults,
             cached: cached::Cached::new(config, redis)?,
             channels: Channels::new(config)?,
@@ -206,16 +219,21 @@ impl Notifications {
             delivery: config.delivery.clone(),
             dispatcher: OnceLock::new(),
             outgoing,
+            backlog: Backlog::default(),
             stats: SendStats::default(),
-        })
+        };
+        Ok((Arc::new(notifications), Queues { changes, arrived }))
     }
 
     /// Starts the tasks of the node; once.
-    pub(crate) fn spawn(self: &Arc<Self>, plane: &SharedPlane, tasks: &mut JoinSet<()>) {
-        if let Some(changes) = take(&self.changes) {
-            for _ in 0..self.writers {
-                tasks.spawn(Arc::clone(&changes).write());
-            }
+    pub(crate) fn spawn(
+        self: &Arc<Self>,
+        plane: &SharedPlane,
+        Queues { changes, arrived }: Queues,
+        tasks: &mut JoinSet<()>,
+    ) {
+        for _ in 0..self.writers {
+            tasks.spawn(Arc::clone(&changes).write());
         }
         tasks.spawn(Arc::clone(&self.relay).run(Arc::clone(plane)));
         if self.store.dialect() == crate::store::Dialect::Postgres {
@@ -225,9 +243,8 @@ impl Notifications {
         self.cached.tell_others(plane);
         tasks.spawn(scheduler::release(Arc::clone(self)));
         tasks.spawn(scheduler::clean(Arc::clone(self)));
-        if let Some(arrived) = take(&self.arrived) {
-            tasks.spawn(arrivals::run(Arc::clone(self), Arc::clone(plane), arrived));
-        }
+        tasks.spawn(arrivals::run(Arc::clone(self), Arc::clone(plane), arrived));
+        tasks.spawn(backlog::watch(Arc::clone(self)));
         if self.channels.any() {
             let start = || Arc::new(Dispatcher::start(self));
             let dispatcher = Arc::clone(self.dispatcher.get_or_init(start));
@@ -281,6 +298,12 @@ impl Notifications {
         self.stats.now.fetch_add(accepted.delivered as u64, Ordering::Relaxed);
         self.stats.held.fetch_add(accepted.held as u64, Ordering::Relaxed);
         self.stats.opted_out.fetch_add(accepted.opted_out as u64, Ordering::Relaxed);
+        self.stats.no_address.fetch_add(accepted.no_address as u64, Ordering::Relaxed);
+    }
+
+    /// What waits in the store, when it is known.
+    pub(crate) fn backlog(&self) -> Option<backlog::Counts> {
+        self.backlog.counts()
     }
 
     /// Numbers since the start.
@@ -381,11 +404,17 @@ impl Notifications {
     }
 }
 
+/// What is wrong with the delivery channels that are switched on, by the key that does it.
+pub(crate) fn check_channels(config: &Config) -> Vec<(&'static str, SetupError)> {
+    channels::check(config)
+}
+
+/// Checks a document of preferences.
+pub(crate) fn check_preferences(document: &str) -> Result<(), PreferencesError> {
+    Preferences::from_slice(document.as_bytes()).map(|_| ())
+}
+
 /// A new key pair for Web Push: public and private, base64url.
 pub(crate) fn generate_vapid_keys() -> Option<(String, Secret<String>)> {
     senders::VapidKeys::generate()
-}
-
-fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
 }

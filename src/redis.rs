@@ -55,6 +55,16 @@ pub(crate) enum RedisError {
     Failed(#[from] fred::error::Error),
 }
 
+impl RedisError {
+    /// Whether the server works and cannot do this with the keys as they are: one has another type, or content that a script
+    /// does not understand.
+    pub(crate) fn is_refusal(&self) -> bool {
+        let Self::Failed(error) = self else { return false };
+        let said = error.details();
+        said.contains("WRONGTYPE") || (said.starts_with("ERR") && said.contains("user_script"))
+    }
+}
+
 /// Configured URLs cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RedisUrlError {

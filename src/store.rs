@@ -4,7 +4,8 @@
 //! stored, and what the rows mean, is known to `notify`. Nothing here is reached from a shard: the way leads through the
 //! control plane's queue.
 //!
-//! A request is [`Store::run`] around a future that begins a [`Transaction`], uses it and commits. One that takes longer than
+//! A request is [`Store::read`] or [`Store::write`] with one statement, or [`Store::run`] around a future that begins a
+//! [`Transaction`], uses it and commits. One that takes longer than
 //! `database.query_timeout` is given up with its connection, so a hung database costs its callers this long and no more.
 
 mod batch;
@@ -80,6 +81,20 @@ pub(crate) enum StoreStartError {
         /// Why not.
         source: std::io::Error,
     },
+    /// It does not answer.
+    #[error(
+        "the database {name} has not answered within database.start_timeout ({}): {source}; start it, or look at address, \
+         network and certificate",
+        format_args!("{waited:?}")
+    )]
+    Away {
+        /// Where it is.
+        name: String,
+        /// How long it was waited for.
+        waited: Duration,
+        /// Why not.
+        source: StoreError,
+    },
     /// The schema or the first connection.
     #[error("the database {name} cannot be used: {source}")]
     Unusable {
@@ -136,15 +151,12 @@ impl Store {
     pub(crate) async fn check_schema(&self) -> Result<(), StoreStartError> {
         let wanted =
             i64::try_from(migrations::migrator(self.dialect()).iter().count()).unwrap_or(i64::MAX);
-        let count = async {
-            let mut transaction = self.begin_read().await?;
-            let sql = format!("SELECT count(*) FROM {}", migrations::TABLE);
-            let rows = transaction.fetch(sql, &[]).await?;
-            transaction.commit().await?;
-            rows.first().map_or(Ok(0), |row| row.int(0))
-        };
-        let found = match self.run(count).await {
-            Ok(found) => found,
+        let sql = format!("SELECT count(*) FROM {}", migrations::TABLE);
+        let found = match self.read(sql, &[]).await {
+            Ok(rows) => rows
+                .first()
+                .map_or(Ok(0), |row| row.int(0))
+                .map_err(|error| self.unusable(error))?,
             // The table itself is missing.
             Err(error) if error.is_missing_table() => 0,
             Err(error) => return Err(self.unusable(error)),
@@ -231,22 +243,58 @@ impl Store {
         }
     }
 
+    /// A request of one statement that only reads: its rows.
+    pub(crate) async fn read(
+        &self,
+        sql: impl Into<String>,
+        args: &[Arg<'_>],
+    ) -> Result<Vec<Row>, StoreError> {
+        let request = async {
+            let mut statement = Transaction::of_one_statement(self.reader().await?);
+            let rows = statement.fetch(sql, args).await?;
+            statement.end();
+            Ok(rows)
+        };
+        self.run(request).await
+    }
+
+    /// A request of one statement that writes: how many rows it changed.
+    pub(crate) async fn write(
+        &self,
+        sql: impl Into<String>,
+        args: &[Arg<'_>],
+    ) -> Result<u64, StoreError> {
+        let request = async {
+            let mut statement = Transaction::of_one_statement(self.writer().await?);
+            let changed = statement.execute(sql, args).await?;
+            statement.end();
+            Ok(changed)
+        };
+        self.run(request).await
+    }
+
     /// A transaction that may write.
     pub(crate) async fn begin(&self) -> Result<Transaction, StoreError> {
-        Transaction::begin(match &self.pools {
-            Pools::Postgres(pool) => Connection::Postgres(pool.acquire().await?),
-            Pools::Sqlite { write, .. } => Connection::Sqlite(write.acquire().await?),
-        })
-        .await
+        Transaction::begin(self.writer().await?).await
     }
 
     /// A transaction that only reads, and does not wait for writers.
     pub(crate) async fn begin_read(&self) -> Result<Transaction, StoreError> {
-        Transaction::begin_read(match &self.pools {
+        Transaction::begin_read(self.reader().await?).await
+    }
+
+    async fn writer(&self) -> Result<Connection, StoreError> {
+        Ok(match &self.pools {
+            Pools::Postgres(pool) => Connection::Postgres(pool.acquire().await?),
+            Pools::Sqlite { write, .. } => Connection::Sqlite(write.acquire().await?),
+        })
+    }
+
+    async fn reader(&self) -> Result<Connection, StoreError> {
+        Ok(match &self.pools {
             Pools::Postgres(pool) => Connection::Postgres(pool.acquire().await?),
             Pools::Sqlite { read, .. } => Connection::Sqlite(read.acquire().await?),
         })
-        .await
     }
 
     /// Listens for rows that applications have put into the outbox; `None` where nobody tells.

@@ -20,8 +20,10 @@ pub(crate) struct NotificationResult {
     pub held: usize,
     /// Deliveries by other ways than the inbox: mails, push messages, webhooks.
     pub queued: usize,
-    /// Users whose preferences do not want it.
+    /// Users whose preferences do not want it, or who cannot be reached because the delivery channels are switched off.
     pub opted_out: usize,
+    /// Users who want it and have no address for the delivery channels that could bring it.
+    pub no_address: usize,
     /// With `audience`: whether a node did not say in time who is online there.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub partial: bool,

@@ -24,7 +24,7 @@ use super::notification_results::{
 use crate::notify::{
     Accepted, Analytics, ContactChange, Contacts, Counters, DeadLetter, Draft, Mark,
     NotificationRequest, Notifications, NotifyError, Page, Prepared, Status, StoredTemplate, Which,
-    check_ids, check_user, kinds::Priority, now_ms,
+    check_ids, check_user, ids_or_all, kinds::Priority, now_ms,
 };
 use crate::plane::SharedPlane;
 
@@ -107,7 +107,7 @@ async fn write(
     partial: bool,
 ) -> Result<NotificationResult, ApiError> {
     let accepted = notifications(plane)?.send(prepared).await?;
-    let Accepted { id, duplicate, delivered, held, queued, opted_out } = accepted;
+    let Accepted { id, duplicate, delivered, held, queued, opted_out, no_address } = accepted;
     Ok(NotificationResult {
         notification_id: id,
         duplicate,
@@ -115,6 +115,7 @@ async fn write(
         held,
         queued,
         opted_out,
+        no_address,
         partial,
     })
 }
@@ -186,14 +187,13 @@ pub(super) async fn mark(
 ) -> Result<MarkedResult, ApiError> {
     let notifications = notifications(plane)?;
     check_user(&request.user).map_err(ApiError::bad_request)?;
-    let which = match (request.ids, request.all) {
-        (Some(ids), false) => {
+    let which = match ids_or_all(request.ids, request.all).map_err(ApiError::bad_request)? {
+        Some(ids) => {
             let max = notifications.limits().page_max as usize;
             check_ids(&ids, max).map_err(ApiError::bad_request)?;
             Which::Ids(ids)
         }
-        (None, true) => Which::UpTo(request.up_to.map(place)),
-        _ => return Err(ApiError::bad_request("give either `ids` or `\"all\":true`")),
+        None => Which::UpTo(request.up_to.map(place)),
     };
     let (changed, counters) =
         notifications.mark(&request.user, request.state.into(), which).await?;
@@ -326,11 +326,8 @@ pub(super) async fn retry(
     plane: &SharedPlane,
     request: RetryRequest,
 ) -> Result<RetriedResult, ApiError> {
-    let ids: Option<Vec<i64>> = match (request.ids, request.all) {
-        (Some(ids), false) => Some(ids.into_iter().map(place).collect()),
-        (None, true) => None,
-        _ => return Err(ApiError::bad_request("give either `ids` or `\"all\":true`")),
-    };
+    let ids = ids_or_all(request.ids, request.all).map_err(ApiError::bad_request)?;
+    let ids: Option<Vec<i64>> = ids.map(|ids| ids.into_iter().map(place).collect());
     let retried = notifications(plane)?.retry_dead(ids.as_deref()).await?;
     Ok(RetriedResult { retried })
 }

@@ -7,6 +7,7 @@ use gateway_core::auth::{
     Authenticator, KeyAlgorithm, KeyError, KeySet, TokenRules, VerificationKey,
 };
 
+use crate::breaker::BreakerLimits;
 use crate::config::sections::Algorithm;
 use crate::config::{Config, TokenKey};
 use crate::keys::{JwksSettings, KeyLoadError, KeySource, KeyStore, WatchedFiles};
@@ -57,6 +58,10 @@ pub(crate) async fn load(
         interval_min: auth.jwks_retry_interval,
         retry_min: auth.jwks_retry_interval.min(Duration::from_secs(1)),
         retry_max: auth.jwks_refresh_interval,
+        breaker: BreakerLimits {
+            failures: auth.jwks_breaker_failures,
+            open: auth.jwks_breaker_open,
+        },
         allow_http: config.is_development(),
         ..JwksSettings::default()
     };

@@ -4,7 +4,7 @@
 //! channel, so that whatever fails is simply done again. A channel is subscribed first, that is confirmed by the server,
 //! and only then it is read: nothing can fall between.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,6 +25,8 @@ use super::{Common, record};
 const CHUNK: usize = 512;
 /// Before work that failed is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+/// Longest wait before keys that Redis refuses are tried again.
+const REFUSED_INTERVAL_MAX: Duration = Duration::from_secs(10);
 /// From seeing a difference to believing it: a publication may be on its way.
 const DOUBT: Duration = Duration::from_millis(500);
 
@@ -56,6 +58,8 @@ struct Link {
     unlinked_told: bool,
     /// Its stream is in the database: only members are read here.
     durable: bool,
+    /// Times in a row that Redis refused its keys.
+    refused: u32,
 }
 
 #[derive(Debug, Default)]
@@ -65,7 +69,7 @@ struct Table {
     work: HashSet<ChannelName>,
     leaving: HashSet<ChannelName>,
     /// Channels to look at again, and when, in order.
-    doubted: VecDeque<(Instant, ChannelName)>,
+    later: BTreeSet<(Instant, ChannelName)>,
 }
 
 /// See the module's documentation.
@@ -135,6 +139,7 @@ impl Links {
             seen: None,
             unlinked_told: false,
             durable,
+            refused: 0,
         });
         link.scope = scope;
         (link.owed, link.known) = (!durable || scope.members, known);
@@ -178,14 +183,12 @@ impl Links {
 
     /// Members of a node were not believed and are now: everything is read again.
     pub(super) fn read_all(&self) {
-        let mut table = self.table();
-        let Table { links, work, .. } = &mut *table;
-        for (channel, link) in links.iter_mut().filter(|(_, link)| link.scope.members) {
-            (link.owed, link.known) = (true, link.seen);
-            work.insert(ChannelName::clone(channel));
-        }
-        drop(table);
-        self.more.notify_one();
+        self.give_work(None, |link| {
+            if link.scope.members {
+                (link.owed, link.known) = (true, link.seen);
+            }
+            link.scope.members
+        });
     }
 
     /// Publications may have been missed.
@@ -194,12 +197,31 @@ impl Links {
     }
 
     fn mark_all(&self, resubscribe: bool) {
-        let mut table = self.table();
-        let Table { links, work, .. } = &mut *table;
-        for (channel, link) in links.iter_mut() {
+        self.give_work(None, |link| {
             link.subscribed &= !resubscribe;
             link.check = Check::Missed;
-            work.insert(ChannelName::clone(channel));
+            true
+        });
+    }
+
+    /// Changes these links, or all, and puts those to work of which `change` says so.
+    fn give_work(&self, only: Option<&[ChannelName]>, change: impl Fn(&mut Link) -> bool) {
+        let mut table = self.table();
+        let Table { links, work, .. } = &mut *table;
+        let mut visit = |channel: &ChannelName, link: &mut Link| {
+            if change(link) {
+                work.insert(ChannelName::clone(channel));
+            }
+        };
+        match only {
+            None => links.iter_mut().for_each(|(channel, link)| visit(channel, link)),
+            Some(channels) => {
+                for channel in channels {
+                    if let Some(link) = links.get_mut(channel) {
+                        visit(channel, link);
+                    }
+                }
+            }
         }
         drop(table);
         self.more.notify_one();
@@ -214,7 +236,13 @@ impl Links {
             let chunks = channels.len().div_ceil(CHUNK).max(1);
             let pause = self.check_interval / u32::try_from(chunks).unwrap_or(u32::MAX);
             for chunk in channels.chunks(CHUNK) {
-                self.mark(chunk);
+                self.give_work(Some(chunk), |link| {
+                    let is_idle = link.check == Check::Nothing;
+                    if is_idle {
+                        link.check = Check::Position;
+                    }
+                    is_idle
+                });
                 tokio::time::sleep(pause).await;
             }
             if channels.is_empty() {
@@ -223,27 +251,13 @@ impl Links {
         }
     }
 
-    fn mark(&self, channels: &[ChannelName]) {
-        let mut table = self.table();
-        let Table { links, work, .. } = &mut *table;
-        for channel in channels {
-            let Some(link) = links.get_mut(channel) else { continue };
-            if link.check == Check::Nothing {
-                link.check = Check::Position;
-                work.insert(ChannelName::clone(channel));
-            }
-        }
-        drop(table);
-        self.more.notify_one();
-    }
-
     /// Does what is to be done until the future is dropped.
     pub(super) async fn run(&self) {
         loop {
-            let doubt = self.table().doubted.front().map(|(at, _)| *at);
+            let later = self.table().later.first().map(|(at, _)| *at);
             tokio::select! {
                 () = self.more.notified() => {}
-                () = sleep_until(doubt) => self.look_again(),
+                () = sleep_until(later) => self.look_again(),
             }
             while let Some(chunk) = self.next_chunk().await {
                 if self.work_on(&chunk).await.is_err() {
@@ -256,9 +270,9 @@ impl Links {
 
     fn look_again(&self) {
         let mut table = self.table();
-        let Table { work, doubted, .. } = &mut *table;
-        while doubted.front().is_some_and(|(at, _)| *at <= Instant::now()) {
-            work.extend(doubted.pop_front().map(|(_, channel)| channel));
+        let Table { work, later, .. } = &mut *table;
+        while later.first().is_some_and(|(at, _)| *at <= Instant::now()) {
+            work.extend(later.pop_first().map(|(_, channel)| channel));
         }
     }
 
@@ -279,14 +293,17 @@ impl Links {
 
     /// What is left to do for `chunk` is done again; homes that wait for a first snapshot are told that it takes long.
     fn put_back(&self, chunk: &[ChannelName]) {
+        self.give_work(Some(chunk), |link| {
+            link.refused == 0 && (!link.subscribed || link.owed || link.check != Check::Nothing)
+        });
+        self.tell_unlinked(chunk);
+    }
+
+    fn tell_unlinked(&self, chunk: &[ChannelName]) {
         let mut unlinked = Vec::new();
         let mut table = self.table();
-        let Table { links, work, .. } = &mut *table;
         for channel in chunk {
-            let Some(link) = links.get_mut(channel) else { continue };
-            if !link.subscribed || link.owed || link.check != Check::Nothing {
-                work.insert(ChannelName::clone(channel));
-            }
+            let Some(link) = table.links.get_mut(channel) else { continue };
             if link.owed && !link.unlinked_told {
                 link.unlinked_told = true;
                 unlinked.push((ChannelName::clone(channel), link.durable));
@@ -343,14 +360,43 @@ impl Links {
     async fn read(&self, chunk: &[ChannelName]) -> Result<(), ScriptError> {
         let owed = self.select(chunk, |link| link.owed);
         let mut reads: FuturesUnordered<_> =
-            owed.iter().map(|channel| self.read_one(channel)).collect();
+            owed.iter().map(async |channel| (channel, self.read_one(channel).await)).collect();
         let mut result = Ok(());
-        while let Some(read) = reads.next().await {
-            if let Err(error) = read {
-                result = Err(error);
+        while let Some((channel, read)) = reads.next().await {
+            match read {
+                Err(error) if is_refusal(&error) => self.note_refusal(channel, &error),
+                Err(error) => result = Err(error),
+                Ok(()) => self.note_accepted(channel),
             }
         }
         result
+    }
+
+    /// Redis refuses what it has under a channel's names, such as a key of another type that somebody else has put there. That
+    /// does not pass by itself: the channel waits longer each time, and the others do not wait for it.
+    fn note_refusal(&self, channel: &ChannelName, error: &ScriptError) {
+        let mut table = self.table();
+        let Some(link) = table.links.get_mut(channel) else { return };
+        link.refused = link.refused.saturating_add(1);
+        let factor = 1_u32.checked_shl(link.refused).unwrap_or(u32::MAX);
+        let delay = RETRY_INTERVAL.saturating_mul(factor).min(REFUSED_INTERVAL_MAX);
+        if link.refused == 1 {
+            tracing::warn!(
+                category = "error", event = "redis_keys_refused", channel = %channel, %error,
+                mend = "another program uses keys of this channel in the same Redis; delete them, or change redis.prefix"
+            );
+        }
+        table.later.insert((Instant::now() + delay, ChannelName::clone(channel)));
+        drop(table);
+        self.tell_unlinked(std::slice::from_ref(channel));
+    }
+
+    fn note_accepted(&self, channel: &ChannelName) {
+        if let Some(link) = self.table().links.get_mut(channel)
+            && std::mem::take(&mut link.refused) > 0
+        {
+            tracing::info!(category = "error", event = "redis_keys_accepted", channel = %channel);
+        }
     }
 
     async fn read_one(&self, channel: &ChannelName) -> Result<(), ScriptError> {
@@ -446,13 +492,24 @@ impl Links {
     }
 
     async fn check(&self, chunk: &[ChannelName]) -> Result<(), ScriptError> {
-        let checked = self.select(chunk, |link| link.check != Check::Nothing);
+        let checked = self.select(chunk, |link| link.check != Check::Nothing && !link.owed);
         // A Redis Cluster takes keys of one channel at a time.
         let at_once = if self.common.redis.is_clustered() { 1 } else { CHUNK };
         let mut calls: FuturesUnordered<_> =
-            checked.chunks(at_once).map(|part| self.check_part(part)).collect();
-        while let Some(checked) = calls.next().await {
-            checked?;
+            checked.chunks(at_once).map(async |part| (part, self.check_part(part).await)).collect();
+        let mut refused = Vec::new();
+        while let Some((part, checked)) = calls.next().await {
+            match checked {
+                Err(error) if is_refusal(&error) => refused.extend(part),
+                checked => checked?,
+            }
+        }
+        // One of them is the cause.
+        for channel in refused {
+            match self.check_part(std::slice::from_ref(channel)).await {
+                Err(error) if is_refusal(&error) => self.note_refusal(channel, &error),
+                checked => checked?,
+            }
         }
         Ok(())
     }
@@ -470,10 +527,11 @@ impl Links {
             self.common.scripts.call_loaded(&self.common.redis, Script::Check, parts).await?;
         let Value::Array(positions) = answer else { return Ok(()) };
         for (channel, text) in part.iter().zip(positions) {
+            self.note_accepted(channel);
             let Some(top) = text.as_str().and_then(|text| position::read(&text)) else { continue };
             if self.compare(channel, top) {
                 let again = (Instant::now() + DOUBT, ChannelName::clone(channel));
-                self.table().doubted.push_back(again);
+                self.table().later.insert(again);
             }
         }
         Ok(())
@@ -511,6 +569,11 @@ impl Links {
         }
         false
     }
+}
+
+/// Whether the server answers and does not do what it was asked, so that the keys are the cause.
+fn is_refusal(error: &ScriptError) -> bool {
+    matches!(error, ScriptError::Redis(error) if error.is_refusal())
 }
 
 /// Never, when there is no time.

@@ -4,6 +4,7 @@
 
 mod events;
 mod hooks;
+mod notifications;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -50,6 +51,7 @@ pub fn check(
     checker.namespaces();
     checker.events();
     checker.hooks();
+    checker.notifications();
 }
 
 impl Checker<'_> {

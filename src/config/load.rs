@@ -22,6 +22,12 @@ use crate::config::value::{Kind, Raw, Value};
 /// The documented defaults.
 pub const DEFAULTS: &str = include_str!("../../config/gateway.toml");
 
+/// Keys of earlier versions, and what takes their place.
+const FORMER: [(&str, &str); 1] = [(
+    "delivery.allow_insecure",
+    "it has become webhook.allow_insecure, for your own webhook, and web_push.allow_insecure, for URLs that users give",
+)];
+
 /// A value that parsed; `None` unsets an optional key.
 struct Given {
     key: String,
@@ -162,6 +168,9 @@ fn unfit(key: &Key, entry: &Entry, problem: String) -> ConfigError {
 /// The value of an unknown key is not shown: it may be a secret with a misspelt name.
 fn unknown(entry: &Entry) -> ConfigError {
     let error = ConfigError::new(&entry.key, "is not a key").at(entry.origin.clone());
+    if let Some((_, mend)) = FORMER.iter().find(|(former, _)| *former == entry.key) {
+        return error.mend(*mend);
+    }
     match nearest(&entry.key) {
         Some(known) => error.mend(format!("did you mean {known}?")),
         None => error.mend("`archmesh config docs` lists all keys"),

@@ -182,6 +182,26 @@ fn all_errors_come_at_once_and_say_where() {
 }
 
 #[test]
+fn former_keys_name_those_that_took_their_place() {
+    check_errors(
+        from_file("[delivery]\nallow_insecure = true\n", &[]),
+        &[&[
+            "delivery.allow_insecure",
+            ":2)",
+            "is not a key",
+            "webhook.allow_insecure",
+            "web_push.allow_insecure",
+        ]],
+    );
+    let keys = ["webhook.allow_insecure", "web_push.allow_insecure"];
+    for key in keys {
+        let on = Config::load(&set(sources(&[]), &[(key, "true")])).unwrap().config;
+        let allowed = [on.webhook.allow_insecure, on.web_push.allow_insecure];
+        assert_eq!(allowed, keys.map(|known| known == key), "neither of them opens the other");
+    }
+}
+
+#[test]
 fn broken_and_missing_files() {
     check_errors(
         from_file("[limits]\nx = = 1\n", &[("ENABLE_SSL", "true")]),
@@ -527,4 +547,46 @@ fn the_files_for_development_and_production_are_valid() {
         ("api.keys.backend.key_file", path),
     ];
     assert_eq!(config(&set(production, &paths)).limits.connections_max, 1_000);
+}
+
+#[test]
+fn delivery_channels_that_cannot_work() {
+    let check = |assignments: &[(&str, &str)], words: &[&str]| {
+        check_errors(Config::load(&set(sources(&[]), assignments)), &[words]);
+    };
+    check(&[("webhook.sms", "true")], &["webhook.sms", "there is no webhook", "webhook.url"]);
+    check(&[("email.host", "mail.example.com")], &["email.from", "is not set", "unset email.host"]);
+    let mail = [("email.host", "mail.example.com"), ("email.security", "none")];
+    check(&[mail[0], mail[1], ("email.from", "nobody")], &["email.host", "the sender of mails"]);
+    check(&[("webhook.url", "https://a.example/")], &["webhook.secrets", "is empty", "openssl"]);
+    let hook = [("webhook.url", "https://a.example/"), ("webhook.secrets", "short")];
+    check(&hook, &["webhook.url", "whsec_"]);
+    let plain = ("webhook.url", "http://a.example/");
+    check(&[plain, ("webhook.secrets", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")], &["https"]);
+    let half = [("web_push.private_key", "x"), ("web_push.contact", "mailto:a@example.com")];
+    check(&half, &["web_push.public_key", "archmesh vapid"]);
+    let pair = [half[0], half[1], ("web_push.public_key", "y")];
+    check(&pair, &["web_push.private_key", "the VAPID key pair"]);
+    let wrong = ("notifications.default_preferences", "{");
+    check(&[wrong], &["notifications.default_preferences", "cannot be used"]);
+    let off = [wrong, ("webhook.sms", "true"), ("notifications.enabled", "false")];
+    assert!(Config::load(&set(sources(&[]), &off)).is_ok(), "nothing of it is used");
+}
+
+#[test]
+fn an_item_is_no_larger_than_a_message() {
+    let sizes = |text: &str, metadata: &str| {
+        let sizes = [
+            ("limits.message_bytes_max", "128KiB"),
+            ("large_data.chunk_bytes_max", "64KiB"),
+            ("notifications.text_bytes_max", text),
+            ("notifications.metadata_bytes_max", metadata),
+        ];
+        Config::load(&set(sources(&[]), &sizes))
+    };
+    assert!(sizes("64KiB", "60KiB").is_ok());
+    check_errors(
+        sizes("64KiB", "61KiB"),
+        &[&["notifications.metadata_bytes_max", "limits.message_bytes_max", "lower one of them"]],
+    );
 }

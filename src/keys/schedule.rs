@@ -55,6 +55,11 @@ impl Schedule {
         self.due = now + delay.mul_f64(1.0 - jitter / 2.0);
     }
 
+    /// Nothing was fetched, because the key server is left alone for so long.
+    pub(super) fn left_alone(&mut self, now: Instant, delay: Duration) {
+        self.due = now + delay;
+    }
+
     /// A token named a key that is not known. Brings the next fetch forward, but never closer than `interval_min`
     /// to the last one: whoever sends made-up key ids must not turn the gateway against the key server.
     pub(super) fn hint(&mut self, now: Instant) {

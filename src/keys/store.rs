@@ -16,6 +16,7 @@ use super::remote::{FetchError, Remote};
 use super::schedule::Schedule;
 use super::source::read_local;
 use super::{KeyLoadError, KeySource};
+use crate::breaker::{Breaker, BreakerLimits, BreakerState, Change};
 
 /// How key sets are fetched and how much of any key file is read.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub(crate) struct JwksSettings {
     pub(crate) retry_min: Duration,
     /// Longest delay after a failed fetch.
     pub(crate) retry_max: Duration,
+    /// When a URL that fails is left alone.
+    pub(crate) breaker: BreakerLimits,
     /// Whether `http` addresses of other machines are accepted.
     pub(crate) allow_http: bool,
     /// CA certificates (PEM) trusted in addition to the system's.
@@ -47,6 +50,7 @@ impl Default for JwksSettings {
             interval_min: Duration::from_secs(10),
             retry_min: Duration::from_secs(1),
             retry_max: Duration::from_secs(300),
+            breaker: BreakerLimits { failures: 5, open: Duration::from_secs(30) },
             allow_http: false,
             ca_file: None,
         }
@@ -62,6 +66,8 @@ pub(crate) struct JwksStatus {
     pub(crate) keys: usize,
     /// Failed fetches since the last good one.
     pub(crate) failures: u32,
+    /// What the breaker in front of it lets through.
+    pub(crate) breaker: BreakerState,
 }
 
 /// Keys of one source.
@@ -78,6 +84,7 @@ struct Part {
 struct Feed {
     part: usize,
     remote: Remote,
+    breaker: Breaker,
     unknown_key: Notify,
 }
 
@@ -120,10 +127,15 @@ impl KeyStore {
             parts.push(Part { keys, ..Part::default() });
             if let KeySource::JwksUrl { url } = source {
                 let remote = Remote::new(url, &jwks).await?;
-                feeds.push(Feed { part: index, remote, unknown_key: Notify::new() });
+                let breaker = Breaker::new(jwks.breaker);
+                feeds.push(Feed { part: index, remote, breaker, unknown_key: Notify::new() });
             }
         }
         for (part, remote, result) in fetch_all(&feeds).await {
+            feeds
+                .iter()
+                .filter(|feed| feed.part == part)
+                .for_each(|feed| feed.report(result.is_ok()));
             parts[part] = match result {
                 Ok((document, keys)) => Part { keys, document, failures: 0 },
                 Err(error) => {
@@ -172,6 +184,7 @@ impl KeyStore {
                 url: feed.remote.url().to_owned(),
                 keys: parts[feed.part].keys.len(),
                 failures: parts[feed.part].failures,
+                breaker: feed.breaker.state(),
             };
             self.inner.feeds.iter().map(status).collect()
         })
@@ -189,7 +202,13 @@ impl KeyStore {
             tokio::select! {
                 () = feed.unknown_key.notified() => schedule.hint(Instant::now()),
                 () = tokio::time::sleep_until(schedule.due().into()) => {
-                    match feed.remote.fetch().await {
+                    if !feed.breaker.try_enter(Instant::now()) {
+                        schedule.left_alone(Instant::now(), self.inner.settings.breaker.open);
+                        continue;
+                    }
+                    let fetched = feed.remote.fetch().await;
+                    feed.report(fetched.is_ok());
+                    match fetched {
                         Ok((document, keys)) => {
                             self.replace(feed, document, keys);
                             schedule.succeeded(Instant::now(), jitter());
@@ -244,6 +263,25 @@ impl KeyStore {
     fn with_parts<T>(&self, use_parts: impl FnOnce(&mut Vec<Part>) -> T) -> T {
         // A panic under the lock leaves whole parts behind, so a poisoned lock is still good.
         use_parts(&mut self.inner.parts.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Feed {
+    /// Tells the breaker how a fetch went.
+    fn report(&self, ok: bool) {
+        let url = self.remote.url();
+        match self.breaker.report(Instant::now(), ok) {
+            Some(Change::Opened) => {
+                tracing::warn!(
+                    category = "security",
+                    event = "jwks_lost",
+                    url,
+                    "the keys in force stay"
+                );
+            }
+            Some(Change::Closed) => tracing::info!(category = "security", event = "jwks_back", url),
+            None => {}
+        }
     }
 }
 

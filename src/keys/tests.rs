@@ -25,6 +25,7 @@ use rcgen::{KeyPair, PublicKeyData};
 use serde_json::json;
 
 use super::{JwksSettings, KeyLoadError, KeySource, KeyStore};
+use crate::breaker::{BreakerLimits, BreakerState};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const NOW: Duration = Duration::from_secs(1_800_000_000);
@@ -129,6 +130,7 @@ fn eager() -> JwksSettings {
         timeout: Duration::from_secs(10),
         interval: Duration::from_secs(3_600),
         interval_min: Duration::ZERO,
+        breaker: BreakerLimits { failures: u32::MAX, open: Duration::ZERO },
         retry_min: Duration::from_millis(1),
         retry_max: Duration::from_millis(20),
         bytes_max: 16 * 1024,
@@ -434,4 +436,35 @@ async fn errors_name_the_file_and_the_mend() {
     let error = KeyStore::load(vec![inline], eager()).await.unwrap_err();
     assert!(matches!(error, KeyLoadError::Secret(_)));
     assert!(!error.to_string().contains("hunter2"));
+}
+
+#[tokio::test]
+async fn a_server_that_fails_is_left_alone_whatever_tokens_come() {
+    let server = Server::start(Answer::Status(StatusCode::BAD_GATEWAY)).await;
+    let breaker = BreakerLimits { failures: 3, open: Duration::from_secs(3_600) };
+    let settings = JwksSettings { breaker, ..eager() };
+    let store = KeyStore::load(server.source(), settings).await.unwrap();
+    let _tasks = store.spawn_refresh();
+    let state = || store.status()[0].breaker;
+    until("the breaker opens", || state() == BreakerState::Open).await;
+    assert_eq!(server.requests.load(Ordering::SeqCst), 3);
+    server.set(document(&[&TestKey::new("new")]));
+    for _ in 0..50 {
+        store.note_unknown_kid();
+        tokio::task::yield_now().await;
+    }
+    assert_eq!((server.requests.load(Ordering::SeqCst), failures(&store)), (3, 3));
+}
+
+#[tokio::test]
+async fn a_server_that_is_back_is_found() {
+    let server = Server::start(Answer::Status(StatusCode::BAD_GATEWAY)).await;
+    let breaker = BreakerLimits { failures: 2, open: Duration::from_millis(20) };
+    let settings = JwksSettings { breaker, ..eager() };
+    let store = KeyStore::load(server.source(), settings).await.unwrap();
+    let _tasks = store.spawn_refresh();
+    until("the breaker opens", || store.status()[0].breaker == BreakerState::Open).await;
+    server.set(document(&[&TestKey::new("new")]));
+    until("the keys come", || failures(&store) == 0 && !store.current().is_empty()).await;
+    assert_eq!(store.status()[0].breaker, BreakerState::Closed);
 }

@@ -244,6 +244,9 @@ pub(super) fn collect(families: &mut Families, plane: &Plane) {
     if let Some(broker) = &plane.broker {
         broker_metrics::collect(families, &broker.counts());
     }
+    if let Some(keys) = plane.keys.load().as_ref() {
+        store_metrics::collect_keys(families, keys);
+    }
     if let Some(store) = &plane.store {
         store_metrics::collect_store(families, store);
     }

@@ -8,9 +8,10 @@ use super::families::Families;
 use crate::breaker::BreakerState;
 use crate::cache::{Cache, RegionStats};
 use crate::durable::Durable;
+use crate::keys::KeyStore;
 use crate::notify::kinds::Priority;
 use crate::notify::{Channels, DISPATCH_OUTCOMES, Dispatcher, Notifications};
-use crate::processor::{LaneSnapshot, LaneTimes, ProcessorSnapshot};
+use crate::processor::{LaneSnapshot, LaneTimes};
 use crate::store::{OUTCOMES, Store};
 
 /// Upper bounds of what deliveries take, in seconds.
@@ -23,6 +24,7 @@ pub(super) fn collect(families: &mut Families, notifications: &Notifications) {
     if let Some(dispatcher) = notifications.dispatcher() {
         collect_dispatcher(families, dispatcher);
     }
+    collect_backlog(families, notifications);
     let writer = notifications.writer();
     families.gauge(
         "archmesh_inbox_writes_waiting",
@@ -67,9 +69,42 @@ pub(super) fn collect(families: &mut Families, notifications: &Notifications) {
         "archmesh_notification_recipients_total",
         "Recipients of notifications by what was decided for them.",
         &["decision"],
-        [("now", &sent.now), ("held", &sent.held), ("opted_out", &sent.opted_out)]
-            .map(|(decision, counter)| (decision.to_owned(), count(counter))),
+        [
+            ("now", &sent.now),
+            ("held", &sent.held),
+            ("opted_out", &sent.opted_out),
+            ("no_address", &sent.no_address),
+        ]
+        .map(|(decision, counter)| (decision.to_owned(), count(counter))),
     );
+}
+
+fn collect_backlog(families: &mut Families, notifications: &Notifications) {
+    let Some(counts) = notifications.backlog() else { return };
+    for (name, help, value) in [
+        (
+            "archmesh_outbox_waiting",
+            "Rows of the outbox that wait to be published, 100000 at most; the same on all nodes.",
+            counts.waiting as f64,
+        ),
+        (
+            "archmesh_outbox_oldest_seconds",
+            "How long the oldest of them has waited.",
+            counts.oldest_seconds(),
+        ),
+        (
+            "archmesh_outbox_failed",
+            "Rows of the outbox that can never be published, 100000 at most; the same on all nodes.",
+            counts.failed as f64,
+        ),
+        (
+            "archmesh_deliveries_given_up",
+            "Deliveries that are dead letters, 100000 at most; the same on all nodes.",
+            counts.given_up as f64,
+        ),
+    ] {
+        families.gauge(name, help, value);
+    }
 }
 
 /// Durable channels.
@@ -185,9 +220,14 @@ fn collect_cache(families: &mut Families, cache: &Cache) {
 fn collect_channels(families: &mut Families, channels: &Channels) {
     families.gauges(
         "archmesh_delivery_channel_breaker_state",
-        "Breaker in front of a delivery channel: 0 closed, 1 half open, 2 open.",
+        "Breaker in front of a delivery channel: 0 closed, 1 half open, 2 open; the best one of the push services.",
         &["channel"],
         channels.states().map(|(channel, state)| (channel.to_string(), state_number(state))),
+    );
+    families.gauge(
+        "archmesh_delivery_push_services_open",
+        "Push services whose breaker is open, so that their browsers wait.",
+        channels.open_push_services() as f64,
     );
 }
 
@@ -201,7 +241,16 @@ fn collect_dispatcher(families: &mut Families, dispatcher: &Dispatcher) {
             .zip(dispatcher.stats().outcomes())
             .map(|(outcome, count)| ((*outcome).to_owned(), count as f64)),
     );
-    let snapshot: ProcessorSnapshot = dispatcher.snapshot();
+    families.gauges(
+        "archmesh_delivery_channel_jobs",
+        "Deliveries on this node that wait for a worker or are under way.",
+        &["channel"],
+        dispatcher
+            .snapshots()
+            .iter()
+            .map(|(channel, snapshot)| (channel.to_string(), snapshot.held as f64)),
+    );
+    let (Some(snapshot), Some(times)) = (dispatcher.snapshot(), dispatcher.times()) else { return };
     let lanes = |value: fn(&LaneSnapshot) -> f64| {
         snapshot.lanes.iter().map(move |lane| (lane.priority.to_string(), value(lane)))
     };
@@ -223,7 +272,6 @@ fn collect_dispatcher(families: &mut Families, dispatcher: &Dispatcher) {
         &["priority"],
         lanes(|lane| lane.counts.refused as f64),
     );
-    let times = dispatcher.times();
     for (name, help, of) in [
         (
             "archmesh_delivery_wait_seconds",
@@ -244,6 +292,18 @@ fn collect_dispatcher(families: &mut Families, dispatcher: &Dispatcher) {
         [("busy", snapshot.busy), ("idle", snapshot.workers.saturating_sub(snapshot.busy))]
             .map(|(state, count)| (state.to_owned(), count as f64)),
     );
+}
+
+/// Key sets behind URLs.
+pub(super) fn collect_keys(families: &mut Families, keys: &KeyStore) {
+    let states = keys.status();
+    if let Some(worst) = states.iter().map(|status| state_number(status.breaker)).reduce(f64::max) {
+        families.gauge(
+            "archmesh_jwks_breaker_state",
+            "Breaker in front of the JWKS: 0 closed, 1 half open, 2 open.",
+            worst,
+        );
+    }
 }
 
 /// The database.

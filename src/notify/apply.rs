@@ -8,13 +8,18 @@
 
 mod insert;
 mod marks;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+mod tops;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::change::{Applied, Change, Counters};
+use super::change::{Applied, Change, Counters, Which};
 use crate::store::{Arg, Row, StoreError, Transaction};
+use tops::Tops;
 
 /// A publication on its way into the outbox.
 struct Event {
@@ -48,14 +53,16 @@ pub(crate) async fn apply(
     };
     batch.lock_counters(changes).await?;
     let duplicates = batch.insert_notifications(changes).await?;
+    let mut tops = Tops::before(changes, &batch.counters);
     let fresh: Vec<&Change> = changes
         .iter()
         .filter(|change| change.notification().is_none_or(|n| !duplicates.contains_key(&n.id)))
         .collect();
-    batch.insert_items(&fresh).await?;
+    tops.note(&batch.insert_items(&fresh).await?);
     batch.insert_held(&fresh).await?;
     let mut applied = Vec::with_capacity(changes.len());
     for change in changes {
+        tops.come_to(change);
         applied.push(match change {
             Change::Send { notification, .. } => {
                 let first = duplicates.get(&notification.id);
@@ -65,6 +72,16 @@ pub(crate) async fn apply(
                 }
             }
             Change::Release(_) | Change::Digest { .. } => Applied::Released,
+            Change::Mark { user, mark, which: Which::UpTo(None) } => {
+                // Not what comes behind it in the same batch.
+                let top = tops.of(user);
+                match batch.mark(user, *mark, &Which::UpTo(Some(top))).await? {
+                    Applied::Changed(items, counters) => {
+                        Applied::Changed(items, Counters { last_seq: top, ..counters })
+                    }
+                    other => other,
+                }
+            }
             Change::Mark { user, mark, which } => batch.mark(user, *mark, which).await?,
             Change::Clean { user, created_before } => batch.clean(user, *created_before).await?,
         });

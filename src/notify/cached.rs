@@ -169,17 +169,13 @@ async fn read_preferences(
     store: &Store,
     users: Vec<String>,
 ) -> Result<Vec<Option<String>>, StoreError> {
-    let read = async {
-        let mut transaction = store.begin_read().await?;
-        let sql = format!(
-            "SELECT user_id, document FROM archmesh_preferences WHERE user_id IN {}",
-            transaction.dialect().texts("$1")
-        );
-        let rows = transaction.fetch(sql, &[Arg::Text(&json!(users).to_string())]).await?;
-        transaction.commit().await?;
-        rows.iter().map(|row| Ok((row.text(0)?, row.text(1)?))).collect()
-    };
-    let mut found: HashMap<String, String> = store.run(read).await?;
+    let sql = format!(
+        "SELECT user_id, document FROM archmesh_preferences WHERE user_id IN {}",
+        store.dialect().texts("$1")
+    );
+    let rows = store.read(sql, &[Arg::Text(&json!(users).to_string())]).await?;
+    let found = rows.iter().map(|row| Ok((row.text(0)?, row.text(1)?)));
+    let mut found = found.collect::<Result<HashMap<_, _>, StoreError>>()?;
     Ok(users.iter().map(|user| found.remove(user)).collect())
 }
 

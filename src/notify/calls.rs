@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::arrivals::Arrival;
-use super::{ContactChange, Mark, Notifications, Page, Which, check_ids, reads};
+use super::{ContactChange, Mark, Notifications, Page, Which, check_ids, ids_or_all, reads};
 use crate::plane::SharedPlane;
 
 /// Items in a page when the client names no number.
@@ -151,13 +151,10 @@ impl Notifications {
     }
 
     fn which(&self, data: MarkData) -> Result<Which, ClientError> {
-        match (data.ids, data.all) {
-            (Some(ids), false) => {
-                check_ids(&ids, self.limits.page_max as usize).map_err(invalid)?;
-                Ok(Which::Ids(ids))
-            }
-            (None, true) => Ok(Which::UpTo(data.up_to)),
-            _ => Err(invalid("give either `ids` or `all: true`".to_owned())),
-        }
+        let Some(ids) = ids_or_all(data.ids, data.all).map_err(invalid)? else {
+            return Ok(Which::UpTo(data.up_to));
+        };
+        check_ids(&ids, self.limits.page_max as usize).map_err(invalid)?;
+        Ok(Which::Ids(ids))
     }
 }

@@ -1,14 +1,15 @@
-//! The configured ways out: one sender per delivery channel, each behind a breaker.
+//! The configured ways out: one sender per delivery channel, each behind a breaker; browsers behind one per push service.
 
 use std::time::{Duration, Instant};
 
+use super::breakers::Breakers;
 use super::kinds::DeliveryChannel;
 use super::senders::{
     HttpSettings, Outgoing, SendError, Sender, SetupError, SmtpCredentials, SmtpSecurity,
     SmtpSender, SmtpSettings, VapidKeys, WebPushSender, WebPushSettings, WebhookSender,
     WebhookSettings,
 };
-use crate::breaker::{Breaker, BreakerLimits, BreakerState, Change};
+use crate::breaker::{BreakerLimits, BreakerState, Change};
 use crate::config::Config;
 use crate::config::sections::MailSecurity;
 
@@ -17,12 +18,28 @@ const ANSWER_BYTES_MAX: usize = 4096;
 /// How long an unused connection to a mail server is kept.
 const MAIL_IDLE_MAX: Duration = Duration::from_secs(60);
 
+/// Makes the sender of a way out, when it is switched on.
+type MakeSender = fn(&Config) -> Result<Option<Sender>, SetupError>;
+
+/// All ways out, with the key that switches them on.
+const WAYS: [(DeliveryChannel, &str, MakeSender); 3] = [
+    (DeliveryChannel::Email, "email.host", email),
+    (DeliveryChannel::WebPush, "web_push.private_key", web_push),
+    (DeliveryChannel::Webhook, "webhook.url", webhook),
+];
+
+/// What is wrong with ways out that are switched on, by the key that does it.
+pub(super) fn check(config: &Config) -> Vec<(&'static str, SetupError)> {
+    let wrong = |(_, key, sender): (_, _, MakeSender)| Some((key, sender(config).err()?));
+    WAYS.into_iter().filter_map(wrong).collect()
+}
+
 /// A way out and what stands in front of it.
 #[derive(Debug)]
 struct Channel {
     kind: DeliveryChannel,
     sender: Sender,
-    breaker: Breaker,
+    breakers: Breakers,
 }
 
 /// All configured ways out.
@@ -30,7 +47,7 @@ struct Channel {
 pub(crate) struct Channels {
     all: Vec<Channel>,
     sms: bool,
-    allow_insecure: bool,
+    browsers_insecure: bool,
     public_key: Option<String>,
     retry_after: Duration,
 }
@@ -55,29 +72,18 @@ impl Channels {
         let limits =
             BreakerLimits { failures: delivery.breaker_failures, open: delivery.breaker_open };
         let mut all = Vec::new();
-        let mut add =
-            |kind, sender| all.push(Channel { kind, sender, breaker: Breaker::new(limits) });
-        if let Some(settings) = smtp(config) {
-            add(DeliveryChannel::Email, Sender::Smtp(Box::new(SmtpSender::new(settings)?)));
-        }
         let mut public_key = None;
-        if let Some(settings) = web_push(config)? {
-            let sender = WebPushSender::new(settings)?;
-            public_key = Some(sender.public_key().to_owned());
-            add(DeliveryChannel::WebPush, Sender::WebPush(Box::new(sender)));
-        }
-        if let Some(url) = &config.webhook.url {
-            let settings = WebhookSettings {
-                url: url.clone(),
-                secrets: config.webhook.secrets.clone(),
-                http: http(config),
-            };
-            add(DeliveryChannel::Webhook, Sender::Webhook(Box::new(WebhookSender::new(settings)?)));
+        for (kind, _, sender) in WAYS {
+            let Some(sender) = sender(config)? else { continue };
+            if let Sender::WebPush(sender) = &sender {
+                public_key = Some(sender.public_key().to_owned());
+            }
+            all.push(Channel { kind, sender, breakers: Breakers::new(limits) });
         }
         Ok(Self {
             all,
             sms: config.webhook.sms,
-            allow_insecure: delivery.allow_insecure,
+            browsers_insecure: config.web_push.allow_insecure,
             public_key,
             retry_after: delivery.breaker_open,
         })
@@ -89,9 +95,8 @@ impl Channels {
     }
 
     /// Those that are there, besides the inbox.
-    pub(super) fn names(&self) -> Vec<&'static str> {
-        let all = DeliveryChannel::ALL.into_iter().filter(|kind| self.find(*kind).is_some());
-        all.map(DeliveryChannel::as_str).collect()
+    pub(super) fn kinds(&self) -> impl Iterator<Item = DeliveryChannel> {
+        DeliveryChannel::ALL.into_iter().filter(|kind| self.find(*kind).is_some())
     }
 
     /// Text messages leave through the webhook.
@@ -110,7 +115,7 @@ impl Channels {
 
     /// Whether push services may be anywhere.
     pub(super) fn allows_insecure_browsers(&self) -> bool {
-        self.allow_insecure
+        self.browsers_insecure
     }
 
     /// What browsers subscribe with, when Web Push is switched on.
@@ -120,7 +125,13 @@ impl Channels {
 
     /// States of the breakers.
     pub(crate) fn states(&self) -> impl Iterator<Item = (DeliveryChannel, BreakerState)> {
-        self.all.iter().map(|channel| (channel.kind, channel.breaker.state()))
+        self.all.iter().map(|channel| (channel.kind, channel.breakers.state()))
+    }
+
+    /// Push services that are left alone.
+    pub(crate) fn open_push_services(&self) -> usize {
+        let browsers = self.all.iter().filter(|channel| channel.kind == DeliveryChannel::WebPush);
+        browsers.map(|channel| channel.breakers.open()).sum()
     }
 
     /// Makes one attempt.
@@ -131,13 +142,14 @@ impl Channels {
         now_unix: Duration,
     ) -> Attempt {
         let Some(channel) = self.find(kind) else { return Attempt::Unknown };
-        if !channel.breaker.try_enter(Instant::now()) {
+        let breaker = channel.breakers.of(&message.target);
+        if !breaker.try_enter(Instant::now()) {
             return Attempt::LeftAlone(self.retry_after);
         }
         let result = channel.sender.send(message, now_unix).await;
         // A message that is refused says nothing about the other side's health.
         let healthy = result.as_ref().err().is_none_or(|error| !error.is_outage());
-        match channel.breaker.report(Instant::now(), healthy) {
+        match breaker.report(Instant::now(), healthy) {
             Some(Change::Opened) => {
                 let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
                 tracing::warn!(category = "delivery", event = "delivery_channel_lost", channel = %kind, error);
@@ -154,22 +166,24 @@ impl Channels {
     }
 }
 
-fn http(config: &Config) -> HttpSettings {
+/// `allow_insecure` is that of the URLs which are called.
+fn http(config: &Config, allow_insecure: bool) -> HttpSettings {
     let delivery = &config.delivery;
     HttpSettings {
         deadline: delivery.timeout,
-        allow_http: delivery.allow_insecure,
-        allow_private_addresses: delivery.allow_insecure,
+        allow_http: allow_insecure,
+        allow_private_addresses: allow_insecure,
         retry_after_max: delivery.retry_max,
         answer_bytes_max: ANSWER_BYTES_MAX,
         ca_file: delivery.ca_path.clone(),
     }
 }
 
-fn smtp(config: &Config) -> Option<SmtpSettings> {
+fn email(config: &Config) -> Result<Option<Sender>, SetupError> {
     let email = &config.email;
-    Some(SmtpSettings {
-        host: email.host.clone()?,
+    let Some(host) = email.host.clone() else { return Ok(None) };
+    let sender = SmtpSender::new(SmtpSettings {
+        host,
         port: email.port,
         security: match email.security {
             MailSecurity::None => SmtpSecurity::None,
@@ -189,17 +203,30 @@ fn smtp(config: &Config) -> Option<SmtpSettings> {
         deadline: config.delivery.timeout,
         connections_max: email.connections_max as usize,
         idle_max: MAIL_IDLE_MAX,
-    })
+    })?;
+    Ok(Some(Sender::Smtp(Box::new(sender))))
 }
 
-fn web_push(config: &Config) -> Result<Option<WebPushSettings>, SetupError> {
+fn web_push(config: &Config) -> Result<Option<Sender>, SetupError> {
     let section = &config.web_push;
     let Some(private_key) = &section.private_key else { return Ok(None) };
     let public_key = section.public_key.as_deref().unwrap_or_default();
-    Ok(Some(WebPushSettings {
+    let sender = WebPushSender::new(WebPushSettings {
         vapid: VapidKeys::parse(public_key, private_key)?,
         contact: section.contact.clone().unwrap_or_default(),
         ttl: section.ttl,
-        http: http(config),
-    }))
+        http: http(config, section.allow_insecure),
+    })?;
+    Ok(Some(Sender::WebPush(Box::new(sender))))
+}
+
+fn webhook(config: &Config) -> Result<Option<Sender>, SetupError> {
+    let section = &config.webhook;
+    let Some(url) = section.url.clone() else { return Ok(None) };
+    let sender = WebhookSender::new(WebhookSettings {
+        url,
+        secrets: section.secrets.clone(),
+        http: http(config, section.allow_insecure),
+    })?;
+    Ok(Some(Sender::Webhook(Box::new(sender))))
 }

@@ -179,13 +179,7 @@ impl Notifications {
 
     /// An address is dead.
     pub(super) async fn forget_contact(&self, user: &str, id: i64) -> Result<(), StoreError> {
-        let work = async {
-            let mut transaction = self.store.begin().await?;
-            let sql = "DELETE FROM archmesh_contacts WHERE id = $1";
-            transaction.execute(sql, &[Arg::Int(id)]).await?;
-            transaction.commit().await
-        };
-        self.store.run(work).await?;
+        self.store.write("DELETE FROM archmesh_contacts WHERE id = $1", &[Arg::Int(id)]).await?;
         self.cached.forget_contacts(user).await;
         Ok(())
     }

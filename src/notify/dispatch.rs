@@ -5,6 +5,8 @@
 //! later time, not jobs in memory. So everything here may be repeated: a mail or a webhook carries the same id each time.
 //!
 //! Rows of one digest leave as one message.
+//!
+//! Each delivery channel has workers and room of its own, so one that is slow or far behind takes nothing from the others.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
@@ -87,11 +90,18 @@ impl DispatchStats {
 /// Claims rows and hands them to the workers.
 #[derive(Debug)]
 pub(crate) struct Dispatcher {
-    processor: Processor<Job>,
+    lines: Vec<Line>,
     stats: Arc<DispatchStats>,
     leases: Leases,
     /// Whether no more is claimed; held while something is.
     is_stopped: Mutex<bool>,
+}
+
+/// Workers of one delivery channel.
+#[derive(Debug)]
+struct Line {
+    channel: DeliveryChannel,
+    processor: Processor<Job>,
 }
 
 struct Work {
@@ -119,11 +129,16 @@ impl Dispatcher {
     /// Starts the workers.
     pub(super) fn start(notifications: &Arc<Notifications>) -> Self {
         let stats = Arc::<DispatchStats>::default();
-        let work = Work { notifications: Arc::downgrade(notifications), stats: Arc::clone(&stats) };
-        let processor = Processor::start(limits(&notifications.delivery), work)
-            .expect("the bounds of the section lie within those of the processor");
+        let line = |channel| {
+            let work =
+                Work { notifications: Arc::downgrade(notifications), stats: Arc::clone(&stats) };
+            let processor = Processor::start(limits(&notifications.delivery), work)
+                .expect("the bounds of the section lie within those of the processor");
+            Line { channel, processor }
+        };
+        let lines = notifications.channels.kinds().map(line).collect();
         let (leases, is_stopped) = (Leases::default(), Mutex::new(false));
-        Self { processor, stats, leases, is_stopped }
+        Self { lines, stats, leases, is_stopped }
     }
 
     /// Numbers since the start.
@@ -131,14 +146,30 @@ impl Dispatcher {
         &self.stats
     }
 
-    /// How long jobs waited and ran, by lane.
-    pub(crate) fn times(&self) -> [LaneTimes; 4] {
-        self.processor.times()
+    /// How long jobs of all delivery channels waited and ran, by lane.
+    pub(crate) fn times(&self) -> Option<[LaneTimes; 4]> {
+        let mut lines = self.lines.iter().map(|line| line.processor.times());
+        let mut sum = lines.next()?;
+        for times in lines {
+            for (sum, lane) in sum.iter_mut().zip(&times) {
+                sum.add(lane);
+            }
+        }
+        Some(sum)
     }
 
-    /// Depths and counts of the lanes.
-    pub(crate) fn snapshot(&self) -> ProcessorSnapshot {
-        self.processor.snapshot()
+    /// Depths and counts of the lanes, of all delivery channels together.
+    pub(crate) fn snapshot(&self) -> Option<ProcessorSnapshot> {
+        let snapshots = self.snapshots().into_iter().map(|(_, snapshot)| snapshot);
+        snapshots.reduce(|mut sum, other| {
+            sum.add(&other);
+            sum
+        })
+    }
+
+    /// Depths and counts of the lanes, of each delivery channel.
+    pub(crate) fn snapshots(&self) -> Vec<(DeliveryChannel, ProcessorSnapshot)> {
+        self.lines.iter().map(|line| (line.channel, line.processor.snapshot())).collect()
     }
 
     /// Claims and hands out until the future is dropped.
@@ -168,32 +199,52 @@ impl Dispatcher {
     /// Finishes what is under way; what is left goes back.
     pub(super) async fn drain(&self, notifications: &Notifications, limit: Duration) {
         *self.is_stopped.lock().await = true;
-        let left = self.processor.drain(Instant::now() + limit).await;
-        let ids: Vec<i64> = left.iter().flat_map(|job| &job.claims).map(|claim| claim.id).collect();
+        let deadline = Instant::now() + limit;
+        let left = join_all(self.lines.iter().map(|line| line.processor.drain(deadline))).await;
+        let claims = left.iter().flatten().flat_map(|job| &job.claims);
+        let ids: Vec<i64> = claims.map(|claim| claim.id).collect();
         if let Err(error) = notifications.give_back(&ids, 0).await {
             tracing::warn!(category = "delivery", event = "deliveries_not_given_back", %error);
         }
     }
 
-    /// The more urgent lanes are claimed first, each as far as the processor has room for it.
+    /// Claims what is due. Answers the most that were claimed of one delivery channel.
     async fn claim(&self, notifications: &Notifications) -> Result<usize, StoreError> {
         let is_stopped = self.is_stopped.lock().await;
         if *is_stopped {
             return Ok(0);
         }
-        let snapshot = self.processor.snapshot();
-        let mut room = (notifications.delivery.jobs_max as usize).saturating_sub(snapshot.held);
+        let due = notifications.due_lanes().await?;
+        let mut most = 0;
+        for line in &self.lines {
+            let of_line = due.iter().filter(|(channel, _)| *channel == line.channel);
+            let lanes: Vec<Priority> = of_line.map(|(_, priority)| *priority).collect();
+            most = most.max(self.claim_line(notifications, line, &lanes).await?);
+        }
+        Ok(most)
+    }
+
+    /// The more urgent lanes are claimed first, each as far as the processor has room for it.
+    async fn claim_line(
+        &self,
+        notifications: &Notifications,
+        line: &Line,
+        due: &[Priority],
+    ) -> Result<usize, StoreError> {
+        let held = line.processor.snapshot().held;
+        let mut room = (notifications.delivery.jobs_max as usize).saturating_sub(held);
         let mut claimed = 0;
-        for priority in Priority::ALL.into_iter().rev() {
+        for priority in Priority::ALL.into_iter().rev().filter(|lane| due.contains(lane)) {
             // A part of the room is kept for each lane below, so that none of them starves.
             let share = (room / (priority.index() + 1)).clamp(usize::from(room > 0), CLAIM_MAX);
             if share == 0 {
                 break;
             }
-            let claims = notifications.store.run(notifications.claim_lane(priority, share)).await?;
+            let lane = (line.channel, priority);
+            let claims = notifications.store.run(notifications.claim_lane(lane, share)).await?;
             claimed += claims.len();
             room = room.saturating_sub(claims.len());
-            self.hand_out(notifications, priority, claims).await?;
+            self.hand_out(notifications, line, (priority, claims)).await?;
         }
         Ok(claimed)
     }
@@ -201,14 +252,14 @@ impl Dispatcher {
     async fn hand_out(
         &self,
         notifications: &Notifications,
-        priority: Priority,
-        claims: Vec<Claim>,
+        line: &Line,
+        (priority, claims): (Priority, Vec<Claim>),
     ) -> Result<(), StoreError> {
         let mut refused = Vec::new();
         for job in jobs_of(claims, &self.leases) {
             let user = Arc::<str>::from(job.claims[0].user.as_str());
             let deadline = Instant::now() + ROOM_WAIT;
-            if let Err(back) = self.processor.push(priority, user, job, deadline).await {
+            if let Err(back) = line.processor.push(priority, user, job, deadline).await {
                 refused.extend(back.job.claims.iter().map(|claim| claim.id));
             }
         }
@@ -315,23 +366,48 @@ impl Fate {
 }
 
 impl Notifications {
+    /// Lanes in which something is due. It reads only, for most looks find nothing.
+    async fn due_lanes(&self) -> Result<Vec<(DeliveryChannel, Priority)>, StoreError> {
+        // Another node may have ways out that this one has not: their rows are for it.
+        let lanes = self.channels.kinds().flat_map(|channel| {
+            Priority::ALL
+                .map(|priority| json!({"channel": channel.as_str(), "priority": priority.number()}))
+        });
+        let lanes = Value::Array(lanes.collect()).to_string();
+        let sql = format!(
+            "SELECT r.channel, r.priority FROM {} WHERE EXISTS (SELECT 1 FROM archmesh_deliveries d \
+             WHERE d.status IN ('pending', 'retrying', 'sending') AND d.channel = r.channel \
+             AND d.priority = r.priority AND d.due_at <= $2)",
+            self.store.dialect().rows("$1", &[("channel", true), ("priority", false)])
+        );
+        let rows = self.store.read(sql, &[Arg::Text(&lanes), Arg::Int(now_ms())]).await?;
+        let lane = |row: &Row| {
+            let channel = row.text(0)?.parse();
+            let channel = channel.map_err(|_| StoreError::Unexpected("a delivery channel"))?;
+            let priority = Priority::from_number(row.int(1)?);
+            Ok((channel, priority.ok_or(StoreError::Unexpected("a priority"))?))
+        };
+        rows.iter().map(lane).collect()
+    }
+
     /// Claims rows that are due, the oldest first.
-    async fn claim_lane(&self, priority: Priority, limit: usize) -> Result<Vec<Claim>, StoreError> {
+    async fn claim_lane(
+        &self,
+        (channel, priority): (DeliveryChannel, Priority),
+        limit: usize,
+    ) -> Result<Vec<Claim>, StoreError> {
         let mut transaction = self.store.begin().await?;
         let now = now_ms();
         let sql = format!(
             "{CLAIM} WHERE id IN (SELECT id FROM archmesh_deliveries \
-             WHERE status IN ('pending', 'retrying', 'sending') AND channel IN {} \
+             WHERE status IN ('pending', 'retrying', 'sending') AND channel = $5 \
              AND priority = $3 AND due_at <= $1 ORDER BY due_at LIMIT $4 {}) {CLAIMED}",
-            transaction.dialect().texts("$5"),
             transaction.dialect().skip_locked()
         );
         let until = now + lease(&self.delivery).as_millis() as i64;
         let (lane, limit) = (priority.number(), i64::try_from(limit).unwrap_or(i64::MAX));
-        // Another node may have ways out that this one has not: their rows are for it.
-        let channels = json!(self.channels.names()).to_string();
-        let args =
-            [Arg::Int(now), Arg::Int(until), Arg::Int(lane), Arg::Int(limit), Arg::Text(&channels)];
+        let channel = Arg::Text(channel.as_str());
+        let args = [Arg::Int(now), Arg::Int(until), Arg::Int(lane), Arg::Int(limit), channel];
         let rows = transaction.fetch(sql, &args).await?;
         if rows.is_empty() {
             transaction.roll_back().await?;
@@ -348,13 +424,13 @@ impl Notifications {
             let columns = [("user_id", true), ("digest_key", true), ("contact_id", false)];
             let sql = format!(
                 "{CLAIM} WHERE id IN (SELECT id FROM archmesh_deliveries WHERE status IN ('pending', 'retrying') \
-                 AND channel <> 'in_app' AND due_at <= $1 AND (user_id, digest_key, contact_id) IN \
+                 AND channel = $4 AND due_at <= $1 AND (user_id, digest_key, contact_id) IN \
                  (SELECT r.user_id, r.digest_key, r.contact_id FROM {}) {}) {CLAIMED}",
                 transaction.dialect().rows("$3", &columns),
                 transaction.dialect().skip_locked()
             );
             let digests = Value::Array(digests).to_string();
-            let args = [Arg::Int(now), Arg::Int(until), Arg::Text(&digests)];
+            let args = [Arg::Int(now), Arg::Int(until), Arg::Text(&digests), channel];
             for row in &transaction.fetch(sql, &args).await? {
                 claims.push(claim_of(row, priority)?);
             }
@@ -370,17 +446,13 @@ impl Notifications {
             return Ok(());
         }
         let rows = json!(rows).to_string();
-        let work = async {
-            let mut transaction = self.store.begin().await?;
-            let sql = format!(
-                "UPDATE archmesh_deliveries SET due_at = $2 WHERE id IN {} AND status = 'sending'",
-                transaction.dialect().numbers("$1")
-            );
-            let until = now_ms() + lease.as_millis() as i64;
-            transaction.execute(sql, &[Arg::Text(&rows), Arg::Int(until)]).await?;
-            transaction.commit().await
-        };
-        self.store.run(work).await
+        let sql = format!(
+            "UPDATE archmesh_deliveries SET due_at = $2 WHERE id IN {} AND status = 'sending'",
+            self.store.dialect().numbers("$1")
+        );
+        let until = now_ms() + lease.as_millis() as i64;
+        self.store.write(sql, &[Arg::Text(&rows), Arg::Int(until)]).await?;
+        Ok(())
     }
 
     /// One attempt; an error is the store's, and nothing was sent.
@@ -449,24 +521,20 @@ impl Notifications {
         }
         let ids = json!(ids).to_string();
         let now = now_ms();
-        let work = async {
-            let mut transaction = self.store.begin().await?;
-            let sql = format!(
-                "UPDATE archmesh_deliveries SET status = $2, due_at = $3, error = $4, updated_at = $5 \
-                 WHERE id IN {} AND status = 'sending'",
-                transaction.dialect().numbers("$1")
-            );
-            let args = [
-                Arg::Text(&ids),
-                Arg::Text(status),
-                Arg::Int(now + after_ms),
-                Arg::Text(error.map(AsRef::as_ref).unwrap_or_default()),
-                Arg::Int(now),
-            ];
-            transaction.execute(sql, &args).await?;
-            transaction.commit().await
-        };
-        self.store.run(work).await
+        let sql = format!(
+            "UPDATE archmesh_deliveries SET status = $2, due_at = $3, error = $4, updated_at = $5 \
+             WHERE id IN {} AND status = 'sending'",
+            self.store.dialect().numbers("$1")
+        );
+        let args = [
+            Arg::Text(&ids),
+            Arg::Text(status),
+            Arg::Int(now + after_ms),
+            Arg::Text(error.map(AsRef::as_ref).unwrap_or_default()),
+            Arg::Int(now),
+        ];
+        self.store.write(sql, &args).await?;
+        Ok(())
     }
 
     /// Rows that were claimed and not tried: the claim does not count as an attempt.
@@ -475,19 +543,14 @@ impl Notifications {
             return Ok(());
         }
         let ids = json!(ids).to_string();
-        let work = async {
-            let mut transaction = self.store.begin().await?;
-            let sql = format!(
-                "UPDATE archmesh_deliveries SET status = CASE WHEN attempts > 1 THEN 'retrying' ELSE 'pending' END, \
-                 attempts = attempts - 1, due_at = $2, updated_at = $3 WHERE id IN {} AND status = 'sending'",
-                transaction.dialect().numbers("$1")
-            );
-            let now = now_ms();
-            transaction
-                .execute(sql, &[Arg::Text(&ids), Arg::Int(now + after_ms), Arg::Int(now)])
-                .await?;
-            transaction.commit().await
-        };
-        self.store.run(work).await
+        let sql = format!(
+            "UPDATE archmesh_deliveries SET status = CASE WHEN attempts > 1 THEN 'retrying' ELSE 'pending' END, \
+             attempts = attempts - 1, due_at = $2, updated_at = $3 WHERE id IN {} AND status = 'sending'",
+            self.store.dialect().numbers("$1")
+        );
+        let now = now_ms();
+        let args = [Arg::Text(&ids), Arg::Int(now + after_ms), Arg::Int(now)];
+        self.store.write(sql, &args).await?;
+        Ok(())
     }
 }

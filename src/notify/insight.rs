@@ -100,38 +100,27 @@ impl Notifications {
         before: Option<i64>,
         limit: u32,
     ) -> Result<Vec<DeadLetter>, NotifyError> {
-        let read = async {
-            let mut transaction = self.store.begin_read().await?;
-            let sql = format!(
-                "SELECT {DELIVERY} WHERE status IN ('dead', 'failed') AND id < $1 ORDER BY id DESC LIMIT $2"
-            );
-            let args = [Arg::Int(before.unwrap_or(i64::MAX)), Arg::Int(i64::from(limit))];
-            let rows = transaction.fetch(sql, &args).await?;
-            transaction.commit().await?;
-            rows.iter().map(delivery).collect::<Result<Vec<_>, _>>()
-        };
-        Ok(self.store.run(read).await?)
+        let sql = format!(
+            "SELECT {DELIVERY} WHERE status IN ('dead', 'failed') AND id < $1 ORDER BY id DESC LIMIT $2"
+        );
+        let args = [Arg::Int(before.unwrap_or(i64::MAX)), Arg::Int(i64::from(limit))];
+        let rows = self.store.read(sql, &args).await?;
+        Ok(rows.iter().map(delivery).collect::<Result<_, _>>()?)
     }
 
     /// Tries given-up deliveries again, from the first attempt on: these, or all. How many there are.
     pub(crate) async fn retry_dead(&self, ids: Option<&[i64]>) -> Result<u64, NotifyError> {
         let ids = ids.map(|ids| json!(ids).to_string());
-        let work = async {
-            let mut transaction = self.store.begin().await?;
-            let only = match ids {
-                Some(_) => format!("AND id IN {}", transaction.dialect().numbers("$2")),
-                None => "AND $2 = '[]'".to_owned(),
-            };
-            let sql = format!(
-                "UPDATE archmesh_deliveries SET status = 'pending', attempts = 0, due_at = $1, updated_at = $1, error = NULL \
-                 WHERE status IN ('dead', 'failed') {only}"
-            );
-            let args = [Arg::Int(now_ms()), Arg::Text(ids.as_deref().unwrap_or("[]"))];
-            let retried = transaction.execute(sql, &args).await?;
-            transaction.commit().await?;
-            Ok(retried)
+        let only = match ids {
+            Some(_) => format!("AND id IN {}", self.store.dialect().numbers("$2")),
+            None => "AND $2 = '[]'".to_owned(),
         };
-        let retried = self.store.run(work).await?;
+        let sql = format!(
+            "UPDATE archmesh_deliveries SET status = 'pending', attempts = 0, due_at = $1, updated_at = $1, error = NULL \
+             WHERE status IN ('dead', 'failed') {only}"
+        );
+        let args = [Arg::Int(now_ms()), Arg::Text(ids.as_deref().unwrap_or("[]"))];
+        let retried = self.store.write(sql, &args).await?;
         self.outgoing.notify_one();
         Ok(retried)
     }

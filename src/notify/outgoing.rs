@@ -53,7 +53,7 @@ impl Notifications {
             stored.get(&claim.notification).is_some_and(|n| n.expires_at.is_none_or(|at| at > now))
         };
         let claims: Vec<&Claim> = job.claims.iter().filter(alive).collect();
-        let Some(first) = claims.first() else {
+        let (Some(first), Some(last)) = (claims.first(), claims.last()) else {
             return Ok(Parcel::Nothing("it has expired before it could be sent".into()));
         };
         let target = match self.target(first, contacts.get(&first.contact)) {
@@ -75,6 +75,7 @@ impl Notifications {
         let email = (first.channel == DeliveryChannel::Email).then(|| mail(&texts));
         Ok(Parcel::Ready(Box::new(Outgoing {
             delivery,
+            notification: last.notification.clone(),
             user: first.user.clone(),
             category: notification.map(|n| n.category.clone()).unwrap_or_default(),
             priority: first.priority,

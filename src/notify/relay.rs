@@ -38,6 +38,9 @@ const RETRY_WAIT: Duration = Duration::from_millis(200);
 /// Type of the protocol that rows of the gateway itself have; an application cannot choose such a type in other ways.
 const OWN_KIND: &str = "notification_update";
 
+/// A row, when any waits.
+const ANY_WAITING: &str = "SELECT 1 FROM archmesh_outbox WHERE failed_at IS NULL LIMIT 1";
+
 /// Numbers of the relay.
 #[derive(Debug, Default)]
 pub(crate) struct RelayStats {
@@ -111,7 +114,7 @@ impl Relay {
     /// Publishes until the future is dropped.
     pub(crate) async fn run(self: Arc<Self>, plane: SharedPlane) {
         loop {
-            match self.store.run(self.pass(&plane)).await {
+            match self.look(&plane).await {
                 Ok(Pass::More) => {}
                 Ok(Pass::Busy) => tokio::time::sleep(BUSY_WAIT).await,
                 Ok(Pass::Stuck) => tokio::time::sleep(RETRY_WAIT).await,
@@ -136,6 +139,14 @@ impl Relay {
             }
             tokio::time::sleep(self.poll_interval).await;
         }
+    }
+
+    /// It reads only as long as nothing waits, as mostly.
+    async fn look(&self, plane: &SharedPlane) -> Result<Pass, StoreError> {
+        if self.store.read(ANY_WAITING, &[]).await?.is_empty() {
+            return Ok(Pass::Idle);
+        }
+        self.store.run(self.pass(plane)).await
     }
 
     async fn pass(&self, plane: &SharedPlane) -> Result<Pass, StoreError> {
@@ -238,11 +249,10 @@ async fn read_rows(transaction: &mut Transaction, lanes: &str) -> Result<Vec<Wai
 }
 
 async fn any_waiting(transaction: &mut Transaction) -> Result<bool, StoreError> {
-    let sql = "SELECT 1 FROM archmesh_outbox WHERE failed_at IS NULL LIMIT 1";
     if transaction.dialect() == Dialect::Sqlite {
         return Ok(false);
     }
-    Ok(!transaction.fetch(sql, &[]).await?.is_empty())
+    Ok(!transaction.fetch(ANY_WAITING, &[]).await?.is_empty())
 }
 
 /// Channels do not wait for each other. Within one, a row begins when the one before it is published, and behind a row that

@@ -196,6 +196,15 @@ fn source(request: &NotificationRequest, limits: &NotificationsSection) -> Resul
     }
 }
 
+/// What a request names: these, or all (`None`).
+pub(crate) fn ids_or_all<T>(ids: Option<Vec<T>>, all: bool) -> Result<Option<Vec<T>>, String> {
+    match (ids, all) {
+        (Some(ids), false) => Ok(Some(ids)),
+        (None, true) => Ok(None),
+        _ => Err("give either `ids` or `\"all\": true`".to_owned()),
+    }
+}
+
 fn check_texts(title: &str, message: &str, bytes_max: usize) -> Result<(), String> {
     check_text("title", title, bytes_max)?;
     check_text("message", message, bytes_max)?;

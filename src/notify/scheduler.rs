@@ -27,7 +27,10 @@ const CLEAN_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) async fn release(notifications: Arc<Notifications>) {
     loop {
         // An outage has been logged by the store; the next look tries again.
-        let released = notifications.store.run(notifications.release_due()).await.unwrap_or(0);
+        let released = match notifications.any_due().await {
+            Ok(true) => notifications.store.run(notifications.release_due()).await.unwrap_or(0),
+            Ok(false) | Err(_) => 0,
+        };
         if released > 0 {
             notifications.relay.wake();
         }
@@ -40,7 +43,10 @@ pub(super) async fn release(notifications: Arc<Notifications>) {
 /// Removes old items, until the future is dropped.
 pub(super) async fn clean(notifications: Arc<Notifications>) {
     loop {
-        let cleaned = notifications.store.run(notifications.clean_old()).await.unwrap_or(0);
+        let cleaned = match notifications.any_old().await {
+            Ok(true) => notifications.store.run(notifications.clean_old()).await.unwrap_or(0),
+            Ok(false) | Err(_) => 0,
+        };
         if cleaned > 0 {
             notifications.relay.wake();
         }
@@ -51,6 +57,29 @@ pub(super) async fn clean(notifications: Arc<Notifications>) {
 }
 
 impl Notifications {
+    /// Whether a held item is due. It reads only, for most looks find nothing.
+    async fn any_due(&self) -> Result<bool, StoreError> {
+        let sql = "SELECT 1 FROM archmesh_deliveries WHERE status IN ('pending', 'retrying', 'sending') \
+                   AND status = 'pending' AND channel = 'in_app' AND due_at <= $1 LIMIT 1";
+        Ok(!self.store.read(sql, &[Arg::Int(now_ms())]).await?.is_empty())
+    }
+
+    /// Whether something is to be removed.
+    async fn any_old(&self) -> Result<bool, StoreError> {
+        let sql = "SELECT 1 WHERE EXISTS (SELECT 1 FROM archmesh_inbox WHERE expires_at <= $1) \
+                   OR EXISTS (SELECT 1 FROM archmesh_inbox WHERE created_at < $2) \
+                   OR EXISTS (SELECT 1 FROM archmesh_deliveries WHERE updated_at < $2 \
+                              AND status NOT IN ('pending', 'retrying', 'sending')) \
+                   OR EXISTS (SELECT 1 FROM archmesh_notifications WHERE created_at < $2)";
+        let now = now_ms();
+        let args = [Arg::Int(now), Arg::Int(self.created_before(now))];
+        Ok(!self.store.read(sql, &args).await?.is_empty())
+    }
+
+    fn created_before(&self, now: i64) -> i64 {
+        now - self.limits.retention.as_millis() as i64
+    }
+
     async fn release_due(&self) -> Result<usize, StoreError> {
         let mut transaction = self.store.begin().await?;
         let now = now_ms();
@@ -59,7 +88,8 @@ impl Notifications {
              n.created_at, n.expires_at, n.collapse_key, d.locale \
              FROM archmesh_deliveries d JOIN archmesh_notifications n ON n.id = d.notification_id \
              LEFT JOIN archmesh_notification_texts t ON t.notification_id = n.id AND t.locale = d.locale \
-             WHERE d.status = 'pending' AND d.channel = 'in_app' AND d.due_at <= $1 ORDER BY d.due_at, d.id LIMIT $2 {}",
+             WHERE d.status IN ('pending', 'retrying', 'sending') AND d.status = 'pending' \
+             AND d.channel = 'in_app' AND d.due_at <= $1 ORDER BY d.due_at, d.id LIMIT $2 {}",
             transaction.dialect().skip_locked().replace("UPDATE", "UPDATE OF d")
         );
         let rows = transaction.fetch(sql, &[Arg::Int(now), Arg::Int(BATCH)]).await?;
@@ -87,7 +117,7 @@ impl Notifications {
     async fn clean_old(&self) -> Result<usize, StoreError> {
         let mut transaction = self.store.begin().await?;
         let now = now_ms();
-        let created_before = now - self.limits.retention.as_millis() as i64;
+        let created_before = self.created_before(now);
         let sql = "SELECT DISTINCT user_id FROM (SELECT user_id FROM archmesh_inbox WHERE expires_at <= $1 \
                    UNION ALL SELECT user_id FROM archmesh_inbox WHERE created_at < $2) old LIMIT $3";
         let args = [Arg::Int(now), Arg::Int(created_before), Arg::Int(BATCH)];

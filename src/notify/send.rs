@@ -23,6 +23,7 @@ pub(crate) struct Prepared {
     held: usize,
     queued: usize,
     opted_out: usize,
+    no_address: usize,
 }
 
 /// Recipients, sorted by what becomes of the notification for them.
@@ -33,6 +34,7 @@ struct Plan {
     held: usize,
     queued: usize,
     opted_out: usize,
+    no_address: usize,
 }
 
 /// The template of a notification, ready to be rendered.
@@ -72,6 +74,7 @@ impl Notifications {
             let addresses = contacts.get(user).map(|all| all.as_slice()).unwrap_or_default();
             let begin = draft.deliver_at.unwrap_or(now_ms);
             let before = (plan.now.len(), plan.later.len());
+            let mut is_wanted = false;
             for &channel in &channels {
                 let what = Delivery {
                     category: &notification.category,
@@ -80,23 +83,27 @@ impl Notifications {
                 };
                 let decision = decide(own, &self.defaults, what, begin);
                 let is_now = draft.deliver_at.is_none();
+                is_wanted |= !matches!(decision, Decision::Drop(_));
                 plan.add((&to, addresses), channel, (decision, begin, is_now));
             }
-            let after = (plan.now.len(), plan.later.len());
-            plan.opted_out += usize::from(before == after);
+            if before == (plan.now.len(), plan.later.len()) {
+                plan.no_address += usize::from(is_wanted);
+                plan.opted_out += usize::from(!is_wanted);
+            }
         }
-        let Plan { now, later, held, queued, opted_out } = plan;
+        let Plan { now, later, held, queued, opted_out, no_address } = plan;
         let delivered = now.len();
         let change = Change::Send { notification: Arc::new(notification), now, later };
-        Ok(Prepared { change, delivered, held, queued, opted_out })
+        Ok(Prepared { change, delivered, held, queued, opted_out, no_address })
     }
 
     /// Sends what was prepared. Those that are begun one after the other are written in this order.
     pub(crate) async fn send(&self, prepared: Prepared) -> Result<Accepted, NotifyError> {
-        let Prepared { change, delivered, held, queued, opted_out } = prepared;
+        let Prepared { change, delivered, held, queued, opted_out, no_address } = prepared;
         match self.writer.write(change).await? {
             Applied::Sent { id, duplicate } => {
-                let accepted = Accepted { id, duplicate, delivered, held, queued, opted_out };
+                let accepted =
+                    Accepted { id, duplicate, delivered, held, queued, opted_out, no_address };
                 self.count(&accepted);
                 Ok(accepted)
             }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::kinds::DeliveryChannel;
 use super::template::{Rendered, Template, TemplateError};
 use super::{Notifications, NotifyError, now_ms};
-use crate::store::{Arg, StoreError};
+use crate::store::Arg;
 
 /// Compiled templates that are kept; when there are more, all are compiled anew.
 const COMPILED_MAX: usize = 256;
@@ -114,23 +114,17 @@ impl Notifications {
             "SELECT name, version, digest, document, created_at FROM archmesh_templates \
              WHERE ($1 = '' OR name = $1) {newest} ORDER BY name, version DESC"
         );
-        let work = async {
-            let mut transaction = self.store.begin_read().await?;
-            let rows = transaction.fetch(sql, &[Arg::Text(name.unwrap_or_default())]).await?;
-            transaction.commit().await?;
-            rows.iter()
-                .map(|row| {
-                    Ok(StoredTemplate {
-                        name: row.text(0)?,
-                        version: row.int(1)?,
-                        digest: row.text(2)?,
-                        document: row.text(3)?,
-                        created_at: row.int(4)?,
-                    })
-                })
-                .collect::<Result<Vec<_>, StoreError>>()
-        };
-        Ok(self.store.run(work).await?)
+        let rows = self.store.read(sql, &[Arg::Text(name.unwrap_or_default())]).await?;
+        let stored = rows.iter().map(|row| {
+            Ok(StoredTemplate {
+                name: row.text(0)?,
+                version: row.int(1)?,
+                digest: row.text(2)?,
+                document: row.text(3)?,
+                created_at: row.int(4)?,
+            })
+        });
+        stored.collect()
     }
 
     /// The template of a name, in a version or the newest one, ready to be rendered.
@@ -146,15 +140,10 @@ impl Notifications {
         }
         let sql = "SELECT version, document FROM archmesh_templates WHERE name = $1 AND ($2 = 0 OR version = $2) \
                    ORDER BY version DESC LIMIT 1";
-        let work = async {
-            let mut transaction = self.store.begin_read().await?;
-            let args = [Arg::Text(name), Arg::Int(version.unwrap_or(0))];
-            let rows = transaction.fetch(sql, &args).await?;
-            transaction.commit().await?;
-            rows.first().map(|row| Ok((row.int(0)?, row.text(1)?))).transpose()
-        };
-        let found: Option<(i64, String)> = self.store.run(work).await?;
-        let Some((version, document)) = found else {
+        let args = [Arg::Text(name), Arg::Int(version.unwrap_or(0))];
+        let rows = self.store.read(sql, &args).await?;
+        let found = rows.first().map(|row| Ok((row.int(0)?, row.text(1)?)));
+        let Some((version, document)) = found.transpose().map_err(NotifyError::Store)? else {
             return Err(NotifyError::Invalid(format!(
                 "there is no template `{name}` in that version"
             )));

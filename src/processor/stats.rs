@@ -59,6 +59,16 @@ impl LaneTimes {
     }
 }
 
+impl LaneTimes {
+    /// Adds what another lane has recorded.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (sum, other) in [(&mut self.run_us, &other.run_us), (&mut self.wait_us, &other.wait_us)]
+        {
+            sum.add(other).expect("all of them have the same bounds");
+        }
+    }
+}
+
 /// Where a processor is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -96,6 +106,37 @@ pub(crate) struct ProcessorSnapshot {
     pub busy: usize,
     /// The lanes, each at its [`Priority::index`].
     pub lanes: [LaneSnapshot; 4],
+}
+
+impl ProcessorSnapshot {
+    /// Adds what another processor holds and has counted.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.held += other.held;
+        self.delayed += other.delayed;
+        self.workers += other.workers;
+        self.busy += other.busy;
+        for (sum, other) in self.lanes.iter_mut().zip(&other.lanes) {
+            sum.held += other.held;
+            sum.depth += other.depth;
+            sum.running += other.running;
+            sum.oldest = sum.oldest.max(other.oldest);
+            sum.counts.add(&other.counts);
+        }
+    }
+}
+
+impl LaneCounts {
+    fn add(&mut self, other: &Self) {
+        self.accepted += other.accepted;
+        self.refused += other.refused;
+        self.done += other.done;
+        self.retried += other.retried;
+        self.dead += other.dead;
+        self.abandoned += other.abandoned;
+        self.handed_back += other.handed_back;
+        self.timed_out += other.timed_out;
+        self.panicked += other.panicked;
+    }
 }
 
 /// A lane at one moment.

@@ -170,6 +170,11 @@ fn sqlite<'q>(sql: String, args: &[Arg<'q>]) -> Query<'q, Sqlite, SqliteArgument
 }
 
 impl Transaction {
+    /// For one statement, which is a transaction by itself; [`Self::end`] ends it.
+    pub(super) fn of_one_statement(connection: Connection) -> Self {
+        Self { connection: Some(connection) }
+    }
+
     /// Begins one that may write.
     pub(super) async fn begin(connection: Connection) -> Result<Self, StoreError> {
         let mut transaction = Self { connection: Some(connection) };
@@ -238,6 +243,11 @@ impl Transaction {
         self.run("COMMIT").await?;
         drop(self.connection.take());
         Ok(())
+    }
+
+    /// Ends one of one statement.
+    pub(super) fn end(mut self) {
+        drop(self.connection.take());
     }
 
     /// Undoes everything and keeps the connection.

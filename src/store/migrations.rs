@@ -18,11 +18,21 @@ macro_rules! migrations {
 pub(super) fn migrator(dialect: Dialect) -> Migrator {
     let files = match dialect {
         Dialect::Postgres => {
-            migrations!("postgres": 1 "0001_create_inbox", 2 "0002_create_streams", 3 "0003_create_events")
+            migrations!(
+                "postgres":
+                1 "0001_create_inbox",
+                2 "0002_create_streams",
+                3 "0003_create_events",
+                4 "0004_index_deliveries_by_channel"
+            )
         }
-        Dialect::Sqlite => {
-            migrations!("sqlite": 1 "0001_create_inbox", 2 "0002_create_streams", 3 "0003_create_events")
-        }
+        Dialect::Sqlite => migrations!(
+            "sqlite":
+            1 "0001_create_inbox",
+            2 "0002_create_streams",
+                3 "0003_create_events",
+            4 "0004_index_deliveries_by_channel"
+        ),
     };
     let migrations = files.into_iter().map(|(version, name, sql)| {
         Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)

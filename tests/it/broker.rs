@@ -461,3 +461,43 @@ fn an_order_that_not_every_node_heard_is_no_success() {
     redis.signal("CONT");
     drop(b);
 }
+
+/// What somebody else keeps under a name of the gateway's holds up that channel alone.
+#[test]
+fn a_key_of_another_type_is_left_alone_for_longer_each_time() {
+    let redis = Redis::start(&[]);
+    let a = node(&redis.url(), "a").start();
+    a.await_metric("archmesh_broker_probe_seconds", &[], |seconds| seconds > 0.0);
+    let mut on_a = Socket::connect(&a, "ada");
+    on_a.subscribe("session:first");
+    a.publish("session:first", json!({"n": 1}));
+    on_a.take("message");
+    let keys = redis.ask_all("KEYS *");
+    let meta = keys.iter().find(|key| key.ends_with("{session:first}:meta"));
+    let poisoned = meta.unwrap_or_else(|| panic!("{keys:?}")).replace("first", "poisoned");
+    redis.ask(&format!("SET {poisoned} x"));
+    on_a.send("subscribe", &json!({"channel": "session:poisoned"}));
+    let refusals = || a.log.events("redis_keys_refused").len();
+    eventually("the refusal is told", || (refusals() > 0).then_some(()));
+    let began = Instant::now();
+    let failed = || -> u64 {
+        let stats = redis.ask_all("INFO commandstats").concat();
+        let evalsha =
+            stats.lines().find(|line| line.contains("cmdstat_evalsha:")).unwrap_or_default();
+        let calls = evalsha.split("failed_calls=").nth(1).unwrap_or("0");
+        calls.trim_end().parse().unwrap()
+    };
+    let before = failed();
+    eventually("it is tried again", || (failed() >= before + 6).then_some(()));
+    // Five times a second would take a little more than one.
+    assert!(began.elapsed() >= Duration::from_secs(4), "tried every {:?}", began.elapsed() / 6);
+    a.publish("session:first", json!({"n": 2}));
+    assert_eq!(on_a.take("message")["data"]["n"], 2, "other channels go on");
+    assert_eq!(refusals(), 1, "it is told once");
+    redis.ask(&format!("DEL {poisoned}"));
+    eventually("it is taken again", || {
+        (!a.log.events("redis_keys_accepted").is_empty()).then_some(())
+    });
+    a.publish("session:poisoned", json!({"n": 3}));
+    assert_eq!(on_a.take("message")["data"]["n"], 3);
+}

@@ -185,3 +185,29 @@ fn log_lines_are_json_with_category_and_error_file() {
             .then_some(())
     });
 }
+
+#[test]
+fn what_delivery_channels_lack_is_told_before_anything_starts() {
+    let bad = "[email]\nhost = \"127.0.0.1\"\n[webhook]\nurl = \"https://example.com/\"\n\
+               [web_push]\nprivate_key = \"nonsense\"\npublic_key = \"nonsense\"\ncontact = \"mailto:a@example.com\"\n\
+               [notifications]\ndefault_preferences = '{\"colour\": 1}'\n";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bad.toml");
+    std::fs::write(&path, bad).unwrap();
+    for command in [&["config", "check"][..], &["serve", "--listen", "127.0.0.1:0"][..]] {
+        let arguments = [command, &["--config", path.to_str().unwrap()]].concat();
+        let output = archmesh(&arguments, &[]);
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert_eq!(output.status.code(), Some(EXIT_CONFIG), "{said}");
+        for word in [
+            "email.from",
+            "webhook.secrets",
+            "VAPID",
+            "archmesh vapid",
+            "default_preferences",
+            "colour",
+        ] {
+            assert!(said.contains(word) && !said.contains("nonsense"), "{word}: {said}");
+        }
+    }
+}

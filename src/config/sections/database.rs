@@ -36,6 +36,11 @@ section! {
         breaker_open: Duration = Kind::Duration(50, 600_000), Restart;
         /// Between two looks for what is due or was left behind, when nothing tells.
         poll_interval: Duration = Kind::Duration(20, 60_000), Restart;
+        /// Between two counts of what waits in the outbox and what was given up, for the metrics.
+        backlog_interval: Duration = Kind::Duration(100, 3_600_000), Restart;
+        /// How long a node that starts waits for a database that does not answer, as at the boot of a host. Then it ends with
+        /// exit code 75.
+        start_timeout: Duration = Kind::Duration(0, 86_400_000), Restart;
     }
 }
 

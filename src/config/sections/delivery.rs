@@ -11,11 +11,11 @@ use crate::config::value::Kind;
 section! {
     /// Deliveries: what does not go into an inbox but to a mail server, a browser's push service or a webhook.
     "delivery" => DeliverySection {
-        /// Deliveries that this node holds at once; the others wait in the store.
+        /// Deliveries of each delivery channel that this node holds at once; the others wait in the store.
         jobs_max: u32 = Kind::Count(16, 100_000), Restart;
-        /// Workers that are kept when there is nothing to do.
+        /// Workers of each delivery channel that are kept when there is nothing to do.
         workers_min: u32 = Kind::Count(1, 1_024), Restart;
-        /// Workers at most: deliveries that are under way at once.
+        /// Workers of each delivery channel at most: its deliveries that are under way at once. None takes those of another.
         workers_max: u32 = Kind::Count(1, 1_024), Restart;
         /// For one attempt.
         timeout: Duration = Kind::Duration(50, 60_000), Restart;
@@ -28,14 +28,12 @@ section! {
         retry_base: Duration = Kind::Duration(10, 3_600_000), Restart;
         /// Longest delay between two attempts.
         retry_max: Duration = Kind::Duration(10, 7 * 86_400_000), Restart;
-        /// Failures in a row after which a delivery channel is left alone for a while.
+        /// Failures in a row after which a delivery channel, or one push service, is left alone for a while.
         breaker_failures: u32 = Kind::Count(1, 1_000), Restart;
         /// How long it is left alone before it is tried again.
         breaker_open: Duration = Kind::Duration(50, 3_600_000), Restart;
         /// File of CA certificates that are trusted beside those of the system.
         ca_path: Option<PathBuf> = Kind::File, Restart;
-        /// Whether webhooks and push services may be plain `http` and at private addresses. For tests and closed networks.
-        allow_insecure: bool = Kind::Bool, Restart;
     }
 }
 
@@ -74,6 +72,9 @@ section! {
         contact: Option<String> = Kind::Text(512), Restart;
         /// How long a push service keeps a message for a device that is away.
         ttl: Duration = Kind::Duration(0, 28 * 86_400_000), Restart;
+        /// Whether push services may be plain `http` and at private addresses. Users choose these URLs: with it they can make the
+        /// gateway call addresses inside. For tests and closed networks.
+        allow_insecure: bool = Kind::Bool, Restart;
     }
 }
 
@@ -86,5 +87,7 @@ section! {
         secrets: Vec<Secret<String>> = Kind::List(&Kind::Secret, 0, 4), Restart;
         /// Whether it carries text messages as well (`sms`).
         sms: bool = Kind::Bool, Restart;
+        /// Whether the URL may be plain `http` and at a private address. It is yours, not your users'.
+        allow_insecure: bool = Kind::Bool, Restart;
     }
 }

@@ -44,6 +44,10 @@ section! {
         jwks_timeout: Duration = Kind::Duration(100, 60_000), Live;
         /// After a token with an unknown key id made the JWKS be read early: how long further unknown ids do not.
         jwks_retry_interval: Duration = Kind::Duration(1_000, 3_600_000), Live;
+        /// Failed fetches in a row after which the JWKS is left alone, whatever tokens come.
+        jwks_breaker_failures: u32 = Kind::Count(1, 1_000), Live;
+        /// How long it is left alone before it is tried again.
+        jwks_breaker_open: Duration = Kind::Duration(50, 3_600_000), Live;
         /// Accepted `iss` values. Empty: not checked.
         issuers: Vec<String> = Kind::List(&Kind::Text(256), 0, 16), Live;
         /// Accepted `aud` values, one of which must be in the token. Empty: not checked.

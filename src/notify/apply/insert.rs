@@ -11,10 +11,10 @@ use super::{Batch, Event};
 use crate::store::{Arg, Row, StoreError};
 
 /// A new item.
-struct Item {
-    to: Recipient,
-    seq: i64,
-    notification: Arc<Notification>,
+pub(super) struct Item {
+    pub(super) to: Recipient,
+    pub(super) seq: i64,
+    pub(super) notification: Arc<Notification>,
     counters: Counters,
 }
 
@@ -89,7 +89,10 @@ impl Batch<'_> {
         Ok(first)
     }
 
-    pub(super) async fn insert_items(&mut self, changes: &[&Change]) -> Result<(), StoreError> {
+    pub(super) async fn insert_items(
+        &mut self,
+        changes: &[&Change],
+    ) -> Result<Vec<Item>, StoreError> {
         let mut wanted: Vec<Wanted<'_>> = Vec::new();
         let mut done: Vec<i64> = Vec::new();
         for change in changes {
@@ -112,7 +115,8 @@ impl Batch<'_> {
         let wanted = only_newest_of_a_key(&wanted);
         self.collapse(&wanted).await?;
         let items = self.number(wanted);
-        self.write_items(&items).await
+        self.write_items(&items).await?;
+        Ok(items)
     }
 
     /// Inserts rows, if there are any; what `tail` returns.

@@ -63,6 +63,8 @@ pub(crate) enum Target {
 pub(crate) struct Outgoing {
     /// Stable over all attempts.
     pub delivery: DeliveryId,
+    /// Id of the notification; of the newest one in a digest.
+    pub notification: String,
     /// Who is notified.
     pub user: String,
     /// Name of the category.

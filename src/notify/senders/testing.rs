@@ -33,6 +33,7 @@ const PYTHON: &str = ".cache/venv/bin/python";
 pub(super) fn outgoing(id: &str) -> Outgoing {
     Outgoing {
         delivery: DeliveryId::parse(id).expect("tests use good ids"),
+        notification: "n1".to_owned(),
         user: "user-7".to_owned(),
         category: "workflow_failed".to_owned(),
         priority: Priority::High,

@@ -59,6 +59,7 @@ struct Event<'a> {
 #[derive(Serialize)]
 struct EventData<'a> {
     id: &'a DeliveryId,
+    notification_id: &'a str,
     user_id: &'a str,
     category: &'a str,
     priority: Priority,
@@ -152,6 +153,7 @@ fn body(message: &Outgoing, now_unix: Duration) -> Result<Vec<u8>, SendError> {
         timestamp: now_unix.as_millis() as u64,
         data: EventData {
             id: &message.delivery,
+            notification_id: &message.notification,
             user_id: &message.user,
             category: &message.category,
             priority: message.priority,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::outside::{Database, MailServer};
+use super::outside::{Browser, Database, MailServer, web_push_toml};
 use super::receiver::{Arrived, Receiver, Reply};
 use super::{EVERYTHING, Notifying, hook_toml, notification, setup, with_hook};
 use crate::gateway::Gateway;
@@ -181,4 +181,56 @@ fn check_metrics(gateway: &Gateway) {
     ] {
         assert!(text.contains(name), "{name}");
     }
+}
+
+#[test]
+fn a_slow_webhook_takes_nothing_from_mails() {
+    let (database, hook) = (Database::new(), Receiver::with(|_| Reply::Gate));
+    let mut mails = MailServer::start();
+    let parts = [hook_toml(&hook.url("/hook")), mails.toml(), EVERYTHING.to_owned()];
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    // Room and workers for less than the webhook could use.
+    let gateway = setup(&database, &parts)
+        .set("delivery.jobs_max", 16)
+        .set("delivery.workers_min", 1)
+        .set("delivery.workers_max", 2)
+        .start();
+    send_many(&gateway, 100, "high");
+    let held = [("channel", "webhook")];
+    gateway.await_metric("archmesh_delivery_channel_jobs", &held, |jobs| jobs == 16.0);
+    for n in 0..20 {
+        let user = format!("u{n}");
+        gateway.call("contacts", json!({"user": user, "email": format!("{user}@example.net")}));
+        let more = json!({"priority": "high", "channels": ["email"]});
+        assert_eq!(gateway.notify(&user, "t", more)["queued"], 1);
+    }
+    mails.await_mails(20);
+    assert!(hook.arrived().len() <= 2, "the webhook still hangs");
+    hook.open();
+    hook.await_arrived(100);
+    gateway.await_rest();
+    assert_eq!(gateway.sums("delivered"), 100);
+}
+
+#[test]
+fn one_push_service_that_is_down_leaves_the_others_alone() {
+    let (database, mut browser) = (Database::new(), Browser::start());
+    let (down, well) = (Receiver::with(|_| Reply::Status(503)), Receiver::start());
+    let gateway = setup(&database, &[&web_push_toml(), EVERYTHING])
+        .set("delivery.breaker_failures", 2)
+        .set("delivery.breaker_open", "1h")
+        .set("delivery.attempts_max", 100)
+        .start();
+    for (user, service) in [("ann", &down), ("bob", &well)] {
+        let subscription = browser.subscription(service, "/push");
+        gateway.call("contacts", json!({"user": user, "web_push": subscription}));
+    }
+    gateway.notify("ann", "t", json!({"channels": ["web_push"]}));
+    gateway.await_metric("archmesh_delivery_push_services_open", &[], |open| open == 1.0);
+    let sent = gateway.notify("bob", "t", json!({"channels": ["web_push"]}));
+    gateway.await_deliveries(&sent, "sent");
+    assert!(!browser.open(&well.await_arrived(1)[0]).is_null());
+    let labels = [("channel", "web_push")];
+    assert_eq!(gateway.metric("archmesh_delivery_channel_breaker_state", &labels), 0.0);
+    assert_eq!(down.arrived().len(), 2, "it is left alone");
 }

@@ -36,6 +36,11 @@ fn check_webhooks(arrived: &[Arrived]) {
         assert!(age < 60, "signed {age} s ago");
         let data = &one.json()["data"];
         assert_eq!(data["id"], one.header("webhook-id"));
+        let id = data["notification_id"].as_str().unwrap();
+        assert!(
+            one.header("webhook-id").starts_with(&format!("{id}-")) && id.len() == 36,
+            "{data}"
+        );
         let about = [&data["user_id"], &data["category"], &data["priority"], &data["title"]];
         assert_eq!(json!(about), json!(["ann", "workflow_failed", "high", "Run 7 failed"]));
         assert_eq!(data["message"], "Step \"build\" <1>");
@@ -376,7 +381,10 @@ fn addresses_are_checked_and_replaced() {
 #[test]
 fn nothing_goes_inside_unless_it_is_allowed() {
     let (database, inside, browser) = (Database::new(), Receiver::start(), Browser::start());
-    let closed = |parts: &[&str]| setup(&database, parts).set("delivery.allow_insecure", false);
+    let closed = |parts: &[&str]| {
+        let shut = setup(&database, parts).set("webhook.allow_insecure", false);
+        shut.set("web_push.allow_insecure", false)
+    };
     let mut plain = closed(&[&hook_toml(&inside.url("/")), EVERYTHING]).spawn();
     assert!(!plain.await_exit(crate::support::WAIT).success());
     assert!(plain.log.text().contains("https"), "{}", plain.log.text());
@@ -401,4 +409,45 @@ fn nothing_goes_inside_unless_it_is_allowed() {
         assert_eq!(delivery["attempts"], 1);
     }
     assert_eq!(inside.arrived().len(), 0);
+}
+
+#[test]
+fn a_webhook_inside_opens_nothing_to_users() {
+    let (database, inside, browser) = (Database::new(), Receiver::start(), Browser::start());
+    let parts = [hook_toml(&inside.url("/hook")), web_push_toml(), EVERYTHING.to_owned()];
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    let gateway = setup(&database, &parts).set("web_push.allow_insecure", false).start();
+    let mut subscription = browser.subscription(&inside, "/push");
+    let body = json!({"user": "ann", "web_push": subscription});
+    assert!(gateway.refusal("contacts", body).contains("https"));
+    let endpoint = subscription["endpoint"].as_str().unwrap().replace("http:", "https:");
+    subscription["endpoint"] = json!(endpoint);
+    contacts(&gateway, "ann", json!({"web_push": subscription}));
+    let sent = gateway.notify("ann", "t", json!({}));
+    assert_eq!(inside.await_arrived(1)[0].path, "/hook", "your own webhook may be inside");
+    let error = eventually("the push service was not called", || {
+        let listed = gateway.status(&sent)["listed"].clone();
+        let mut listed = listed.as_array().unwrap().iter();
+        let push = listed.find(|one| one["channel"] == "web_push" && one["status"] == "failed")?;
+        Some(push["error"].as_str().unwrap().to_owned())
+    });
+    assert!(error.contains("no public address"), "{error}");
+    assert_eq!(inside.arrived().len(), 1);
+}
+
+#[test]
+fn who_has_no_address_is_not_who_does_not_want_it() {
+    let (database, mails) = (Database::new(), MailServer::start());
+    let gateway = setup(&database, &[&mails.toml(), EVERYTHING]).start();
+    let to = |user: &str| {
+        let sent = gateway.notify(user, "t", json!({"channels": ["email"]}));
+        [sent["queued"].clone(), sent["opted_out"].clone(), sent["no_address"].clone()]
+    };
+    contacts(&gateway, "ann", json!({"email": "ann@example.net"}));
+    assert_eq!(to("ann"), [1, 0, 0]);
+    assert_eq!(to("bob"), [0, 0, 1]);
+    prefer(&gateway, "bob", json!({"channels": {"email": false}}));
+    assert_eq!(to("bob"), [0, 1, 0]);
+    let labels = [("decision", "no_address")];
+    gateway.await_metric("archmesh_notification_recipients_total", &labels, |n| n == 1.0);
 }

@@ -308,3 +308,39 @@ fn a_full_disk_loses_nothing() {
     }
     world.finish();
 }
+
+#[test]
+fn a_node_waits_for_a_database_that_starts_later() {
+    let mut server = Postgres::start();
+    let database = server.database();
+    server.kill();
+    let late = || {
+        Setup::new().set("database.url", database.url()).set("database.connect_timeout", "100ms")
+    };
+    let mut gateway = late().set("database.start_timeout", "60s").spawn();
+    eventually("the node waits", || {
+        let awaited = gateway.log.events("database_awaited");
+        (!awaited.is_empty()).then_some(())
+    });
+    assert!(gateway.is_running() && gateway.log.events("node_started").is_empty());
+    server.restart();
+    gateway.await_address();
+    gateway.await_ready();
+    let sent = gateway.result(
+        "v1/notifications",
+        &json!({"user": "ann", "title": "t", "message": "m", "category": "workflow_failed"}),
+    );
+    assert_eq!(sent["delivered"], 1, "{sent}");
+    server.kill();
+    let mut gone = late().set("database.start_timeout", "200ms").spawn();
+    let status = gone.await_exit(crate::support::WAIT);
+    let log = gone.log.text();
+    assert_eq!(status.code(), Some(75), "{log}");
+    assert!(log.contains("database.start_timeout"), "{log}");
+    let mut stopped = late().set("database.start_timeout", "1h").spawn();
+    eventually("the node waits", || {
+        (!stopped.log.events("database_awaited").is_empty()).then_some(())
+    });
+    stopped.signal("TERM");
+    assert!(stopped.await_exit(crate::support::WAIT).success(), "it can be stopped meanwhile");
+}

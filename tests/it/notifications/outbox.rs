@@ -50,7 +50,7 @@ pub fn what_an_application_writes_arrives_in_order(database: &Database) {
 }
 
 pub fn rows_that_can_never_be_published_are_passed_over(database: &Database) {
-    let gateway = database.setup().start();
+    let gateway = database.setup().set("database.backlog_interval", "100ms").start();
     let mut ada = Socket::connect(&gateway, "ada");
     ada.subscribe("feed:a");
     // Made by the database: it is too large for a command line.
@@ -87,6 +87,8 @@ pub fn rows_that_can_never_be_published_are_passed_over(database: &Database) {
     }
     assert!(failed[0][2].contains("nowhere"), "{failed:?}");
     gateway.await_metric("archmesh_outbox_failed_total", &[], |failed| failed == bad as f64);
+    gateway.await_metric("archmesh_outbox_failed", &[], |failed| failed == bad as f64);
+    gateway.await_metric("archmesh_outbox_waiting", &[], |waiting| waiting == 0.0);
     assert_eq!(gateway.log.events("outbox_row_failed").len(), bad);
     let id = sent(&gateway, note("ada", "t"));
     shown(&mut ada, &id);

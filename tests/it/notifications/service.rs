@@ -138,6 +138,7 @@ fn a_database_that_is_not_there_is_told() {
     ] {
         for migrate in [true, false] {
             let setup = Setup::new().set("database.url", &url).set("database.migrate", migrate);
+            let setup = setup.set("database.start_timeout", "200ms");
             let mut gateway = setup.spawn();
             assert!(!gateway.await_exit(EXIT_MAX).success());
             let log = gateway.log.text();

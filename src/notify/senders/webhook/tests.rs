@@ -48,6 +48,7 @@ async fn a_request_is_signed_with_every_secret_and_complete() {
             "timestamp": 1_764_000_000_500u64,
             "data": {
                 "id": "d1",
+                "notification_id": "n1",
                 "user_id": "user-7",
                 "category": "workflow_failed",
                 "priority": "high",

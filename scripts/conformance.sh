@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs the Autobahn suite against the gateway's diagnostic echo endpoint: all 517 cases on a release build, or with
 # QUICK=1 the 337 cases of CI on a development build (fewer sizes and parameters of permessage-deflate).
-# URL=ws://... runs it against an endpoint that is up already. CASES and EXCLUDE narrow the selection.
+# URL=ws://... runs it against an endpoint that is up already, BINARY=path with a gateway that is built already. CASES and EXCLUDE
+# narrow the selection.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -15,9 +16,13 @@ fi
 scripts/deps-conformance.sh
 url=${URL:-}
 if [ -z "$url" ]; then
-    need_toolchain
-    cargo build --locked --quiet --profile $profile --package archmesh-gateway --bin archmesh
-    start_gateway conformance-gateway.log "target/${profile/dev/debug}/archmesh" --config tests/conformance/gateway.toml
+    binary=${BINARY:-}
+    if [ -z "$binary" ]; then
+        need_toolchain
+        cargo build --locked --quiet --profile $profile --package archmesh-gateway --bin archmesh
+        binary=target/${profile/dev/debug}/archmesh
+    fi
+    start_gateway conformance-gateway.log "$binary" --config tests/conformance/gateway.toml
     url=ws://$GATEWAY/echo
 fi
 

@@ -12,7 +12,8 @@ step() {
 step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps --locked --quiet
-step cargo test --locked --quiet --test tidy
+# The whole workspace, so that nothing is compiled anew that the tests have compiled.
+step cargo test --workspace --locked --quiet --test tidy
 if have shellcheck; then
     step shellcheck scripts/*.sh .ci/run
 else

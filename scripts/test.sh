@@ -13,6 +13,8 @@ if have cargo-nextest; then
     runner="cargo nextest"
     # Most of them wait most of the time.
     threads=$(($(nproc) * 3 / 2))
+    # It is among what the tests of the workspace are built with.
+    export LOADTEST_BINARY=target/debug/archmesh-loadtest
     cargo nextest run --workspace --no-fail-fast --test-threads "$threads" "$@" || status=$?
     # nextest leaves documentation examples to cargo.
     cargo test --workspace --doc --quiet || status=$?

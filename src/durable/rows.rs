@@ -64,7 +64,7 @@ pub(super) fn json(rows: &impl Serialize) -> Result<String, StoreError> {
     serde_json::to_string(rows).map_err(|_| StoreError::Unexpected("rows that are no JSON"))
 }
 
-/// Channels with a place each, as [`json`] with the columns `channel` and `seq`.
+/// Channels with a place each, as the text of [`fn@json`] with the columns `channel` and `seq`.
 pub(super) fn places<'a>(
     places: impl IntoIterator<Item = (&'a str, i64)>,
 ) -> Result<String, StoreError> {

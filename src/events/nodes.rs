@@ -2,7 +2,7 @@
 //!
 //! A run is gone when its number of batches stands still for `events.node_ttl` while this node could look all the time: after an
 //! outage of the database everybody has the whole time again, and no clocks are compared. It is marked first, so a run that was
-//! only away finds that out with its next write, comes back as another and takes its sessions and channels along ([`rejoin`]).
+//! only away finds that out with its next write, comes back as another and takes its sessions and channels along (`recorder`).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -49,7 +49,7 @@ impl Durable {
                 Ok(()) => {}
             }
         }
-        while self.store.run(self.shorten()).await? {}
+        while self.shorten().await? {}
         let table = match self.store.dialect() {
             Dialect::Postgres => "archmesh_publications_default",
             Dialect::Sqlite => "archmesh_publications",
@@ -75,17 +75,10 @@ impl Durable {
     ) -> Result<u64, StoreError> {
         let mut all = 0;
         loop {
-            let delete = async {
-                let mut transaction = self.store.begin().await?;
-                let sql = format!(
-                    "DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {condition} LIMIT $2)"
-                );
-                let deleted =
-                    transaction.execute(sql, &[Arg::Int(time), Arg::Int(BATCH.into())]).await?;
-                transaction.commit().await?;
-                Ok(deleted)
-            };
-            let deleted = self.store.run(delete).await?;
+            let sql = format!(
+                "DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {condition} LIMIT $2)"
+            );
+            let deleted = self.store.write(sql, &[Arg::Int(time), Arg::Int(BATCH.into())]).await?;
             all += deleted;
             if deleted < u64::from(BATCH) {
                 return Ok(all);
@@ -95,17 +88,23 @@ impl Durable {
 
     /// Shortens streams that hold a quarter more than they keep. Answers whether there may be more.
     async fn shorten(&self) -> Result<bool, StoreError> {
-        let mut transaction = self.store.begin().await?;
         let sql = "SELECT channel, top_seq - size_max FROM archmesh_streams \
                    WHERE top_seq - size_max - floor_seq > size_max / 4 ORDER BY channel LIMIT $1";
         let mut floors = Vec::new();
-        for row in transaction.fetch(sql, &[Arg::Int(BATCH.into())]).await? {
+        for row in self.store.read(sql, &[Arg::Int(BATCH.into())]).await? {
             floors.push((row.text(0)?, row.int(1)?));
         }
+        if floors.is_empty() {
+            return Ok(false);
+        }
         let some = floors.iter().map(|(channel, seq)| (channel.as_str(), *seq));
-        let deleted =
-            if floors.is_empty() { 0 } else { rows::raise_floors(&mut transaction, some).await? };
-        transaction.commit().await?;
+        let shorten = async {
+            let mut transaction = self.store.begin().await?;
+            let deleted = rows::raise_floors(&mut transaction, some).await?;
+            transaction.commit().await?;
+            Ok(deleted)
+        };
+        let deleted = self.store.run(shorten).await?;
         self.stats.deleted.fetch_add(deleted, Ordering::Relaxed);
         Ok(floors.len() as u64 == u64::from(BATCH))
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::append::Appends;
 use super::rows;
-use crate::store::{Arg, Store, StoreError, Transaction, now_ms};
+use crate::store::{Arg, Store, StoreError, now_ms};
 
 /// Where a stream stands and how far back it reaches.
 #[derive(Clone, Copy, Debug)]
@@ -64,25 +64,19 @@ impl<F: Fn(u64) -> bool + Send + Sync> Reader<'_, F> {
         let mut found = HashMap::<String, Vec<Placed>>::new();
         if !asked.is_empty() {
             let asked = rows::json(&asked)?;
-            let read = async {
-                let mut transaction = self.store.begin_read().await?;
-                let columns = [("channel", true), ("after_seq", false), ("until_seq", false)];
-                // Of each channel the newest as far as they fit.
-                let sql = format!(
-                    "SELECT {} FROM (SELECT p.*, \
-                     sum(length(p.data)) OVER (PARTITION BY p.channel ORDER BY p.seq DESC) AS bytes \
-                     FROM {} JOIN archmesh_publications p ON p.channel = r.channel \
-                     AND p.seq > r.after_seq AND p.seq <= r.until_seq AND p.expires_at > $2) p \
-                     WHERE p.bytes - length(p.data) < $3 ORDER BY p.channel, p.seq",
-                    rows::columns_of_p(),
-                    transaction.dialect().rows("$1", &columns)
-                );
-                let args = [Arg::Text(&asked), Arg::Int(now_ms()), Arg::Int(self.bytes_max)];
-                let read = transaction.fetch(sql, &args).await?;
-                transaction.commit().await?;
-                Ok(read)
-            };
-            for row in self.store.run(read).await? {
+            let columns = [("channel", true), ("after_seq", false), ("until_seq", false)];
+            // Of each channel the newest as far as they fit.
+            let sql = format!(
+                "SELECT {} FROM (SELECT p.*, \
+                 sum(length(p.data)) OVER (PARTITION BY p.channel ORDER BY p.seq DESC) AS bytes \
+                 FROM {} JOIN archmesh_publications p ON p.channel = r.channel \
+                 AND p.seq > r.after_seq AND p.seq <= r.until_seq AND p.expires_at > $2) p \
+                 WHERE p.bytes - length(p.data) < $3 ORDER BY p.channel, p.seq",
+                rows::columns_of_p(),
+                self.store.dialect().rows("$1", &columns)
+            );
+            let args = [Arg::Text(&asked), Arg::Int(now_ms()), Arg::Int(self.bytes_max)];
+            for row in self.store.read(sql, &args).await? {
                 let stand = stands.get(&row.text(0)?);
                 let epoch = stand.ok_or(StoreError::Unexpected("another stream"))?.top.epoch;
                 let (channel, placed) = rows::placed(&row, epoch, (&self.is_own, self.now))?;
@@ -118,28 +112,23 @@ impl<F: Fn(u64) -> bool + Send + Sync> Reader<'_, F> {
             (since.unwrap_or(0).max(stand.floor), i64::MAX, "ASC")
         };
         let until = before.min(rows::seq(top.offset).saturating_add(1));
-        let read = async {
-            let mut transaction = self.store.begin_read().await?;
-            let sql = format!(
-                "SELECT {} FROM (SELECT p.*, sum(length(p.data)) OVER (ORDER BY p.seq {order}) AS bytes FROM \
-                 (SELECT * FROM archmesh_publications p WHERE p.channel = $1 AND p.seq > $2 AND p.seq < $3 \
-                 AND p.expires_at > $4 ORDER BY p.seq {order} LIMIT $5) p) p \
-                 WHERE p.bytes - length(p.data) < $6 ORDER BY p.seq {order}",
-                rows::columns_of_p()
-            );
-            let args = [
-                channel.into(),
-                after.into(),
-                until.into(),
-                now_ms().into(),
-                i64::from(query.limit).into(),
-                self.bytes_max.into(),
-            ];
-            let read = transaction.fetch(sql, &args).await?;
-            transaction.commit().await?;
-            Ok(read)
-        };
-        let read = self.store.run(read).await?;
+        let sql = format!(
+            "SELECT {} FROM (SELECT p.*, sum(length(p.data)) OVER (ORDER BY p.seq {order}) AS bytes FROM \
+             (SELECT * FROM archmesh_publications p WHERE p.channel = $1 AND p.seq > $2 AND p.seq < $3 \
+             AND p.expires_at > $4 ORDER BY p.seq {order} LIMIT $5) p) p \
+             WHERE p.bytes - length(p.data) < $6 ORDER BY p.seq {order}",
+            rows::columns_of_p()
+        );
+        let limit = i64::from(query.limit);
+        let args = [
+            channel.into(),
+            after.into(),
+            until.into(),
+            now_ms().into(),
+            limit.into(),
+            self.bytes_max.into(),
+        ];
+        let read = self.store.read(sql, &args).await?;
         let page = read.iter().map(|row| {
             rows::placed(row, top.epoch, (&self.is_own, self.now)).map(|(_, placed)| placed)
         });
@@ -177,31 +166,18 @@ impl<F: Fn(u64) -> bool + Send + Sync> Reader<'_, F> {
 
     async fn known_stands(&self, channels: &[&str]) -> Result<HashMap<String, Stand>, StoreError> {
         let names = rows::json(&channels)?;
-        let read = async {
-            let mut transaction = self.store.begin_read().await?;
-            let stands = stands_in(&mut transaction, &names, &self.appends.incarnation).await?;
-            transaction.commit().await?;
-            Ok(stands)
-        };
-        self.store.run(read).await
+        let sql = format!(
+            "SELECT channel, epoch, top_seq, floor_seq, size_max FROM archmesh_streams \
+             WHERE channel IN {} AND incarnation = {}",
+            self.store.dialect().texts("$1"),
+            self.appends.incarnation
+        );
+        let mut stands = HashMap::new();
+        for row in self.store.read(sql, &[Arg::Text(&names)]).await? {
+            let top = rows::position(&row.text(1)?, row.int(2)?)?;
+            let newest = row.int(2)?.saturating_sub(row.int(4)?);
+            stands.insert(row.text(0)?, Stand { top, floor: row.int(3)?.max(newest) });
+        }
+        Ok(stands)
     }
-}
-
-async fn stands_in(
-    transaction: &mut Transaction,
-    channels: &str,
-    incarnation: &str,
-) -> Result<HashMap<String, Stand>, StoreError> {
-    let sql = format!(
-        "SELECT channel, epoch, top_seq, floor_seq, size_max FROM archmesh_streams \
-         WHERE channel IN {} AND incarnation = {incarnation}",
-        transaction.dialect().texts("$1")
-    );
-    let mut stands = HashMap::new();
-    for row in transaction.fetch(sql, &[Arg::Text(channels)]).await? {
-        let top = rows::position(&row.text(1)?, row.int(2)?)?;
-        let newest = row.int(2)?.saturating_sub(row.int(4)?);
-        stands.insert(row.text(0)?, Stand { top, floor: row.int(3)?.max(newest) });
-    }
-    Ok(stands)
 }

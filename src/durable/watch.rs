@@ -308,17 +308,12 @@ impl Durable {
     /// Keeps positions of channels that somebody follows.
     async fn touch(&self, chunk: &[ChannelName]) {
         let names: Vec<&str> = chunk.iter().map(|channel| &**channel).collect();
-        let touch = async {
-            let names = rows::json(&names)?;
-            let mut transaction = self.store.begin().await?;
-            let sql = format!(
-                "UPDATE archmesh_streams SET updated_at = $2 WHERE channel IN {}",
-                transaction.dialect().texts("$1")
-            );
-            transaction.execute(sql, &[Arg::Text(&names), Arg::Int(now_ms())]).await?;
-            transaction.commit().await
-        };
-        if let Err(error) = self.store.run(touch).await {
+        let Ok(names) = rows::json(&names) else { return };
+        let sql = format!(
+            "UPDATE archmesh_streams SET updated_at = $2 WHERE channel IN {}",
+            self.store.dialect().texts("$1")
+        );
+        if let Err(error) = self.store.write(sql, &[Arg::Text(&names), Arg::Int(now_ms())]).await {
             tracing::debug!(category = "database", event = "positions_untouched", %error);
         }
     }

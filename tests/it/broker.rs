@@ -412,7 +412,7 @@ fn channels_are_spread_over_independent_servers() {
         gateway.await_metric("archmesh_broker_probe_seconds", &[], |seconds| seconds > 0.0);
     }
     let (mut on_a, mut on_b) = (Socket::connect(&a, "ada"), Socket::connect(&b, "bob"));
-    let channels: Vec<String> = (0..8).map(|n| format!("session:{n}")).collect();
+    let channels: Vec<String> = (0..24).map(|n| format!("session:{n}")).collect();
     for channel in &channels {
         on_b.subscribe(channel);
         on_a.publish(channel, json!({"n": 1}));

@@ -29,7 +29,12 @@ pub fn exactly_what_was_missed_comes_back() {
     let mut ada = Socket::connect(&gateway, "ada");
     let subscribed = ada.recover("chat:room", &seen);
     assert_eq!(subscribed["recovered"], true);
-    assert_eq!(numbers(&subscribed["messages"]), (1..=50).collect::<Vec<_>>());
+    let mut came = numbers(&subscribed["messages"]);
+    // Through Redis the answer to a publisher may be faster than the publication, which then comes live.
+    while came.len() < 50 {
+        came.push(ada.take("message")["data"].as_u64().expect("a number"));
+    }
+    assert_eq!(came, (1..=50).collect::<Vec<_>>());
     gateway.publish("chat:room", json!(51));
     assert_eq!(ada.take("message")["data"], 51);
     assert_eq!(ada.settled("message").len(), 0, "nothing comes twice");

@@ -9,8 +9,10 @@ CREATE TABLE archmesh_streams (
     epoch       TEXT   NOT NULL,
     -- Of the newest publication.
     top_seq     BIGINT NOT NULL,
-    -- Everything up to here was removed, or is more than the channel keeps.
+    -- Everything up to here was removed: nobody reads it any more.
     floor_seq   BIGINT NOT NULL DEFAULT 0,
+    -- Rows up to here have been deleted.
+    deleted_seq BIGINT NOT NULL DEFAULT 0,
     -- Publications that the channel keeps.
     size_max    BIGINT NOT NULL,
     -- Life of the database in which the row was written: another one may have lost newer publications, so the stream begins

@@ -266,8 +266,13 @@ impl Work<'_> {
             transaction.execute(sql, &[Arg::Text(&rows::places(tops)?)]).await?;
         }
         if !self.removals.is_empty() {
+            // Nobody reads the rows from now on; the keeper deletes them.
             let floors = self.removals.iter().map(|(channel, seq)| (*channel, *seq));
-            rows::raise_floors(transaction, floors).await?;
+            let sql = format!(
+                "UPDATE archmesh_streams SET floor_seq = r.seq FROM {} WHERE archmesh_streams.channel = r.channel",
+                dialect.rows("$1", &[("channel", true), ("seq", false)])
+            );
+            transaction.execute(sql, &[Arg::Text(&rows::places(floors)?)]).await?;
         }
         Ok(())
     }

@@ -12,8 +12,11 @@ use crate::store::{Arg, Dialect, StoreError, Transaction, now_ms};
 const DAY_MS: i64 = 86_400_000;
 /// Partitions for the longest life of a publication.
 const PARTITIONS: i64 = 30;
-/// Streams that one transaction shortens; also rows that one deletes.
+/// Rows that one statement deletes because they have expired.
 const BATCH: u32 = 1_000;
+/// Streams that one transaction shortens, and rows of each.
+const STREAMS: i64 = 50;
+const ROWS: i64 = 1_000;
 /// Taken while partitions change.
 const PARTITION_LOCK: i64 = 0x6172_6368_6d65_7368;
 
@@ -86,27 +89,37 @@ impl Durable {
         }
     }
 
-    /// Shortens streams that hold a quarter more than they keep. Answers whether there may be more.
+    /// Deletes rows of streams that were removed, or hold a quarter more than they keep. Answers whether there may be more.
     async fn shorten(&self) -> Result<bool, StoreError> {
-        let sql = "SELECT channel, top_seq - size_max FROM archmesh_streams \
-                   WHERE top_seq - size_max - floor_seq > size_max / 4 ORDER BY channel LIMIT $1";
-        let mut floors = Vec::new();
-        for row in self.store.read(sql, &[Arg::Int(BATCH.into())]).await? {
-            floors.push((row.text(0)?, row.int(1)?));
-        }
-        if floors.is_empty() {
+        let due = "SELECT channel, deleted_seq, \
+                   CASE WHEN floor_seq > top_seq - size_max THEN floor_seq ELSE top_seq - size_max END \
+                   FROM archmesh_streams WHERE floor_seq > deleted_seq \
+                   OR top_seq - size_max - deleted_seq > size_max / 4 ORDER BY channel LIMIT $1";
+        if self.store.read(due, &[Arg::Int(1)]).await?.is_empty() {
             return Ok(false);
         }
-        let some = floors.iter().map(|(channel, seq)| (channel.as_str(), *seq));
         let shorten = async {
             let mut transaction = self.store.begin().await?;
-            let deleted = rows::raise_floors(&mut transaction, some).await?;
+            // One that is being published to is shortened in the next round: nobody waits for anybody here.
+            let sql = format!("{due} {}", transaction.dialect().skip_locked());
+            let streams = transaction.fetch(sql, &[Arg::Int(STREAMS)]).await?;
+            let (mut more, mut deleted) = (streams.len() as u64 == STREAMS as u64, 0);
+            for row in streams {
+                let (channel, from, until) = (row.text(0)?, row.int(1)?, row.int(2)?);
+                let to = until.min(from.saturating_add(ROWS));
+                more |= to < until;
+                let args = [Arg::Text(&channel), Arg::Int(to), Arg::Int(from)];
+                let sql = "DELETE FROM archmesh_publications WHERE channel = $1 AND seq <= $2 AND seq > $3";
+                deleted += transaction.execute(sql, &args).await?;
+                let sql = "UPDATE archmesh_streams SET deleted_seq = $2 WHERE channel = $1";
+                transaction.execute(sql, &args[..2]).await?;
+            }
             transaction.commit().await?;
-            Ok(deleted)
+            Ok((more, deleted))
         };
-        let deleted = self.store.run(shorten).await?;
+        let (more, deleted) = self.store.run(shorten).await?;
         self.stats.deleted.fetch_add(deleted, Ordering::Relaxed);
-        Ok(floors.len() as u64 == u64::from(BATCH))
+        Ok(more)
     }
 
     async fn keep_partitions(&self) -> Result<(), StoreError> {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::broker::record;
-use crate::store::{Arg, Row, StoreError, Transaction};
+use crate::store::{Row, StoreError};
 
 /// Columns of a publication, and which of them are text.
 pub(super) const COLUMNS: [(&str, bool); 11] = [
@@ -70,25 +70,6 @@ pub(super) fn places<'a>(
 ) -> Result<String, StoreError> {
     let places = places.into_iter().map(|(channel, seq)| json!({ "channel": channel, "seq": seq }));
     json(&places.collect::<Vec<_>>())
-}
-
-/// Forgets what the channels have up to a place each. Answers how many publications that were.
-pub(super) async fn raise_floors<'a>(
-    transaction: &mut Transaction,
-    floors: impl IntoIterator<Item = (&'a str, i64)>,
-) -> Result<u64, StoreError> {
-    let floors = places(floors)?;
-    let table = transaction.dialect().rows("$1", &[("channel", true), ("seq", false)]);
-    let sql = format!(
-        "UPDATE archmesh_streams SET floor_seq = r.seq FROM {table} \
-         WHERE archmesh_streams.channel = r.channel AND archmesh_streams.floor_seq < r.seq"
-    );
-    transaction.execute(sql, &[Arg::Text(&floors)]).await?;
-    let sql = format!(
-        "DELETE FROM archmesh_publications WHERE EXISTS (SELECT 1 FROM {table} \
-         WHERE r.channel = archmesh_publications.channel AND archmesh_publications.seq <= r.seq)"
-    );
-    transaction.execute(sql, &[Arg::Text(&floors)]).await
 }
 
 /// A position as it is stored.

@@ -310,8 +310,10 @@ impl Durable {
         let names: Vec<&str> = chunk.iter().map(|channel| &**channel).collect();
         let Ok(names) = rows::json(&names) else { return };
         let sql = format!(
-            "UPDATE archmesh_streams SET updated_at = $2 WHERE channel IN {}",
-            self.store.dialect().texts("$1")
+            "UPDATE archmesh_streams SET updated_at = $2 WHERE channel IN \
+             (SELECT channel FROM archmesh_streams WHERE channel IN {} ORDER BY channel {})",
+            self.store.dialect().texts("$1"),
+            self.store.dialect().skip_locked()
         );
         if let Err(error) = self.store.write(sql, &[Arg::Text(&names), Arg::Int(now_ms())]).await {
             tracing::debug!(category = "database", event = "positions_untouched", %error);

@@ -146,13 +146,14 @@ fn refusal(error: &StoreError) -> ClientError {
             "the database failed, or did not answer in time: it is not known whether it was published; try again, \
              with the same idempotency_key"
         }
+        error if error.is_conflict() => "others were in the way: nothing was published; try again",
         StoreError::Unexpected(_) | StoreError::Failed(_) => {
             "the database does not take the publication; the gateway's log says why"
         }
         _ => "the database did not take the publication; try again",
     };
     let code = match error.root() {
-        error if error.is_outage() => ErrorCode::Unavailable,
+        error if error.is_outage() || error.is_conflict() => ErrorCode::Unavailable,
         StoreError::Unexpected(_) | StoreError::Failed(_) => ErrorCode::SystemError,
         _ => ErrorCode::Unavailable,
     };

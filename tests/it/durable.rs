@@ -146,15 +146,18 @@ fn old_and_superfluous_publications_are_deleted(database: &Database) {
 }
 
 fn a_removed_history_stays_removed(database: &Database) {
-    let gateway = setup(database).start();
+    let gateway = setup(database).set("durable.clean_interval", "100ms").start();
     let mut socket = Socket::connect(&gateway, "ada");
     let first = socket.publish("chat:room", json!(1));
     socket.publish("chat:room", json!(2));
     gateway.result("history_remove", &json!({"channel": "chat:room"}));
-    assert_eq!(database.number("SELECT count(*) FROM archmesh_publications"), 0);
     socket.publish("chat:room", json!(3));
     let read = gateway.result("history", &json!({"channel": "chat:room", "limit": 100}));
     assert_eq!(offsets(&read["publications"]), [3]);
+    eventually("the rows are deleted", || {
+        let rows = database.number("SELECT count(*) FROM archmesh_publications");
+        (rows == 1).then_some(())
+    });
     drop(gateway);
     let gateway = setup(database).start();
     let mut socket = Socket::connect(&gateway, "ada");

@@ -255,7 +255,7 @@ impl Durable {
         taken_at: i64,
     ) {
         let position = StreamPosition { offset: 0, epoch: OUTSIDE };
-        let unix = Duration::from_millis(taken_at.try_into().unwrap_or_default());
+        let unix = rows::unix(taken_at);
         self.tell_others(channel, position, Some((&publish, origin, unix)));
         self.tell_application(channel, &publish, position);
         let sender = publish.sender_without_copy(origin);

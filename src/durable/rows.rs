@@ -55,7 +55,7 @@ pub(super) fn placed(
         ..Publish::default()
     };
     let position = StreamPosition { offset: offset(row.int(1)?), epoch };
-    let unix = Duration::from_millis(row.int(3)?.try_into().unwrap_or_default());
+    let unix = unix(row.int(3)?);
     Ok((row.text(0)?, Placed { position, unix, publish: Arc::new(publish), sender }))
 }
 
@@ -86,6 +86,11 @@ pub(super) fn seq(offset: u64) -> i64 {
 /// Reads [`seq`].
 pub(super) fn offset(seq: i64) -> u64 {
     seq.try_into().unwrap_or_default()
+}
+
+/// A stored time.
+pub(super) fn unix(millis: i64) -> Duration {
+    Duration::from_millis(millis.try_into().unwrap_or_default())
 }
 
 /// Whole milliseconds.

@@ -37,7 +37,7 @@ struct Attached {
     /// From this position on.
     known: Option<StreamPosition>,
     members: Option<Members>,
-    /// Counts what was asked for.
+    /// Number of what was asked for last.
     asked: u64,
     /// Whether the home has had a snapshot.
     settled: bool,
@@ -58,6 +58,8 @@ struct Table {
     queued: HashSet<ChannelName>,
     /// Channels to look at without doubt.
     suspects: HashSet<ChannelName>,
+    /// Newest number of something that was asked for: never the same again, also for a channel that was left meanwhile.
+    asked: u64,
 }
 
 /// See the module's documentation.
@@ -69,6 +71,11 @@ pub(super) struct Watch {
 }
 
 impl Table {
+    fn next_asked(&mut self) -> u64 {
+        self.asked += 1;
+        self.asked
+    }
+
     fn queue(&mut self, channel: &ChannelName) {
         if self.queued.insert(Arc::clone(channel)) {
             self.work.push_back(Arc::clone(channel));
@@ -95,7 +102,7 @@ impl Watch {
             owed: !wait,
             known: None,
             members: None,
-            asked: 0,
+            asked: table.next_asked(),
             settled: false,
             seen: None,
             doubted: None,
@@ -126,10 +133,10 @@ impl Watch {
 
     fn want(&self, channel: &ChannelName, change: impl FnOnce(&mut Attached)) {
         let mut table = self.table();
+        let asked = table.next_asked();
         let Some(attached) = table.channels.get_mut(channel) else { return };
         change(attached);
-        attached.owed = true;
-        attached.asked += 1;
+        (attached.owed, attached.asked) = (true, asked);
         attached.unlinked_told = false;
         table.queue(channel);
         drop(table);

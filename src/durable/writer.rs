@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Instant;
 
-use super::Durable;
 use super::append::{Append, AppendKind, Appended};
+use super::{Durable, rows};
 use crate::store::{StoreError, commit_batch};
 
 /// Publications of one transaction, about.
@@ -117,7 +117,7 @@ impl Durable {
                 ChannelUpdate::Removed(position)
             }
             AppendKind::Publish { publish, taken_at, .. } => {
-                let unix = Duration::from_millis(taken_at.try_into().unwrap_or_default());
+                let unix = rows::unix(taken_at);
                 self.tell_others(&channel, position, Some((&publish, origin, unix)));
                 self.tell_application(&channel, &publish, position);
                 let sender = publish.sender_without_copy(origin);

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::delivery::receiver::{Arrived, Receiver};
 use crate::gateway::{Gateway, Setup};
-use crate::notifications::database::Database;
+use crate::notifications::database::{Database, on_both_databases};
 use crate::support::{API_KEY, eventually};
 
 /// Secret that signs webhooks.
@@ -20,28 +20,6 @@ const HOOK_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwAAAAAAAAAAA=";
 
 /// Clients' messages in `chat` are told.
 const CHAT: &str = "[[namespaces]]\nname = \"chat\"\nwebhook_messages = true\n";
-
-macro_rules! on_both_databases {
-    ($($module:ident::$name:ident),+ $(,)?) => {
-        mod sqlite {
-            $(
-                #[test]
-                fn $name() {
-                    super::$module::$name(&super::Database::sqlite());
-                }
-            )+
-        }
-
-        mod postgresql {
-            $(
-                #[test]
-                fn $name() {
-                    super::$module::$name(&super::Database::postgres());
-                }
-            )+
-        }
-    };
-}
 
 on_both_databases!(
     audit::changes_are_recorded_with_who_made_them,

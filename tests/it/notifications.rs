@@ -18,29 +18,7 @@ use serde_json::{Value, json};
 
 use crate::gateway::Gateway;
 use crate::socket::Socket;
-use database::Database;
-
-macro_rules! on_both_databases {
-    ($($module:ident::$name:ident),+ $(,)?) => {
-        mod sqlite {
-            $(
-                #[test]
-                fn $name() {
-                    super::$module::$name(&super::Database::sqlite());
-                }
-            )+
-        }
-
-        mod postgresql {
-            $(
-                #[test]
-                fn $name() {
-                    super::$module::$name(&super::Database::postgres());
-                }
-            )+
-        }
-    };
-}
+use database::{Database, on_both_databases};
 
 on_both_databases!(
     sending::one_user_gets_it_and_nobody_else,

@@ -7,7 +7,6 @@ use serde_json::json;
 use crate::gateway::{Gateway, with_redis};
 use crate::redis::Redis;
 use crate::socket::Socket;
-use crate::{pubsub, recovery};
 
 macro_rules! through_redis {
     ($($module:ident::$name:ident),+ $(,)?) => {
@@ -15,28 +14,13 @@ macro_rules! through_redis {
             #[test]
             fn $name() {
                 let redis = Redis::start(&[]);
-                with_redis(&redis.url(), $module::$name);
+                with_redis(&redis.url(), crate::$module::$name);
             }
         )+
     };
 }
 
-through_redis!(
-    pubsub::one_shard_delivers,
-    pubsub::two_shards_deliver,
-    pubsub::every_shard_gets_what_any_shard_publishes,
-    pubsub::the_server_api_reaches_sockets,
-    pubsub::order_holds_while_many_publish,
-    pubsub::server_side_subscriptions_come_with_the_welcome,
-    pubsub::presence_tells_who_is_there,
-    pubsub::a_repeated_publication_is_published_once,
-    pubsub::large_data_goes_both_ways,
-    recovery::exactly_what_was_missed_comes_back,
-    recovery::what_the_history_does_not_hold_is_said,
-    recovery::no_gap_and_no_duplicate_while_others_publish,
-    recovery::the_first_message_may_carry_positions,
-    recovery::history_is_read_in_pages,
-);
+for_every_kind_of_channel!(through_redis);
 
 #[test]
 fn a_restarted_node_goes_on_where_it_was() {

@@ -11,7 +11,7 @@ use crate::delivery::receiver::{Receiver, Reply};
 use crate::gateway::Gateway;
 use crate::postgres::Postgres;
 use crate::socket::{Opening, Socket};
-use crate::support::{WAIT, eventually, root, token};
+use crate::support::{WAIT, eventually, token};
 
 pub fn sessions_come_and_go(database: &Database) {
     let setup = || {
@@ -252,24 +252,13 @@ fn the_documented_rights_are_enough() {
     dead.await_events("", 1);
     dead.signal("KILL");
     dead.await_exit(WAIT);
-    let Database::Postgres(postgres) = &database else { unreachable!() };
-    let role = format!("recorder_{}", std::process::id());
-    let page = std::fs::read_to_string(root().join("docs/database.md")).unwrap();
-    let grants: Vec<String> = page
-        .lines()
-        .filter(|line| line.starts_with("GRANT") && line.ends_with("TO archmesh;"))
-        .filter(|line| !line.contains("CONNECT"))
-        .map(|line| line.replace("TO archmesh;", &format!("TO {role};")))
-        .collect();
-    database.query(&format!("CREATE ROLE {role} LOGIN; {}", grants.join(" ")));
-    let url = postgres.url();
-    let (_, place) = url.split_once('@').unwrap();
+    let role = database.documented_role();
     let hook = Receiver::with(|_| Reply::Status(500));
     let kinds = "\"message\", \"channel_occupied\", \"channel_vacated\"";
     let gateway = recording(&database, "connected,disconnected")
         .toml(&format!("{CHAT}{}", hook_toml(&hook.url("/"), kinds, "attempts_max = 1")))
         .set("database.migrate", false)
-        .set("database.url", format!("postgres://{role}@{place}"))
+        .set("database.url", role.url())
         .set("events.channels", "chat:")
         .set("events.sessions", true)
         .set("events.retention", "4s")
@@ -292,6 +281,4 @@ fn the_documented_rights_are_enough() {
         (database.number(left) == 0).then_some(())
     });
     assert!(gateway.log.events("event_not_recorded").is_empty());
-    drop(gateway);
-    database.query(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
 }

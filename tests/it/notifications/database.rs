@@ -1,5 +1,6 @@
 //! The database of a test, of either kind, and what the rows say.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteRow};
@@ -10,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::chaos::hold;
 use crate::gateway::Setup;
 use crate::postgres::{Postgres, PostgresDatabase};
-use crate::support::{WAIT, eventually};
+use crate::support::{WAIT, eventually, root};
 
 /// Inboxes whose counters are not what the rows say, of which there must be none.
 const DRIFTED: &str = "SELECT b.user_id, b.last_seq, b.unread, b.unseen, b.unacked FROM archmesh_inboxes b WHERE \
@@ -21,6 +22,53 @@ const DRIFTED: &str = "SELECT b.user_id, b.last_seq, b.unread, b.unseen, b.unack
     OR b.unacked <> (SELECT count(*) FROM archmesh_inbox i \
         WHERE i.user_id = b.user_id AND i.acked_at IS NULL AND i.archived_at IS NULL) \
     OR b.last_seq < (SELECT coalesce(max(i.seq), 0) FROM archmesh_inbox i WHERE i.user_id = b.user_id)";
+
+/// Runs each test on a database of either kind.
+macro_rules! on_both_databases {
+    ($($module:ident::$name:ident),+ $(,)?) => {
+        mod sqlite {
+            $(
+                #[test]
+                fn $name() {
+                    super::$module::$name(&crate::notifications::database::Database::sqlite());
+                }
+            )+
+        }
+
+        mod postgresql {
+            $(
+                #[test]
+                fn $name() {
+                    super::$module::$name(&crate::notifications::database::Database::postgres());
+                }
+            )+
+        }
+    };
+}
+pub(crate) use on_both_databases;
+
+/// A role of PostgreSQL with the rights that docs/database.md names and no others; gone with the value.
+#[derive(Debug)]
+pub struct DocumentedRole<'a> {
+    database: &'a Database,
+    name: String,
+    url: String,
+}
+
+impl DocumentedRole<'_> {
+    /// URL for a gateway that has this role.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+impl Drop for DocumentedRole<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.database.query(&format!("DROP OWNED BY {0}; DROP ROLE {0}", self.name));
+        }
+    }
+}
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -39,6 +87,27 @@ impl Database {
     /// An empty file.
     pub fn sqlite() -> Self {
         Self::Sqlite(tempfile::tempdir().unwrap())
+    }
+
+    /// Makes a role for gateways, with the rights that are documented; the tables exist. PostgreSQL only.
+    pub fn documented_role(&self) -> DocumentedRole<'_> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let Self::Postgres(postgres) = self else { panic!("SQLite has no roles") };
+        let name =
+            format!("gateway_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let page = std::fs::read_to_string(root().join("docs/database.md")).unwrap();
+        let grants: Vec<String> = page
+            .lines()
+            .filter(|line| line.starts_with("GRANT") && line.ends_with("TO archmesh;"))
+            .filter(|line| !line.contains("CONNECT"))
+            .map(|line| line.replace("TO archmesh;", &format!("TO {name};")))
+            .collect();
+        assert!(grants.len() > 5, "{grants:?}");
+        self.query(&format!("CREATE ROLE {name} LOGIN; {}", grants.join(" ")));
+        let url = postgres.url();
+        let (_, place) = url.split_once('@').unwrap();
+        let url = format!("postgres://{name}@{place}");
+        DocumentedRole { database: self, name, url }
     }
 
     /// An empty one of the same kind.

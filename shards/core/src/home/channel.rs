@@ -55,6 +55,8 @@ pub(super) struct HomeChannel {
 impl HomeChannel {
     pub(super) fn new(name: ChannelName, env: &mut HomeEnv<'_>) -> Self {
         let namespace = namespace_of(&name, env.settings);
+        let durable = env.settings.namespaces.get(namespace).durable;
+        let linked = env.settings.broker.is_some() || durable;
         Self {
             namespace,
             position: StreamPosition { offset: 0, epoch: env.random.epoch() },
@@ -63,8 +65,8 @@ impl HomeChannel {
             compression: ShardSet::default(),
             presence: None,
             idempotency: None,
-            link: if env.settings.is_linked(&name) { Link::Detached } else { Link::Alone },
-            durable: env.settings.namespaces.is_durable(&name),
+            link: if linked { Link::Detached } else { Link::Alone },
+            durable,
             paging: None,
             serial: 0,
             used_at: env.now.mono.into(),

@@ -1,9 +1,10 @@
 //! Starts a node and runs it to its end.
 //!
-//! Order of the start: logs, probe of the machine, certificates and keys, engine, control plane, internal listener,
+//! Order of the start: logs, probe of the machine, certificates, Redis and cache, keys, database, engine, control plane, internal listener,
 //! readiness. Whatever fails before readiness ends the process with one sentence that names the mend; nothing is left
 //! running.
 
+mod caches;
 mod engine_config;
 mod greeting;
 mod opening;
@@ -30,11 +31,12 @@ use tokio::task::JoinSet;
 use crate::bridge::{self, Bridge, BridgeLimits};
 use crate::broker::Broker;
 use crate::broker::mail::Mail;
+use crate::cache::{Cache, CacheError};
 use crate::cluster::Cluster;
 use crate::config::sections::{Environment, LogFormat};
 use crate::config::{Config, Loaded};
 use crate::durable::Durable;
-use crate::events::Events;
+use crate::events::{self, Events};
 use crate::health::{Health, LifePhase};
 use crate::hooks::{HookSetups, Hooks};
 use crate::http::{HttpLimits, HttpServer, serve_listener};
@@ -52,6 +54,7 @@ use crate::store::{Store, StoreStartError};
 use crate::tls::{LoadedTls, TlsError};
 use crate::{agent, drain, reload, sampler, supervise};
 use engine_config::Seeds;
+use tokens::Lender;
 
 /// Least age of a heartbeat that counts as a stall: an idle shard turns once a second.
 const STALL_LIMIT_MIN: Duration = Duration::from_secs(2);
@@ -81,6 +84,8 @@ enum NodeError {
     Cluster(#[from] crate::cluster::ClusterError),
     #[error(transparent)]
     Redis(#[from] crate::redis::RedisUrlError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     #[error(transparent)]
     Store(#[from] StoreStartError),
     #[error(transparent)]
@@ -119,7 +124,9 @@ pub fn serve(loaded: &Loaded) -> ExitCode {
             tracing::error!(category = "error", event = "node_failed", %error);
             crate::cli::output::fail(&error.to_string());
             match error {
-                NodeError::Notifications(_) => ExitCode::from(crate::cli::EXIT_CONFIG),
+                NodeError::Notifications(_) | NodeError::Cache(_) => {
+                    ExitCode::from(crate::cli::EXIT_CONFIG)
+                }
                 NodeError::Store(StoreStartError::Away { .. }) => {
                     ExitCode::from(crate::cli::EXIT_TRY_AGAIN)
                 }
@@ -182,7 +189,10 @@ impl Node {
     ) -> Result<Self, NodeError> {
         let config = &loaded.config;
         let tls = reload::load_tls(config)?;
-        let keys = tokens::load(config, None).await?;
+        let cluster = Cluster::start(config)?;
+        let cache = caches::open(config, cluster.as_ref().map(|cluster| cluster.redis()))?;
+        let key_sets = caches::key_sets(config, &cache)?;
+        let keys = tokens::load(config, Lender::Nodes(key_sets)).await?;
         let settings = Arc::new(reload::settings(config, &keys.store, placements.len() as u16)?);
         let seeds = seeds()?;
         let admission = Arc::new(Admission::new(seeds.hash));
@@ -190,15 +200,16 @@ impl Node {
         let internal = bind("internal", config.listen.internal).await?;
         let agent = bind("agent", config.listen.agent).await?;
         let store = open_store(config).await?;
-        let events = open_events(config, store.as_ref()).await?;
+        let events = open_events(config, store.as_ref(), &cache).await?;
         let tls_config = tls.as_ref().map(|tls| Arc::clone(&tls.config));
         let engine_config =
             engine_config::engine_config(config, placements, tls_config, started, seeds);
         let (engine, receiver) =
             Engine::start(engine_config, Arc::clone(&settings), Arc::clone(&admission))?;
         let handle = engine.handle();
+        let outside = Outside { cluster, cache, store, events };
         let (plane, queues) =
-            plane(config, (&handle, &admission), (settings, store, events), tls.as_ref()).await?;
+            plane(config, (&handle, &admission), (settings, outside), tls.as_ref()).await?;
         let routers = routes::build(&plane, route_options(config));
         let (unknown_kid, unknown_kids) = tokio::sync::watch::channel(0);
         let mut tasks = JoinSet::new();
@@ -290,6 +301,8 @@ impl Node {
 
 /// What works with Redis and the database as long as the node runs.
 fn spawn_services(plane: &SharedPlane, queues: Option<Queues>, tasks: &mut JoinSet<()>) {
+    caches::tell_others(plane);
+    tasks.spawn(caches::sweep(Arc::clone(&plane.cache)));
     if let Some(cluster) = &plane.cluster {
         tasks.spawn(Arc::clone(cluster).watch_redis());
         tasks.spawn(Arc::clone(cluster).run(Arc::clone(plane)));
@@ -313,12 +326,21 @@ fn spawn_services(plane: &SharedPlane, queues: Option<Queues>, tasks: &mut JoinS
     }
 }
 
+/// What a node has besides its shards.
+struct Outside {
+    cluster: Option<Arc<Cluster>>,
+    cache: Arc<Cache>,
+    store: Option<Arc<Store>>,
+    events: Option<Arc<Events>>,
+}
+
 async fn plane(
     config: &Config,
     (handle, admission): (&EngineHandle, &Arc<Admission>),
-    (settings, store, events): (Arc<Settings>, Option<Arc<Store>>, Option<Arc<Events>>),
+    (settings, outside): (Arc<Settings>, Outside),
     tls: Option<&LoadedTls>,
 ) -> Result<(SharedPlane, Option<Queues>), NodeError> {
+    let Outside { cluster, cache, store, events } = outside;
     let workers = Arc::new(Semaphore::new(config.control.workers as usize));
     let bridge = Bridge::new(
         Arc::new(handle.clone()),
@@ -337,14 +359,12 @@ async fn plane(
         head_bytes_max: config.limits.head_bytes_max,
         headers_max: config.limits.headers_max,
     });
-    let cluster = Cluster::start(config)?;
     let (mail, durable, broker) =
         channels(config, (&bridge, admission), (cluster.as_ref(), store.as_ref()), events.as_ref())
             .await?;
-    let redis = cluster.as_ref().map(|cluster| Arc::clone(cluster.redis()));
     let notifications = match &store {
         Some(store) if config.notifications.enabled => {
-            Some(Notifications::new(Arc::clone(store), redis, config)?)
+            Some(Notifications::new(Arc::clone(store), &cache, config)?)
         }
         _ => None,
     };
@@ -364,6 +384,7 @@ async fn plane(
         cluster,
         broker,
         mail,
+        cache,
         store,
         durable,
         notifications,
@@ -438,9 +459,11 @@ async fn open_store(config: &Config) -> Result<Option<Arc<Store>>, NodeError> {
 async fn open_events(
     config: &Config,
     store: Option<&Arc<Store>>,
+    cache: &Cache,
 ) -> Result<Option<Arc<Events>>, NodeError> {
     let Some(store) = store else { return Ok(None) };
-    let events = Events::new(config, Arc::clone(store))?;
+    let last_seen = events::open_last_seen(config, cache)?;
+    let events = Events::new(config, Arc::clone(store), last_seen)?;
     if let Some(events) = &events {
         let unusable = |source| StoreStartError::Unusable { name: store.name().to_owned(), source };
         events.prepare().await.map_err(unusable)?;

@@ -183,9 +183,11 @@ impl Cache {
         self.opened().for_each(AnyRegion::sweep);
     }
 
-    /// What every region has counted.
-    pub(crate) fn stats(&self) -> [(RegionName, RegionStats); RegionName::ALL.len()] {
-        self.shared.counters.stats()
+    /// What every region that is in use has counted.
+    pub(crate) fn stats(&self) -> Vec<(RegionName, RegionStats)> {
+        let opened =
+            RegionName::ALL.into_iter().filter(|name| self.regions[name.index()].get().is_some());
+        opened.map(|name| (name, self.shared.counters.of(name).read())).collect()
     }
 
     fn opened(&self) -> impl Iterator<Item = &dyn AnyRegion> {

@@ -40,7 +40,7 @@ use crate::store::{Store, StoreError};
 pub(crate) use entry::Entry;
 use queue::Queue;
 pub(crate) use reads::{Event, Filter};
-pub(crate) use sessions::Session;
+pub(crate) use sessions::{LastSeen, Session, open_last_seen};
 pub(crate) use webhooks::{DeadBatch, Endpoint, EndpointState};
 
 /// A set of kinds.
@@ -106,6 +106,8 @@ impl EventStats {
 #[derive(Debug)]
 pub(crate) struct Events {
     store: Arc<Store>,
+    /// What is kept of the sessions between requests.
+    last_seen: LastSeen,
     section: EventsSection,
     /// Between two looks for what other nodes have written.
     poll_interval: Duration,
@@ -133,7 +135,11 @@ impl Events {
     ///
     /// # Errors
     /// An endpoint that cannot be used.
-    pub(crate) fn new(config: &Config, store: Arc<Store>) -> Result<Option<Arc<Self>>, SetupError> {
+    pub(crate) fn new(
+        config: &Config,
+        store: Arc<Store>,
+        last_seen: LastSeen,
+    ) -> Result<Option<Arc<Self>>, SetupError> {
         if !config.has_events() {
             return Ok(None);
         }
@@ -144,6 +150,7 @@ impl Events {
         let section = config.events.clone();
         Ok(Some(Arc::new(Self {
             store,
+            last_seen,
             poll_interval: config.database.poll_interval,
             node_name: config.node.name.clone(),
             node: AtomicI64::new(nodes::new_id()),

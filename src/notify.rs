@@ -46,7 +46,6 @@ use crate::cache::{Cache, CacheError};
 use crate::config::sections::{DeliverySection, NotificationsSection};
 use crate::config::{Config, Secret};
 use crate::plane::SharedPlane;
-use crate::redis::Redis;
 pub(crate) use crate::store::now_ms;
 use crate::store::{Arg, Store, StoreError};
 use backlog::Backlog;
@@ -191,7 +190,7 @@ impl Notifications {
     /// Notifications in `store`, and the queues that [`Self::spawn`] works off; nothing runs before it.
     pub(crate) fn new(
         store: Arc<Store>,
-        redis: Option<Arc<Redis>>,
+        cache: &Cache,
         config: &Config,
     ) -> Result<(Arc<Self>, Queues), NotificationsError> {
         let (database, limits) = (&config.database, &config.notifications);
@@ -213,7 +212,7 @@ impl Notifications {
             poll_interval: database.poll_interval,
             backlog_interval: database.backlog_interval,
             defaults,
-            cached: cached::Cached::new(config, redis)?,
+            cached: cached::Cached::new(config, cache)?,
             channels: Channels::new(config)?,
             compiled: templates::Compiled::default(),
             delivery: config.delivery.clone(),
@@ -239,8 +238,6 @@ impl Notifications {
         if self.store.dialect() == crate::store::Dialect::Postgres {
             tasks.spawn(Arc::clone(&self.relay).listen());
         }
-        tasks.spawn(cached::sweep(Arc::clone(self)));
-        self.cached.tell_others(plane);
         tasks.spawn(scheduler::release(Arc::clone(self)));
         tasks.spawn(scheduler::clean(Arc::clone(self)));
         tasks.spawn(arrivals::run(Arc::clone(self), Arc::clone(plane), arrived));
@@ -263,11 +260,6 @@ impl Notifications {
     /// What works deliveries off, when a delivery channel is switched on.
     pub(crate) fn dispatcher(&self) -> Option<&Dispatcher> {
         self.dispatcher.get().map(Arc::as_ref)
-    }
-
-    /// What is kept of the store.
-    pub(crate) fn cache(&self) -> &Cache {
-        self.cached.cache()
     }
 
     /// The ways out.

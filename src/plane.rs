@@ -12,6 +12,7 @@ use crate::api::ApiPolicy;
 use crate::bridge::Bridge;
 use crate::broker::Broker;
 use crate::broker::mail::Mail;
+use crate::cache::Cache;
 use crate::cluster::Cluster;
 use crate::durable::Durable;
 use crate::events::Events;
@@ -46,6 +47,8 @@ pub(crate) struct Plane {
     pub broker: Option<Arc<Broker>>,
     /// What waits for room in the mailboxes of the shards.
     pub mail: Arc<Mail>,
+    /// What slow sources said a while ago.
+    pub cache: Arc<Cache>,
     /// The database, when something needs it.
     pub store: Option<Arc<Store>>,
     /// Durable channels, when there are any.
@@ -121,6 +124,7 @@ pub(crate) mod testing {
     use super::*;
     use crate::bridge::BridgeLimits;
     use crate::bridge::testing::TestShards;
+    use crate::cache::CacheOptions;
     use crate::config::{Config, DEVELOPMENT_API_KEY, Sources};
     use crate::health::LifePhase;
     use crate::http::HttpLimits;
@@ -152,8 +156,10 @@ pub(crate) mod testing {
         let bridge = Bridge::new(Arc::clone(&shards) as _, limits);
         let setups = crate::hooks::HookSetups::new(&config).unwrap();
         let hooks = Hooks::new(setups, &bridge, config.log.sample_per_second);
+        let options = CacheOptions { memory_max: config.cache.store_bytes(), shares: Vec::new() };
         let plane = Plane {
             mail: Arc::new(Mail::new(bridge.clone(), 64)),
+            cache: Arc::new(Cache::new(&options, None).unwrap()),
             bridge,
             settings: ArcSwap::from_pointee(config.core_settings(Arc::new(authenticator), 2)),
             api: ArcSwap::from_pointee(reload::api_policy(

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::api::{ApiKey, ApiPolicy};
-use crate::bootstrap::tokens::{self, TokenKeys};
+use crate::bootstrap::tokens::{self, Lender, TokenKeys};
 use crate::config::sections::{EventKind, TlsVersion};
 use crate::config::{Config, Loaded, restart_only_changes};
 use crate::events::Entry;
@@ -130,7 +130,8 @@ impl Controller {
 
     async fn rotate(&mut self) -> Result<(), ReloadError> {
         if self.keys.files.differ() {
-            let keys = tokens::load(&self.loaded.config, Some(&self.keys.store)).await?;
+            let keys =
+                tokens::load(&self.loaded.config, Lender::Previous(&self.keys.store)).await?;
             self.keys = Keys::follow(keys, &self.loaded.config, &self.plane);
         }
         let settings = settings(&self.loaded.config, &self.keys.store, self.engine.shards())?;
@@ -184,7 +185,7 @@ impl Controller {
         let kept = new.config.keep_durable(&self.loaded.config);
         logging::parse(&new.config.log.level)?;
         let tls = if self.loaded.config.tls.enabled { load_tls(&new.config)? } else { None };
-        let keys = tokens::load(&new.config, Some(&self.keys.store)).await?;
+        let keys = tokens::load(&new.config, Lender::Previous(&self.keys.store)).await?;
         let hooks = HookSetups::new(&new.config)?;
         let mut settings = settings(&new.config, &keys.store, self.engine.shards())?;
         // The name changes only at a restart, and so does what clients see of it.
@@ -209,10 +210,8 @@ impl Controller {
         self.keys = Keys::follow(keys, &new.config, &self.plane);
         // Before the shards begin to ask.
         self.plane.hooks.replace(hooks);
-        if let Some(notifications) = &self.plane.notifications {
-            // An operator who has changed rows by hand reloads to see them.
-            notifications.cache().clear_local();
-        }
+        // An operator who has changed rows by hand reloads to see them.
+        self.plane.cache.clear_local();
         self.loaded = new;
         self.reconfigure(settings).await
     }

@@ -7,6 +7,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::{connections, notifications, reads, users};
 use crate::broker::orders::{self, Order};
+use crate::cache::RegionName;
 use crate::plane::SharedPlane;
 
 /// What a node may be asked.
@@ -88,10 +89,11 @@ pub(crate) async fn answer(
             (to_raw_value(&users), partial)
         }
         Question::Forget { region, key } => {
-            if let Some(notifications) = &plane.notifications {
-                notifications.forget(&region, &key);
+            let region = RegionName::parse(&region);
+            if let Some(region) = region {
+                plane.cache.invalidate_local(region, &key);
             }
-            (to_raw_value(&plane.notifications.is_some()), false)
+            (to_raw_value(&region.is_some()), false)
         }
     };
     Some((answer.0.ok()?, answer.1))

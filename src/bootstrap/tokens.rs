@@ -10,7 +10,7 @@ use gateway_core::auth::{
 use crate::breaker::BreakerLimits;
 use crate::config::sections::Algorithm;
 use crate::config::{Config, TokenKey};
-use crate::keys::{JwksSettings, KeyLoadError, KeySource, KeyStore, WatchedFiles};
+use crate::keys::{JwksSettings, KeyLoadError, KeySource, KeyStore, SharedKeySets, WatchedFiles};
 
 /// The keys for tokens cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -40,11 +40,17 @@ impl TokenKeys {
     }
 }
 
-/// Reads all configured keys; `previous` lends the keys of URLs that do not answer now.
-pub(crate) async fn load(
-    config: &Config,
-    previous: Option<&KeyStore>,
-) -> Result<TokenKeys, KeyLoadError> {
+/// What lends the keys of URLs that do not answer now.
+#[derive(Debug)]
+pub(crate) enum Lender<'a> {
+    /// At the start: what other nodes have fetched, where that is shared.
+    Nodes(Option<SharedKeySets>),
+    /// At a reload: the keys in force.
+    Previous(&'a KeyStore),
+}
+
+/// Reads all configured keys.
+pub(crate) async fn load(config: &Config, lender: Lender<'_>) -> Result<TokenKeys, KeyLoadError> {
     let files = WatchedFiles::new(
         watched_files(config),
         config.auth.jwks_refresh_interval,
@@ -65,9 +71,9 @@ pub(crate) async fn load(
         allow_http: config.is_development(),
         ..JwksSettings::default()
     };
-    let store = match previous {
-        None => KeyStore::load(sources, jwks).await?,
-        Some(previous) => KeyStore::load_after(Some(previous), sources, jwks).await?,
+    let store = match lender {
+        Lender::Nodes(shared) => KeyStore::load(shared, sources, jwks).await?,
+        Lender::Previous(store) => store.load_again(sources, jwks).await?,
     };
     Ok(TokenKeys { store, files })
 }

@@ -19,7 +19,7 @@ macro_rules! counters {
         }
 
         impl RegionCounters {
-            fn read(&self) -> RegionStats {
+            pub(super) fn read(&self) -> RegionStats {
                 RegionStats { $($name: self.$name.load(Ordering::Relaxed),)* }
             }
         }
@@ -79,9 +79,5 @@ pub(super) struct Counters {
 impl Counters {
     pub(super) fn of(&self, region: RegionName) -> &RegionCounters {
         &self.regions[region.index()]
-    }
-
-    pub(super) fn stats(&self) -> [(RegionName, RegionStats); RegionName::ALL.len()] {
-        RegionName::ALL.map(|region| (region, self.of(region).read()))
     }
 }

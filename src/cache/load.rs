@@ -13,8 +13,8 @@ use tokio::time::{Instant, timeout_at};
 use super::counters::count;
 use super::flight::{Follower, Leader, Seat};
 use super::name::checked;
-use super::region::{CacheValue, Core, Known, LoadError, Outcome, Region};
-use super::second::{Loaded, Read};
+use super::region::{CacheValue, Core, Known, LoadError, Outcome, Region, Terms};
+use super::second::{Loaded, Read, When};
 
 /// Calls of the second level that a batch has open at once.
 const SECOND_CALLS: usize = 32;
@@ -37,6 +37,7 @@ impl<V: CacheValue, E: Send + Sync + 'static> Core<V, E> {
         &self,
         leads: Vec<Lead<'_, V, E>>,
         deadline: Instant,
+        terms: Terms<'_, V>,
         load: F,
     ) -> Landed<V, E>
     where
@@ -48,12 +49,13 @@ impl<V: CacheValue, E: Send + Sync + 'static> Core<V, E> {
         let reads = self.read_second(&leads, deadline).await;
         for ((index, leader), read) in leads.into_iter().zip(reads) {
             match read {
-                Read::Found(value, left) => {
+                Read::Found(value, left) if terms.take(value.as_ref()) => {
                     let value = value.map(Arc::new);
                     self.land(leader, value.clone(), jittered(left));
                     landed.push((index, Ok(value)));
                 }
-                Read::Absent => missing.push((index, leader, true)),
+                // One that is not good enough is replaced.
+                Read::Found(..) | Read::Absent => missing.push((index, leader, true)),
                 Read::Away => missing.push((index, leader, false)),
             }
         }
@@ -88,7 +90,7 @@ impl<V: CacheValue, E: Send + Sync + 'static> Core<V, E> {
             }
             landed.push((index, Ok(value)));
         }
-        self.write_second(writes, began).await;
+        self.write_second(writes, began, terms.when).await;
         landed
     }
 
@@ -124,11 +126,16 @@ impl<V: CacheValue, E: Send + Sync + 'static> Core<V, E> {
         reads
     }
 
-    async fn write_second(&self, writes: Vec<(String, Known<V>, Duration)>, began: Instant) {
+    async fn write_second(
+        &self,
+        writes: Vec<(String, Known<V>, Duration)>,
+        began: Instant,
+        when: When,
+    ) {
         let Some(second) = &self.second else { return };
         for some in writes.chunks(SECOND_CALLS) {
             let calls = some.iter().map(|(key, value, ttl)| {
-                let loaded = Loaded { value: value.as_deref(), ttl: *ttl, began };
+                let loaded = Loaded { value: value.as_deref(), ttl: *ttl, began, when };
                 second.write(key, loaded, self.counters())
             });
             join_all(calls).await;
@@ -201,7 +208,7 @@ impl<K: AsRef<str> + ?Sized, V: CacheValue, E: Send + Sync + 'static> Region<K, 
             let text = checked(key.borrow())?;
             let place = *places.entry(text).or_insert_with(|| {
                 batch.keys.push(text);
-                batch.outcomes.push(self.core.look_up(text).map(Ok));
+                batch.outcomes.push(self.core.look_up(text, Terms::any()).map(Ok));
                 owned.push(key);
                 owned.len() - 1
             });
@@ -245,7 +252,7 @@ impl<V: CacheValue, E: Send + Sync + 'static> Core<V, E> {
             let mut leads = Vec::new();
             let mut follows: Vec<(usize, Follower<Outcome<V, E>>)> = Vec::new();
             for index in unsettled {
-                match self.join(batch.keys[index]) {
+                match self.join(batch.keys[index], Terms::any()) {
                     Seat::Found(found) => batch.outcomes[index] = Some(Ok(found)),
                     Seat::Lead(leader) => leads.push((index, leader)),
                     Seat::Follow(follower) => {
@@ -255,7 +262,7 @@ impl<V: CacheValue, E: Send + Sync + 'static> Core<V, E> {
                 }
             }
             if !leads.is_empty() {
-                for (index, outcome) in self.lead(leads, deadline, &mut load).await {
+                for (index, outcome) in self.lead(leads, deadline, Terms::any(), &mut load).await {
                     batch.outcomes[index] = Some(outcome);
                 }
             }

@@ -11,17 +11,24 @@ pub(crate) enum RegionName {
     Preferences,
     /// Addresses of users.
     Contacts,
+    /// When users were last seen.
+    LastSeen,
+    /// Keys for tokens, as their servers gave them.
+    KeySets,
 }
 
 impl RegionName {
     /// Every region, in order of their index.
-    pub(crate) const ALL: [Self; 2] = [Self::Preferences, Self::Contacts];
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Preferences, Self::Contacts, Self::LastSeen, Self::KeySets];
 
     /// Name in metrics, in keys of the second level and in messages to other nodes.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Preferences => "preferences",
             Self::Contacts => "contacts",
+            Self::LastSeen => "last_seen",
+            Self::KeySets => "key_sets",
         }
     }
 

@@ -13,7 +13,7 @@ use super::Shared;
 use super::counters::{RegionCounters, count};
 use super::flight::{Flights, Follower, Seat};
 use super::name::{KeyTooLong, RegionName, checked};
-use super::second::Second;
+use super::second::{Read, Second, When};
 use super::store::{KeyRef, Slot, Store};
 use super::weigh::HeapBytes;
 
@@ -117,6 +117,35 @@ pub(crate) type Known<V> = Option<Arc<V>>;
 /// What a lookup comes to.
 pub(crate) type Outcome<V, E> = Result<Known<V>, LoadError<E>>;
 
+/// Which values a lookup takes, and what becomes of one that it loads.
+pub(super) struct Terms<'a, V> {
+    /// Whether a value that is kept is good enough.
+    pub(super) good: &'a (dyn Fn(&V) -> bool + Sync),
+    /// Whether a loaded value replaces what the second level has.
+    pub(super) when: When,
+}
+
+// Not derived: that would ask the same of the values.
+impl<V> Clone for Terms<'_, V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<V> Copy for Terms<'_, V> {}
+
+impl<V> Terms<'_, V> {
+    /// Any value; and none is put where others may have invalidated one.
+    pub(super) fn any() -> Self {
+        Self { good: &|_| true, when: When::Absent }
+    }
+
+    /// Whether a known value is taken; that there is none always is.
+    pub(super) fn take(&self, known: Option<&V>) -> bool {
+        known.is_none_or(self.good)
+    }
+}
+
 /// A region of values `V` under keys `K`, whose source fails with `E`. Clones are the same region.
 pub(crate) struct Region<K: ?Sized, V, E> {
     pub(super) core: Arc<Core<V, E>>,
@@ -147,17 +176,52 @@ impl<K: AsRef<str> + ?Sized, V: CacheValue, E: Send + Sync + 'static> Region<K, 
         Fut: Future<Output = Result<Option<V>, E>>,
     {
         let key = checked(key)?;
-        if let Some(found) = self.core.look_up(key) {
+        if let Some(found) = self.core.look_up(key, Terms::any()) {
             return Ok(found);
         }
-        let outcome = self.core.load_one(key, load).await;
+        let outcome = self.core.load_one(key, Terms::any(), load).await;
         self.core.or_stale(key, outcome)
+    }
+
+    /// The first value that `good` says yes to: from the local level, from the second, from `load`, whose value is taken in any
+    /// case and replaces what both levels have. For regions whose values are replaced and never invalidated.
+    ///
+    /// # Cancel safety
+    /// As [`Self::get_or_load`].
+    pub(crate) async fn get_good_or_load<F, Fut>(
+        &self,
+        key: &K,
+        good: impl Fn(&V) -> bool + Sync,
+        load: F,
+    ) -> Outcome<V, E>
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = Result<Option<V>, E>>,
+    {
+        let key = checked(key)?;
+        let terms = Terms { good: &good, when: When::Always };
+        if let Some(found) = self.core.look_up(key, terms) {
+            return Ok(found);
+        }
+        self.core.load_one(key, terms, load).await
+    }
+
+    /// What is kept, however old; the second level's, since other nodes may have replaced it, else the local one's. The source
+    /// is not asked.
+    pub(crate) async fn kept(&self, key: &K) -> Option<Arc<V>> {
+        let key = checked(key).ok()?;
+        if let Some(second) = &self.core.second
+            && let Read::Found(Some(value), _) = second.read(key, self.core.counters()).await
+        {
+            return Some(Arc::new(value));
+        }
+        self.core.look_up(key, Terms::any()).flatten()
     }
 
     /// The value, or that there is none, when the local level knows it.
     #[cfg(test)]
     pub(crate) fn get(&self, key: &K) -> Option<Known<V>> {
-        self.core.look_up(checked(key).ok()?)
+        self.core.look_up(checked(key).ok()?, Terms::any())
     }
 
     /// Makes both levels forget a value, and every load of it that is under way come to nothing; then tells
@@ -172,8 +236,7 @@ impl<K: AsRef<str> + ?Sized, V: CacheValue, E: Send + Sync + 'static> Region<K, 
         self.core.invalidate(checked(key)?).await
     }
 
-    /// Makes the local level forget a value: for what another node has invalidated.
-    #[cfg(test)]
+    /// Makes the local level forget a value, and every load of it that is under way come to nothing.
     pub(crate) fn invalidate_local(&self, key: &K) {
         if let Ok(key) = checked(key) {
             self.core.forget(key);
@@ -211,19 +274,20 @@ impl<V: CacheValue, E: Send + Sync + 'static> Core<V, E> {
     }
 
     /// The local level's answer, counted.
-    pub(super) fn look_up(&self, key: &str) -> Option<Known<V>> {
-        let found = self.fresh(self.store.get(self.key(key)));
+    pub(super) fn look_up(&self, key: &str, terms: Terms<'_, V>) -> Option<Known<V>> {
+        let found = self.fresh(self.store.get(self.key(key)), terms);
         count(if found.is_some() { &self.counters().hits } else { &self.counters().misses });
         found
     }
 
-    /// What a slot holds, unless it has expired.
-    pub(super) fn fresh(&self, slot: Option<Slot>) -> Option<Known<V>> {
+    /// What a slot holds, unless it has expired or is not taken.
+    fn fresh(&self, slot: Option<Slot>, terms: Terms<'_, V>) -> Option<Known<V>> {
         let slot = slot.filter(|slot| self.store.now() < slot.expires)?;
-        match slot.value {
-            None => Some(None),
-            Some(value) => value.downcast().ok().map(Some),
-        }
+        let known: Known<V> = match slot.value {
+            None => None,
+            Some(value) => Some(value.downcast().ok()?),
+        };
+        terms.take(known.as_deref()).then_some(known)
     }
 
     /// Counts a call in, if there is room for it.
@@ -237,11 +301,11 @@ impl<V: CacheValue, E: Send + Sync + 'static> Core<V, E> {
     }
 
     /// Joins the flight of a key, or begins one.
-    pub(super) fn join(&self, key: &str) -> Seat<'_, Outcome<V, E>, Known<V>> {
-        self.flights.join(key, || self.fresh(self.store.peek(self.key(key))))
+    pub(super) fn join(&self, key: &str, terms: Terms<'_, V>) -> Seat<'_, Outcome<V, E>, Known<V>> {
+        self.flights.join(key, || self.fresh(self.store.peek(self.key(key)), terms))
     }
 
-    async fn load_one<F, Fut>(&self, key: &str, load: F) -> Outcome<V, E>
+    async fn load_one<F, Fut>(&self, key: &str, terms: Terms<'_, V>, load: F) -> Outcome<V, E>
     where
         F: FnOnce() -> Fut,
         Fut: Future<Output = Result<Option<V>, E>>,
@@ -250,12 +314,12 @@ impl<V: CacheValue, E: Send + Sync + 'static> Core<V, E> {
         let deadline = Instant::now() + self.spec.load_timeout;
         let mut waited = false;
         loop {
-            let follower = match self.join(key) {
+            let follower = match self.join(key, terms) {
                 Seat::Found(found) => return Ok(found),
                 Seat::Follow(follower) => follower,
                 Seat::Lead(leader) => {
                     let load = |_| async { Ok(vec![load().await?]) };
-                    let outcomes = self.lead(vec![(0, leader)], deadline, load).await;
+                    let outcomes = self.lead(vec![(0, leader)], deadline, terms, load).await;
                     let outcome = outcomes.into_iter().next();
                     return outcome.expect("one leader has one outcome").1;
                 }

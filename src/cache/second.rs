@@ -162,7 +162,9 @@ impl Second {
         loaded: Loaded<'_, V>,
         counters: &RegionCounters,
     ) {
-        if loaded.began.elapsed() + self.options.timeout >= self.options.hold {
+        // Where values are replaced nothing is invalidated.
+        let slow = loaded.began.elapsed() + self.options.timeout >= self.options.hold;
+        if slow && loaded.when == When::Absent {
             return count(&counters.second_skipped);
         }
         let expires = self.in_unix_millis(loaded.ttl);
@@ -175,7 +177,7 @@ impl Second {
             },
             None => envelope::seal_nothing(expires),
         };
-        self.set(key, Write { bytes, ttl: loaded.ttl, when: When::Absent }, counters).await;
+        self.set(key, Write { bytes, ttl: loaded.ttl, when: loaded.when }, counters).await;
     }
 
     /// Puts a hold in place of what is there. Whether that worked.
@@ -205,4 +207,5 @@ pub(super) struct Loaded<'a, V> {
     pub(super) value: Option<&'a V>,
     pub(super) ttl: Duration,
     pub(super) began: Instant,
+    pub(super) when: When,
 }

@@ -7,5 +7,6 @@ mod expiry;
 mod flights;
 mod model;
 mod races;
+mod replaced;
 mod second_level;
 mod support;

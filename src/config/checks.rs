@@ -195,6 +195,12 @@ impl Checker<'_> {
             "is not https: whoever sits on the way could put in keys of their own",
             "use an https URL",
         );
+        self.require(
+            auth.jwks_shared_ttl.is_zero() || self.config.redis.url.is_some(),
+            &["auth.jwks_shared_ttl", "redis.url"],
+            "is set, but there is no Redis that nodes share",
+            "set REDIS_URL (redis.url), or auth.jwks_shared_ttl to 0s",
+        );
     }
 
     fn api(&mut self) {

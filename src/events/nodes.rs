@@ -122,6 +122,7 @@ impl Events {
         }
         transaction.commit().await?;
         self.count_written(&counts);
+        self.forget_last_seen(&entries);
         Ok(Some(is_all))
     }
 

@@ -116,6 +116,7 @@ impl Events {
                 Ok(Written::Done(counts)) => {
                     self.note_success();
                     self.count_written(&counts);
+                    self.forget_last_seen(&batch.entries);
                     return Ok(());
                 }
                 Ok(Written::Fenced) => {

@@ -1,12 +1,19 @@
 //! Sessions of users: from the events of their connections, in the same transaction.
 
+use std::collections::HashMap;
+
 use serde_json::{Value, json};
 
 use super::Events;
 use super::entry::Entry;
 use super::write::Writer;
+use crate::cache::{Cache, CacheError, Region, RegionName, RegionSpec};
+use crate::config::Config;
 use crate::config::sections::EventKind;
 use crate::store::{Arg, Row, StoreError, Transaction};
+
+/// When users were last seen, in Unix milliseconds, by their ids.
+pub(crate) type LastSeen = Region<str, i64, StoreError>;
 
 /// A session as it is kept.
 #[derive(Clone, Debug)]
@@ -123,21 +130,45 @@ impl Events {
         self.store.run(read).await
     }
 
-    /// When each of `users` was last seen, in Unix milliseconds, in their order; `None` for those without an ended session.
+    /// When each of `users` was last seen, in Unix milliseconds, in their order; `None` for those without an ended session. What
+    /// other nodes have written within `cache.last_seen_ttl` may be missing.
     pub(crate) async fn last_seen(&self, users: &[String]) -> Result<Vec<Option<i64>>, StoreError> {
-        let read = async {
-            let mut transaction = self.store.begin_read().await?;
-            let sql = format!(
-                "SELECT user_id, max(disconnected_at) FROM archmesh_sessions WHERE user_id IN {} GROUP BY user_id",
-                transaction.dialect().texts("$1")
-            );
-            let rows = transaction.fetch(sql, &[Arg::Text(&json!(users).to_string())]).await?;
-            transaction.commit().await?;
-            rows.iter().map(|row| Ok((row.text(0)?, row.maybe_int(1)?))).collect()
+        let keys: Vec<&str> = users.iter().map(String::as_str).collect();
+        let load = |missing: Vec<&str>| {
+            let missing: Vec<String> = missing.into_iter().map(str::to_owned).collect();
+            self.read_last_seen(missing)
         };
-        let found: Vec<(String, Option<i64>)> = self.store.run(read).await?;
-        let of =
-            |user: &String| found.iter().find(|(name, _)| name == user).and_then(|(_, at)| *at);
-        Ok(users.iter().map(of).collect())
+        let seen = self.last_seen.get_many_or_load(&keys, load).await?;
+        Ok(seen.into_iter().map(|at| at.map(|at| *at)).collect())
     }
+
+    async fn read_last_seen(&self, users: Vec<String>) -> Result<Vec<Option<i64>>, StoreError> {
+        let sql = format!(
+            "SELECT user_id, max(disconnected_at) FROM archmesh_sessions WHERE user_id IN {} GROUP BY user_id",
+            self.store.dialect().texts("$1")
+        );
+        let rows = self.store.read(sql, &[Arg::Text(&json!(users).to_string())]).await?;
+        let found = rows.iter().map(|row| Ok((row.text(0)?, row.maybe_int(1)?)));
+        let found = found.collect::<Result<HashMap<_, _>, StoreError>>()?;
+        Ok(users.iter().map(|user| found.get(user).copied().flatten()).collect())
+    }
+
+    /// Sessions have ended, and this node has written it.
+    pub(super) fn forget_last_seen(&self, ended: &[Entry]) {
+        let ended = ended.iter().filter(|entry| entry.kind == EventKind::Disconnected);
+        for user in ended.filter_map(|entry| entry.user.as_deref()) {
+            self.last_seen.invalidate_local(user);
+        }
+    }
+}
+
+/// The region of [`Events::last_seen`]. Not in Redis: every end of a connection would have to invalidate it there.
+pub(crate) fn open_last_seen(config: &Config, cache: &Cache) -> Result<LastSeen, CacheError> {
+    let ttl = config.cache.last_seen_ttl;
+    let spec = RegionSpec {
+        negative_ttl: Some(ttl),
+        load_timeout: config.database.query_timeout,
+        ..RegionSpec::new(ttl)
+    };
+    cache.region(RegionName::LastSeen, spec)
 }

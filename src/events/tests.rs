@@ -13,6 +13,7 @@ use serde_json::json;
 use super::queue::{Batch, Occupancy};
 use super::write::Written;
 use super::*;
+use crate::cache::{Cache, CacheOptions};
 use crate::config::{Config, Sources};
 
 fn flag(key: &str, text: &str) -> crate::config::FlagValue {
@@ -37,7 +38,10 @@ async fn node(folder: &Path, more: &[(&str, &str)]) -> Arc<Events> {
     let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap().config;
     let store = Arc::new(Store::open(&config.database).unwrap());
     store.migrate().await.unwrap();
-    let events = Events::new(&config, store).unwrap().unwrap();
+    let options = CacheOptions { memory_max: config.cache.store_bytes(), shares: Vec::new() };
+    let cache = Cache::new(&options, None).unwrap();
+    let last_seen = open_last_seen(&config, &cache).unwrap();
+    let events = Events::new(&config, store, last_seen).unwrap().unwrap();
     events.prepare().await.unwrap();
     events.join(events.node(), None).await.unwrap();
     events

@@ -39,6 +39,9 @@ pub(super) enum FetchError {
     /// A key set in which no key is usable; taking it would lock everyone out.
     #[error("no usable signature key in the answer ({0})")]
     NoUsableKey(String),
+    /// Nothing was sent.
+    #[error("the server has failed too often and is left alone for a while")]
+    LeftAlone,
 }
 
 impl Remote {
@@ -79,8 +82,8 @@ impl Remote {
         self.url.as_str()
     }
 
-    /// Gets the document and the keys in it.
-    pub(super) async fn fetch(&self) -> Result<(String, KeySet), FetchError> {
+    /// Gets the document, which has usable keys.
+    pub(super) async fn fetch(&self) -> Result<String, FetchError> {
         let failed = |error: reqwest::Error| FetchError::Request(error.without_url());
         let mut response = self.client.get(self.url.clone()).send().await.map_err(failed)?;
         if response.status() != reqwest::StatusCode::OK {
@@ -94,14 +97,20 @@ impl Remote {
             body.extend_from_slice(&chunk);
         }
         let text = String::from_utf8(body).map_err(|_| KeyError::Jwks("not UTF-8 text"))?;
-        let (keys, skipped) = KeySet::from_jwks(&text, self.bytes_max, false)?;
+        self.keys_in(&text)?;
+        Ok(text)
+    }
+
+    /// The keys of a document.
+    pub(super) fn keys_in(&self, document: &str) -> Result<KeySet, FetchError> {
+        let (keys, skipped) = KeySet::from_jwks(document, self.bytes_max, false)?;
         if keys.is_empty() {
             return Err(FetchError::NoUsableKey(skipped.join("; ")));
         }
         for reason in &skipped {
             tracing::debug!(category = "security", event = "jwks_key_skipped", url = %self.url, reason);
         }
-        Ok((text, keys))
+        Ok(keys)
     }
 }
 

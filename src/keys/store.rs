@@ -8,15 +8,18 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use gateway_core::auth::KeySet;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::remote::{FetchError, Remote};
 use super::schedule::Schedule;
+use super::shared::SharedKeySets;
 use super::source::read_local;
 use super::{KeyLoadError, KeySource};
 use crate::breaker::{Breaker, BreakerLimits, BreakerState, Change};
+use crate::cache::LoadError;
 
 /// How key sets are fetched and how much of any key file is read.
 #[derive(Clone, Debug)]
@@ -91,6 +94,8 @@ struct Feed {
 #[derive(Debug)]
 struct Inner {
     settings: JwksSettings,
+    /// Where documents are shared with other nodes.
+    shared: Option<SharedKeySets>,
     feeds: Vec<Feed>,
     /// In configured order. Never locked across an await.
     parts: Mutex<Vec<Part>>,
@@ -105,18 +110,28 @@ pub(crate) struct KeyStore {
 
 impl KeyStore {
     /// Reads all sources. A local source that cannot be used is an error; a URL that does not answer is not: it is
-    /// logged, starts without keys and is retried by the refresh.
+    /// logged, starts with the keys that other nodes have shared, if any, and is retried by the refresh.
     pub(crate) async fn load(
+        shared: Option<SharedKeySets>,
         sources: Vec<KeySource>,
         jwks: JwksSettings,
     ) -> Result<Self, KeyLoadError> {
-        Self::load_after(None, sources, jwks).await
+        Self::read(None, shared, sources, jwks).await
     }
 
-    /// Like [`Self::load`] for a reload: a URL that `previous` had keys from, and that does not answer now, starts
+    /// Like [`Self::load`] for a reload: a URL that this store had keys from, and that does not answer now, starts
     /// with those.
-    pub(crate) async fn load_after(
+    pub(crate) async fn load_again(
+        &self,
+        sources: Vec<KeySource>,
+        jwks: JwksSettings,
+    ) -> Result<Self, KeyLoadError> {
+        Self::read(Some(self), self.inner.shared.clone(), sources, jwks).await
+    }
+
+    async fn read(
         previous: Option<&Self>,
+        shared: Option<SharedKeySets>,
         sources: Vec<KeySource>,
         jwks: JwksSettings,
     ) -> Result<Self, KeyLoadError> {
@@ -131,23 +146,29 @@ impl KeyStore {
                 feeds.push(Feed { part: index, remote, breaker, unknown_key: Notify::new() });
             }
         }
-        for (part, remote, result) in fetch_all(&feeds).await {
-            feeds
-                .iter()
-                .filter(|feed| feed.part == part)
-                .for_each(|feed| feed.report(result.is_ok()));
-            parts[part] = match result {
-                Ok((document, keys)) => Part { keys, document, failures: 0 },
-                Err(error) => {
-                    log_failure(&remote, &error);
-                    let inherited = previous.and_then(|store| store.keys_of(remote.url()));
-                    Part { failures: 1, ..inherited.unwrap_or_default() }
+        let (current, _) = watch::channel(KeySet::default());
+        let inner = Inner { settings: jwks, shared, feeds, parts: Mutex::new(parts), current };
+        let store = Self { inner: Arc::new(inner) };
+        // All at once, so that the start waits for the slowest one only.
+        join_all(store.inner.feeds.iter().map(|feed| store.begin(feed, previous))).await;
+        store.with_parts(|parts| store.inner.current.send_replace(combine(parts)));
+        Ok(store)
+    }
+
+    /// The first keys of a URL.
+    async fn begin(&self, feed: &Feed, previous: Option<&Self>) {
+        let part = match self.fetch(feed).await {
+            Ok((document, keys)) => Part { keys, document, failures: 0 },
+            Err(error) => {
+                log_failure(&feed.remote, &error);
+                let mut lent = previous.and_then(|store| store.keys_of(feed.remote.url()));
+                if lent.is_none() {
+                    lent = self.lend(feed).await;
                 }
-            };
-        }
-        let (current, _) = watch::channel(combine(&parts));
-        let inner = Inner { settings: jwks, feeds, parts: Mutex::new(parts), current };
-        Ok(Self { inner: Arc::new(inner) })
+                Part { failures: 1, ..lent.unwrap_or_default() }
+            }
+        };
+        self.with_parts(|parts| parts[feed.part] = part);
     }
 
     /// The keys in force.
@@ -202,46 +223,84 @@ impl KeyStore {
             tokio::select! {
                 () = feed.unknown_key.notified() => schedule.hint(Instant::now()),
                 () = tokio::time::sleep_until(schedule.due().into()) => {
-                    if !feed.breaker.try_enter(Instant::now()) {
-                        schedule.left_alone(Instant::now(), self.inner.settings.breaker.open);
-                        continue;
-                    }
-                    let fetched = feed.remote.fetch().await;
-                    feed.report(fetched.is_ok());
-                    match fetched {
-                        Ok((document, keys)) => {
-                            self.replace(feed, document, keys);
-                            schedule.succeeded(Instant::now(), jitter());
-                        }
-                        Err(error) => {
-                            log_failure(&feed.remote, &error);
-                            self.with_parts(|parts| {
-                                let failures = &mut parts[feed.part].failures;
-                                *failures = failures.saturating_add(1);
-                            });
-                            schedule.failed(Instant::now(), jitter());
-                        }
-                    }
+                    self.fetch_again(feed, &mut schedule).await;
                 }
             }
         }
     }
 
-    /// Puts a fetched document into force.
-    fn replace(&self, feed: &Feed, document: String, keys: KeySet) {
+    async fn fetch_again(&self, feed: &Feed, schedule: &mut Schedule) {
+        match self.fetch(feed).await {
+            Ok((document, keys)) => {
+                self.replace(feed, Part { keys, document, failures: 0 });
+                schedule.succeeded(Instant::now(), jitter());
+                return;
+            }
+            Err(LoadError::Failed(error)) if matches!(*error, FetchError::LeftAlone) => {
+                schedule.left_alone(Instant::now(), self.inner.settings.breaker.open);
+            }
+            Err(error) => {
+                log_failure(&feed.remote, &error);
+                self.with_parts(|parts| {
+                    let failures = &mut parts[feed.part].failures;
+                    *failures = failures.saturating_add(1);
+                });
+                schedule.failed(Instant::now(), jitter());
+            }
+        }
+        // Redis may have been away when the node started.
+        let failures = self.with_parts(|parts| {
+            let part = &parts[feed.part];
+            part.keys.is_empty().then_some(part.failures)
+        });
+        if let Some(failures) = failures
+            && let Some(lent) = self.lend(feed).await
+        {
+            self.replace(feed, Part { failures, ..lent });
+        }
+    }
+
+    /// The document of a URL: what a node has fetched a moment ago, else what the server says now.
+    async fn fetch(&self, feed: &Feed) -> Result<(String, KeySet), LoadError<FetchError>> {
+        let ask = || feed.ask();
+        let document = match &self.inner.shared {
+            Some(shared) => shared.get(&feed.remote, self.inner.settings.interval_min, ask).await?,
+            None => ask().await.map_err(|error| LoadError::Failed(Arc::new(error)))?,
+        };
+        let keys = feed.remote.keys_in(&document);
+        Ok((document, keys.map_err(|error| LoadError::Failed(Arc::new(error)))?))
+    }
+
+    /// What other nodes have shared of a URL that does not answer.
+    async fn lend(&self, feed: &Feed) -> Option<Part> {
+        let (document, age) = self.inner.shared.as_ref()?.last(&feed.remote).await?;
+        let keys = feed.remote.keys_in(&document).ok()?;
+        tracing::warn!(
+            category = "security",
+            event = "jwks_lent",
+            url = feed.remote.url(),
+            keys = keys.len(),
+            age_seconds = age.as_secs(),
+            "the key server does not answer; the keys that another node has fetched are in force"
+        );
+        Some(Part { keys, document, failures: 0 })
+    }
+
+    /// Puts the keys of a URL into force.
+    fn replace(&self, feed: &Feed, new: Part) {
         self.with_parts(|parts| {
             let part = &mut parts[feed.part];
-            part.failures = 0;
-            if part.document == document {
+            part.failures = new.failures;
+            if part.document == new.document {
                 return;
             }
             tracing::info!(
                 category = "security",
                 event = "jwks_changed",
                 url = feed.remote.url(),
-                keys = keys.len()
+                keys = new.keys.len()
             );
-            *part = Part { keys, document, failures: 0 };
+            *part = new;
             // Sent under the lock, so that two feeds cannot publish out of order.
             self.inner.current.send_replace(combine(parts));
         });
@@ -267,6 +326,16 @@ impl KeyStore {
 }
 
 impl Feed {
+    /// Asks the server, unless it is left alone.
+    async fn ask(&self) -> Result<String, FetchError> {
+        if !self.breaker.try_enter(Instant::now()) {
+            return Err(FetchError::LeftAlone);
+        }
+        let fetched = self.remote.fetch().await;
+        self.report(fetched.is_ok());
+        fetched
+    }
+
     /// Tells the breaker how a fetch went.
     fn report(&self, ok: bool) {
         let url = self.remote.url();
@@ -285,26 +354,11 @@ impl Feed {
     }
 }
 
-type Fetched = (usize, Remote, Result<(String, KeySet), FetchError>);
-
-/// Fetches all at once, so that start-up waits for the slowest one only.
-async fn fetch_all(feeds: &[Feed]) -> Vec<Fetched> {
-    let mut tasks = JoinSet::new();
-    for feed in feeds {
-        let (part, remote) = (feed.part, feed.remote.clone());
-        tasks.spawn(async move {
-            let result = remote.fetch().await;
-            (part, remote, result)
-        });
-    }
-    tasks.join_all().await
-}
-
 fn combine(parts: &[Part]) -> KeySet {
     parts.iter().fold(KeySet::default(), |all, part| all.merge(&part.keys))
 }
 
-fn log_failure(remote: &Remote, error: &FetchError) {
+fn log_failure(remote: &Remote, error: &LoadError<FetchError>) {
     tracing::warn!(
         category = "security",
         event = "jwks_fetch_failed",

@@ -24,8 +24,9 @@ use gateway_core::auth::{
 use rcgen::{KeyPair, PublicKeyData};
 use serde_json::json;
 
-use super::{JwksSettings, KeyLoadError, KeySource, KeyStore};
+use super::{JwksSettings, KeyLoadError, KeySource, KeyStore, SharedKeySets};
 use crate::breaker::{BreakerLimits, BreakerState};
+use crate::cache::{Cache, CacheOptions};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const NOW: Duration = Duration::from_secs(1_800_000_000);
@@ -160,7 +161,7 @@ fn failures(store: &KeyStore) -> u32 {
 async fn rotation_is_noticed_through_an_unknown_key() {
     let (old, new) = (TestKey::new("old"), TestKey::new("new"));
     let server = Server::start(document(&[&old])).await;
-    let store = KeyStore::load(server.source(), eager()).await.unwrap();
+    let store = KeyStore::load(None, server.source(), eager()).await.unwrap();
     let mut receiver = store.subscribe();
     let _tasks = store.spawn_refresh();
     assert_eq!(old.check(&store.current()), Ok(()));
@@ -183,7 +184,7 @@ async fn rotation_is_noticed_at_the_interval() {
     let (old, new) = (TestKey::new("old"), TestKey::new("new"));
     let server = Server::start(document(&[&old])).await;
     let settings = JwksSettings { interval: Duration::from_millis(5), ..eager() };
-    let store = KeyStore::load(server.source(), settings).await.unwrap();
+    let store = KeyStore::load(None, server.source(), settings).await.unwrap();
     let mut receiver = store.subscribe();
     let _tasks = store.spawn_refresh();
     server.set(document(&[&new]));
@@ -195,7 +196,7 @@ async fn an_unchanged_document_is_no_change() {
     let key = TestKey::new("k");
     let server = Server::start(document(&[&key])).await;
     let settings = JwksSettings { interval: Duration::from_millis(1), ..eager() };
-    let store = KeyStore::load(server.source(), settings).await.unwrap();
+    let store = KeyStore::load(None, server.source(), settings).await.unwrap();
     let receiver = store.subscribe();
     let _tasks = store.spawn_refresh();
     until("ten fetches", || server.requests.load(Ordering::SeqCst) >= 10).await;
@@ -207,7 +208,7 @@ async fn unknown_keys_are_bounded_by_the_minimum_interval() {
     let key = TestKey::new("k");
     let server = Server::start(document(&[&key])).await;
     let settings = JwksSettings { interval_min: Duration::from_secs(3_600), ..eager() };
-    let store = KeyStore::load(server.source(), settings).await.unwrap();
+    let store = KeyStore::load(None, server.source(), settings).await.unwrap();
     let tasks = store.spawn_refresh();
     for _ in 0..1_000 {
         store.note_unknown_kid();
@@ -224,7 +225,7 @@ async fn bad_answers_keep_the_old_keys() {
     let symmetric = json!({"keys": [{"kty": "oct", "k": URL_SAFE_NO_PAD.encode([7; 64])}]});
     let server = Server::start(document(&[&key])).await;
     let elsewhere = Server::start(document(&[&other])).await;
-    let store = KeyStore::load(server.source(), eager()).await.unwrap();
+    let store = KeyStore::load(None, server.source(), eager()).await.unwrap();
     let mut receiver = store.subscribe();
     let _tasks = store.spawn_refresh();
     for bad in [
@@ -260,7 +261,8 @@ async fn a_hanging_server_costs_one_timeout() {
     let key = TestKey::new("k");
     let server = Server::start(Answer::Hang).await;
     let settings = JwksSettings { timeout: Duration::from_millis(50), ..eager() };
-    let store = tokio::time::timeout(DEADLINE, KeyStore::load(server.source(), settings)).await;
+    let store =
+        tokio::time::timeout(DEADLINE, KeyStore::load(None, server.source(), settings)).await;
     let store = store.unwrap().unwrap();
     assert!(store.current().is_empty());
     assert_eq!(failures(&store), 1);
@@ -275,7 +277,7 @@ async fn a_hanging_server_costs_one_timeout() {
 async fn a_server_that_dies_and_a_start_without_it() {
     let key = TestKey::new("k");
     let server = Server::start(document(&[&key])).await;
-    let store = KeyStore::load(server.source(), eager()).await.unwrap();
+    let store = KeyStore::load(None, server.source(), eager()).await.unwrap();
     let tasks = store.spawn_refresh();
     server.task.abort();
     assert!((&mut { server.task }).await.unwrap_err().is_cancelled());
@@ -285,9 +287,9 @@ async fn a_server_that_dies_and_a_start_without_it() {
     drop(tasks);
 
     let source = vec![KeySource::JwksUrl { url: format!("http://{}/jwks.json", server.address) }];
-    let fresh = KeyStore::load(source.clone(), eager()).await.unwrap();
+    let fresh = KeyStore::load(None, source.clone(), eager()).await.unwrap();
     assert!(fresh.current().is_empty(), "a start must not fail because the key server is down");
-    let reloaded = KeyStore::load_after(Some(&store), source, eager()).await.unwrap();
+    let reloaded = store.load_again(source, eager()).await.unwrap();
     assert_eq!(key.check(&reloaded.current()), Ok(()), "a reload keeps the keys of the same URL");
     assert_eq!(failures(&reloaded), 1);
 }
@@ -296,7 +298,7 @@ async fn a_server_that_dies_and_a_start_without_it() {
 async fn refresh_ends_with_its_handle() {
     let key = TestKey::new("k");
     let server = Server::start(document(&[&key])).await;
-    let store = KeyStore::load(server.source(), eager()).await.unwrap();
+    let store = KeyStore::load(None, server.source(), eager()).await.unwrap();
     let mut tasks = store.spawn_refresh();
     tasks.shutdown().await;
     assert!(tasks.is_empty());
@@ -353,17 +355,18 @@ async fn https_is_verified_and_a_ca_file_is_trusted() {
     let directory = tempfile::tempdir().unwrap();
     let ca_file = Some(file(&directory, "ca.pem", ca_pem.as_bytes()));
     let settings = JwksSettings { ca_file, ..eager() };
-    let store = KeyStore::load(source("127.0.0.1"), settings.clone()).await.unwrap();
+    let store = KeyStore::load(None, source("127.0.0.1"), settings.clone()).await.unwrap();
     assert_eq!(key.check(&store.current()), Ok(()), "{:?}", store.status());
-    let store = KeyStore::load(source("localhost"), settings.clone()).await.unwrap();
+    let store = KeyStore::load(None, source("localhost"), settings.clone()).await.unwrap();
     assert!(store.current().is_empty(), "the certificate is for another name");
     // Without the CA file: refused by the handshake, or already for want of any CA certificate.
-    match KeyStore::load(source("127.0.0.1"), eager()).await {
+    match KeyStore::load(None, source("127.0.0.1"), eager()).await {
         Ok(store) => assert!(store.current().is_empty() && failures(&store) == 1),
         Err(error) => assert!(matches!(error, KeyLoadError::Client(_)), "{error}"),
     }
     let ca_file = Some(file(&directory, "no.pem", b"no certificate"));
-    let error = KeyStore::load(source("127.0.0.1"), JwksSettings { ca_file, ..eager() }).await;
+    let error =
+        KeyStore::load(None, source("127.0.0.1"), JwksSettings { ca_file, ..eager() }).await;
     let error = error.unwrap_err().to_string();
     assert!(error.contains("no.pem") && error.contains("CA certificates"), "{error}");
 }
@@ -394,7 +397,7 @@ async fn local_sources_and_their_order() {
     ];
     let text = format!("{sources:?}");
     assert!(!text.contains(secret), "{text}");
-    let store = KeyStore::load(sources, JwksSettings::default()).await.unwrap();
+    let store = KeyStore::load(None, sources, JwksSettings::default()).await.unwrap();
     let keys = store.current();
     let ids: Vec<_> = keys.iter().map(|key| key.id.as_deref().unwrap()).collect();
     assert_eq!(ids, ["inline", "pem", "jwks"]);
@@ -428,12 +431,12 @@ async fn errors_name_the_file_and_the_mend() {
         (KeySource::JwksUrl { url: "http://issuer.test/".to_owned() }, "issuer.test", "use https"),
     ];
     for (source, place, mend) in cases {
-        let error = KeyStore::load(vec![source], eager()).await.unwrap_err().to_string();
+        let error = KeyStore::load(None, vec![source], eager()).await.unwrap_err().to_string();
         assert!(error.contains(place) && error.contains(mend), "{error}");
     }
     let inline =
         KeySource::Secret { algorithm: KeyAlgorithm::Hs256, id: None, secret: "hunter2".into() };
-    let error = KeyStore::load(vec![inline], eager()).await.unwrap_err();
+    let error = KeyStore::load(None, vec![inline], eager()).await.unwrap_err();
     assert!(matches!(error, KeyLoadError::Secret(_)));
     assert!(!error.to_string().contains("hunter2"));
 }
@@ -443,7 +446,7 @@ async fn a_server_that_fails_is_left_alone_whatever_tokens_come() {
     let server = Server::start(Answer::Status(StatusCode::BAD_GATEWAY)).await;
     let breaker = BreakerLimits { failures: 3, open: Duration::from_secs(3_600) };
     let settings = JwksSettings { breaker, ..eager() };
-    let store = KeyStore::load(server.source(), settings).await.unwrap();
+    let store = KeyStore::load(None, server.source(), settings).await.unwrap();
     let _tasks = store.spawn_refresh();
     let state = || store.status()[0].breaker;
     until("the breaker opens", || state() == BreakerState::Open).await;
@@ -461,10 +464,74 @@ async fn a_server_that_is_back_is_found() {
     let server = Server::start(Answer::Status(StatusCode::BAD_GATEWAY)).await;
     let breaker = BreakerLimits { failures: 2, open: Duration::from_millis(20) };
     let settings = JwksSettings { breaker, ..eager() };
-    let store = KeyStore::load(server.source(), settings).await.unwrap();
+    let store = KeyStore::load(None, server.source(), settings).await.unwrap();
     let _tasks = store.spawn_refresh();
     until("the breaker opens", || store.status()[0].breaker == BreakerState::Open).await;
     server.set(document(&[&TestKey::new("new")]));
     until("the keys come", || failures(&store) == 0 && !store.current().is_empty()).await;
     assert_eq!(store.status()[0].breaker, BreakerState::Closed);
+}
+
+/// Two nodes over one cache.
+fn shared() -> Option<SharedKeySets> {
+    let options = CacheOptions { memory_max: 1 << 20, shares: Vec::new() };
+    let cache = Cache::new(&options, None).unwrap();
+    Some(SharedKeySets::open(&cache, Duration::from_secs(3_600)).unwrap())
+}
+
+#[tokio::test]
+async fn what_one_node_has_fetched_serves_the_others_for_a_while() {
+    let (old, new) = (TestKey::new("old"), TestKey::new("new"));
+    let server = Server::start(document(&[&old])).await;
+    let shared = shared();
+    let minute = JwksSettings { interval_min: Duration::from_secs(60), ..eager() };
+    let load = |settings: JwksSettings| KeyStore::load(shared.clone(), server.source(), settings);
+    let first = load(minute.clone()).await.unwrap();
+    server.set(document(&[&new]));
+    let second = load(minute).await.unwrap();
+    assert_eq!(old.check(&second.current()), Ok(()), "fetched a moment ago");
+    assert_eq!(server.requests.load(Ordering::SeqCst), 1);
+    let third = load(eager()).await.unwrap();
+    assert_eq!(new.check(&third.current()), Ok(()), "this one takes nothing that is shared");
+    assert_eq!(server.requests.load(Ordering::SeqCst), 2);
+    let reloaded = first.load_again(server.source(), eager()).await.unwrap();
+    assert_eq!(new.check(&reloaded.current()), Ok(()));
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_reach_the_server_starts_with_what_others_have_fetched() {
+    let (old, new) = (TestKey::new("old"), TestKey::new("new"));
+    let server = Server::start(document(&[&old])).await;
+    let shared = shared();
+    KeyStore::load(shared.clone(), server.source(), eager()).await.unwrap();
+    server.set(Answer::Status(StatusCode::BAD_GATEWAY));
+    let alone = KeyStore::load(None, server.source(), eager()).await.unwrap();
+    assert!(alone.current().is_empty());
+    let store = KeyStore::load(shared, server.source(), eager()).await.unwrap();
+    assert_eq!(old.check(&store.current()), Ok(()));
+    assert_eq!(failures(&store), 1, "the server is asked again");
+    let _tasks = store.spawn_refresh();
+    server.set(document(&[&new]));
+    until("the server's own keys", || new.check(&store.current()) == Ok(())).await;
+    assert_eq!(old.check(&store.current()), Err(AuthError::UnknownKey));
+}
+
+#[tokio::test]
+async fn keys_that_are_shared_later_are_found() {
+    let key = TestKey::new("k");
+    let server = Server::start(Answer::Status(StatusCode::BAD_GATEWAY)).await;
+    let breaker = BreakerLimits { failures: 2, open: Duration::from_millis(10) };
+    let settings = JwksSettings { breaker, ..eager() };
+    let shared = shared();
+    let store = KeyStore::load(shared.clone(), server.source(), settings).await.unwrap();
+    let _tasks = store.spawn_refresh();
+    until("the breaker opens", || store.status()[0].breaker == BreakerState::Open).await;
+    let Answer::Document(text) = document(&[&key]) else { unreachable!() };
+    let KeySource::JwksUrl { url } = &server.source()[0] else { unreachable!() };
+    let remote = super::remote::Remote::new(url, &eager()).await.unwrap();
+    let shared = shared.unwrap();
+    // It may join a fetch that fails.
+    while shared.get(&remote, Duration::ZERO, || async { Ok(text.clone()) }).await.is_err() {}
+    until("another node's keys are found", || key.check(&store.current()) == Ok(())).await;
+    assert!(failures(&store) > 0, "the server still does not answer");
 }

@@ -247,6 +247,7 @@ pub(super) fn collect(families: &mut Families, plane: &Plane) {
     if let Some(keys) = plane.keys.load().as_ref() {
         store_metrics::collect_keys(families, keys);
     }
+    store_metrics::collect_cache(families, &plane.cache);
     if let Some(store) = &plane.store {
         store_metrics::collect_store(families, store);
     }

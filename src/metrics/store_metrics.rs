@@ -19,7 +19,6 @@ const DELIVERY_SECONDS: &[f64] = &[0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 
 
 /// Counters and gauges.
 pub(super) fn collect(families: &mut Families, notifications: &Notifications) {
-    collect_cache(families, notifications.cache());
     collect_channels(families, notifications.channels());
     if let Some(dispatcher) = notifications.dispatcher() {
         collect_dispatcher(families, dispatcher);
@@ -171,7 +170,7 @@ pub(super) fn state_number(state: BreakerState) -> f64 {
 
 type Counter = fn(&RegionStats) -> u64;
 
-fn collect_cache(families: &mut Families, cache: &Cache) {
+pub(super) fn collect_cache(families: &mut Families, cache: &Cache) {
     let stats = cache.stats();
     let by_region = |value: Counter| {
         stats.iter().map(move |(region, stats)| (region.as_str().to_owned(), value(stats) as f64))

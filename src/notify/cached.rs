@@ -5,35 +5,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::json;
 
 use super::contacts::{self, Contact};
-use super::{Notifications, now_ms};
-use crate::api::everywhere::{self, Question};
-use crate::cache::{
-    Cache, CacheError, CacheOptions, HeapBytes, Region, RegionName, RegionSpec, SecondLevel,
-    SecondOptions,
-};
+use crate::cache::{Cache, CacheError, HeapBytes, Region, RegionName, RegionSpec};
 use crate::config::Config;
-use crate::plane::SharedPlane;
-use crate::redis::{CacheLevel, Redis};
 use crate::store::{Arg, Store, StoreError};
-
-/// Between two removals of what has expired.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
-/// Longest call of Redis; the store is not much slower.
-const SECOND_TIMEOUT: Duration = Duration::from_millis(50);
-/// How long nothing is written to Redis where a value was changed.
-const HOLD: Duration = Duration::from_secs(5);
-/// Longest value that goes into Redis.
-const SHARED_BYTES_MAX: usize = 256 << 10;
 
 /// The regions.
 #[derive(Debug)]
 pub(super) struct Cached {
-    cache: Arc<Cache>,
     preferences: Region<str, String, StoreError>,
     contacts: Region<str, Vec<Contact>, StoreError>,
 }
@@ -45,22 +27,9 @@ impl HeapBytes for Contact {
 }
 
 impl Cached {
-    /// Empty regions within the configured budget.
-    pub(super) fn new(config: &Config, redis: Option<Arc<Redis>>) -> Result<Self, CacheError> {
+    /// Empty regions of a cache.
+    pub(super) fn new(config: &Config, cache: &Cache) -> Result<Self, CacheError> {
         let section = &config.cache;
-        let second = redis.filter(|_| section.store_shared).map(|redis| {
-            let options = SecondOptions {
-                prefix: format!("{}:cache:", config.redis.prefix),
-                timeout: SECOND_TIMEOUT,
-                hold: HOLD,
-                compress_above: section.compression_bytes_min,
-                value_max: SHARED_BYTES_MAX,
-                clock: Arc::new(|| now_ms() as u64),
-            };
-            (Arc::new(CacheLevel::new(redis)) as Arc<dyn SecondLevel>, options)
-        });
-        let options = CacheOptions { memory_max: section.store_bytes(), shares: Vec::new() };
-        let cache = Cache::new(&options, second)?;
         let spec = RegionSpec {
             negative_ttl: Some(section.store_ttl),
             stale_if_error: section.store_ttl,
@@ -68,38 +37,10 @@ impl Cached {
             second_level: section.store_shared,
             ..RegionSpec::new(section.store_ttl)
         };
-        let preferences = cache.region(RegionName::Preferences, spec.clone())?;
-        let contacts = cache.region(RegionName::Contacts, spec)?;
-        Ok(Self { cache: Arc::new(cache), preferences, contacts })
-    }
-
-    /// Everything, for its numbers.
-    pub(super) fn cache(&self) -> &Cache {
-        &self.cache
-    }
-
-    /// Makes the other nodes forget what is changed here.
-    pub(super) fn tell_others(&self, plane: &SharedPlane) {
-        if plane.broker.is_none() {
-            return;
-        }
-        let plane = Arc::clone(plane);
-        self.cache.on_invalidate(move |region, key| {
-            let question =
-                Question::Forget { region: region.as_str().to_owned(), key: key.to_owned() };
-            let plane = Arc::clone(&plane);
-            tokio::spawn(async move {
-                // Who does not answer reads the old value for a while; the second level is right at once.
-                let (_answers, _missing) = everywhere::ask_others::<bool>(&plane, &question).await;
-            });
-        });
-    }
-
-    /// Another node has changed something.
-    pub(super) fn forget_here(&self, region: &str, key: &str) {
-        if let Some(region) = RegionName::parse(region) {
-            self.cache.invalidate_local(region, key);
-        }
+        Ok(Self {
+            preferences: cache.region(RegionName::Preferences, spec.clone())?,
+            contacts: cache.region(RegionName::Contacts, spec)?,
+        })
     }
 
     /// Documents of users, in their order.
@@ -177,19 +118,4 @@ async fn read_preferences(
     let found = rows.iter().map(|row| Ok((row.text(0)?, row.text(1)?)));
     let mut found = found.collect::<Result<HashMap<_, _>, StoreError>>()?;
     Ok(users.iter().map(|user| found.remove(user)).collect())
-}
-
-/// Removes what has expired, until the future is dropped.
-pub(super) async fn sweep(notifications: Arc<Notifications>) {
-    loop {
-        tokio::time::sleep(SWEEP_INTERVAL).await;
-        notifications.cached.cache.sweep();
-    }
-}
-
-impl Notifications {
-    /// Another node has changed something that is kept here.
-    pub(crate) fn forget(&self, region: &str, key: &str) {
-        self.cached.forget_here(region, key);
-    }
 }

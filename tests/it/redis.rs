@@ -87,7 +87,8 @@ impl Redis {
         Some(BufReader::new(stream))
     }
 
-    fn try_ask(&self, command: &str) -> Option<String> {
+    /// As [`Self::ask`], of a server that may close connections: a Sentinel closes all clients of the one it promotes.
+    pub fn try_ask(&self, command: &str) -> Option<String> {
         read_line(&mut self.send(command)?)
     }
 

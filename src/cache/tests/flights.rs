@@ -131,8 +131,8 @@ async fn a_load_has_a_deadline() {
 async fn who_missed_a_value_that_has_come_since_does_not_load_it_again() {
     let (_cache, region) = local(spec());
     get(&region, "k", "value").await;
-    assert!(matches!(region.core.join("k"), flight::Seat::Found(Some(_))));
-    assert!(matches!(region.core.join("other"), flight::Seat::Lead(_)));
+    assert!(matches!(region.core.join("k", region::Terms::any()), flight::Seat::Found(Some(_))));
+    assert!(matches!(region.core.join("other", region::Terms::any()), flight::Seat::Lead(_)));
 }
 
 #[tokio::test]

@@ -259,13 +259,17 @@ section! {
     /// Memory for what channels remember.
     "cache" => CacheSection {
         /// MiB for what this node keeps of other things: histories of channels, of which each shard gets an equal part for the
-        /// channels it is home of, and what is read of the store.
+        /// channels it is home of, and what the control plane has read.
         memory_max_mb: u64 = Kind::Count(16, 1 << 20), Live;
-        /// Percent of it for what is read of the store: preferences and addresses of users.
+        /// Percent of it for what the control plane has read: preferences, addresses and last sessions of users in the store, key
+        /// sets of URLs.
         store_percent: u64 = Kind::Count(1, 90), Restart;
-        /// How long that is kept; a change through any node of the cluster is seen at once.
+        /// How long preferences and addresses are kept; a change through any node of the cluster is seen at once.
         store_ttl: Duration = Kind::Duration(1_000, 86_400_000), Restart;
-        /// Whether it is kept in Redis too, for all nodes of the cluster.
+        /// How long it is kept when a user was last seen (`events.sessions`). What this node writes is seen at once, what others
+        /// write after this time.
+        last_seen_ttl: Duration = Kind::Duration(1_000, 3_600_000), Restart;
+        /// Whether preferences and addresses are kept in Redis too, for all nodes of the cluster.
         store_shared: bool = Kind::Bool, Restart;
         /// Values of at least this size are compressed (LZ4) in Redis.
         compression_bytes_min: usize = Kind::Size(64, 1 << 30), Restart;
@@ -279,7 +283,7 @@ impl CacheSection {
         (histories / u64::from(shards.max(1))) as usize
     }
 
-    /// Bytes for what is read of the store.
+    /// Bytes for what the control plane has read.
     pub fn store_bytes(&self) -> u64 {
         (self.memory_max_mb << 20) / 100 * self.store_percent
     }

@@ -48,6 +48,10 @@ section! {
         jwks_breaker_failures: u32 = Kind::Count(1, 1_000), Live;
         /// How long it is left alone before it is tried again.
         jwks_breaker_open: Duration = Kind::Duration(50, 3_600_000), Live;
+        /// How long a JWKS stays in Redis after it was fetched from `jwks_url`, for nodes that start while the URL does not answer
+        /// and so that not every node fetches keys that have rotated. 0 switches it off: then nobody who can write to
+        /// that Redis can make keys.
+        jwks_shared_ttl: Duration = Kind::Duration(0, 604_800_000), Restart;
         /// Accepted `iss` values. Empty: not checked.
         issuers: Vec<String> = Kind::List(&Kind::Text(256), 0, 16), Live;
         /// Accepted `aud` values, one of which must be in the token. Empty: not checked.

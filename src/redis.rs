@@ -2,14 +2,19 @@
 //!
 //! The client reconnects by itself, but it does not notice a server that keeps its sockets and answers nothing. So the
 //! watchdog sends PING; one that is not answered in time counts as a failure, is repeated at once, and makes the client
-//! drop the connection. While the breaker is open nothing is sent but the watchdog's trial.
+//! drop the connection. While the breaker is open nothing is sent but the watchdog's PING, which decides: what a caller may
+//! give up halfway is no trial.
+//!
+//! The breaker counts only what speaks against the server as a whole (`blame`). One that answers and refuses what the node
+//! needs is not left alone, but it is not called up either.
 
+mod blame;
 mod cache_level;
 mod connection;
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use fred::clients::{Client, WithOptions};
@@ -22,11 +27,16 @@ use tokio::time::timeout;
 
 use crate::breaker::{Breaker, BreakerLimits, BreakerState, Change};
 use crate::config::sections::RedisSection;
+use blame::Blame;
+pub(crate) use blame::has_done_nothing;
 pub(crate) use cache_level::CacheLevel;
 pub(crate) use connection::Connection;
 
 /// First delay before a lost connection is tried again; it doubles from there.
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(100);
+/// How long a server that has refused what the node needs is not called up. Longer than usual from one renewal of a lease to
+/// the next, so that it stays so as long as renewals are refused.
+const REFUSED_FOR: Duration = Duration::from_secs(5);
 /// Attempts for a command: nothing is sent twice that may have been carried out.
 const ATTEMPTS: u32 = 1;
 /// In a Redis Cluster a node that does not have the slot has not carried it out.
@@ -59,10 +69,46 @@ impl RedisError {
     /// Whether the server works and cannot do this with the keys as they are: one has another type, or content that a script
     /// does not understand.
     pub(crate) fn is_refusal(&self) -> bool {
-        let Self::Failed(error) = self else { return false };
-        let said = error.details();
-        said.contains("WRONGTYPE") || (said.starts_with("ERR") && said.contains("user_script"))
+        self.blame() == Some(Blame::Keys)
     }
+
+    /// Whether it is certain that nothing was done: nothing was sent, or the server takes no such commands now.
+    pub(crate) fn is_undone(&self) -> bool {
+        match self {
+            Self::Open | Self::NoScript | Self::Changing => true,
+            Self::Timeout => false,
+            Self::Failed(error) => blame::has_done_nothing(error.details()),
+        }
+    }
+
+    /// `None` when nothing is wrong with the server or nobody asked it.
+    fn blame(&self) -> Option<Blame> {
+        match self {
+            Self::Open | Self::NoScript | Self::Changing => None,
+            Self::Timeout => Some(Blame::Server),
+            Self::Failed(error) => Some(blame::of(error.details())),
+        }
+    }
+}
+
+/// What a command is for, which decides what its errors mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// The node needs it: leases, revocations, scripts, messages to other nodes.
+    Node,
+    /// One channel or value among many: when its keys are refused, nothing else is wrong.
+    Keys,
+    /// The watchdog: it alone is sent while the breaker is open.
+    Watch,
+}
+
+/// How a command is sent.
+#[derive(Debug)]
+struct Manner {
+    purpose: Purpose,
+    /// One node of a Redis Cluster.
+    node: Option<Server>,
+    limit: Duration,
 }
 
 /// Configured URLs cannot be used.
@@ -96,6 +142,8 @@ pub(crate) struct Redis {
     breaker: Breaker,
     outcomes: [AtomicU64; OUTCOMES.len()],
     last_error: Mutex<Option<String>>,
+    /// When it last refused what the node needs, though it answers.
+    refused_at: Mutex<Option<Instant>>,
     ping_micros: AtomicU64,
     /// The server takes no writes: it is a replica now, and the master is somewhere else.
     demoted: Notify,
@@ -134,6 +182,7 @@ impl Redis {
             }),
             outcomes: Default::default(),
             last_error: Mutex::default(),
+            refused_at: Mutex::default(),
             ping_micros: AtomicU64::new(0),
             demoted: Notify::new(),
         })
@@ -199,10 +248,15 @@ impl Redis {
         self.client().cluster_change_rx()
     }
 
-    /// Whether it answers, as far as is known; not before the first answer.
+    /// Whether it answers and does what the node needs, as far as is known; not before the first answer.
     pub(crate) fn is_up(&self) -> bool {
         let answered = self.outcomes[0].load(Ordering::Relaxed) > 0;
-        answered && self.breaker.state() == BreakerState::Closed
+        let refuses = self.refused_at().is_some_and(|at| at.elapsed() < REFUSED_FOR);
+        answered && !refuses && self.breaker.state() == BreakerState::Closed
+    }
+
+    fn refused_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.refused_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the breaker lets through.
@@ -225,7 +279,7 @@ impl Redis {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Sends a command, unless the breaker is open, and waits for its answer within the limit.
+    /// Sends a command that the node needs, unless the breaker is open, and waits for its answer within the limit.
     pub(crate) async fn call<T, F>(
         &self,
         command: impl FnOnce(Caller) -> F + Send,
@@ -245,7 +299,36 @@ impl Redis {
     where
         F: Future<Output = Result<T, fred::error::Error>> + Send,
     {
-        if !self.breaker.try_enter(Instant::now()) {
+        let manner = Manner { purpose: Purpose::Node, node, limit: self.command_timeout };
+        self.send(manner, command).await
+    }
+
+    /// As [`Self::call`], for the keys of channels or values of which each is one among many: that some are refused says
+    /// nothing of the server.
+    pub(crate) async fn call_on_keys<T, F>(
+        &self,
+        command: impl FnOnce(Caller) -> F + Send,
+    ) -> Result<T, RedisError>
+    where
+        F: Future<Output = Result<T, fred::error::Error>> + Send,
+    {
+        let manner = Manner { purpose: Purpose::Keys, node: None, limit: self.command_timeout };
+        self.send(manner, command).await
+    }
+
+    async fn send<T, F>(
+        &self,
+        Manner { purpose, node, limit }: Manner,
+        command: impl FnOnce(Caller) -> F + Send,
+    ) -> Result<T, RedisError>
+    where
+        F: Future<Output = Result<T, fred::error::Error>> + Send,
+    {
+        let may = match purpose {
+            Purpose::Watch => self.breaker.try_enter(Instant::now()),
+            Purpose::Node | Purpose::Keys => self.breaker.state() == BreakerState::Closed,
+        };
+        if !may {
             self.count(3);
             return Err(RedisError::Open);
         }
@@ -255,14 +338,14 @@ impl Redis {
             fail_fast: self.is_clustered(),
             ..Options::default()
         });
-        let answer = match timeout(self.command_timeout, command(caller)).await {
+        let answer = match timeout(limit, command(caller)).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) if *error.kind() == fred::error::ErrorKind::Timeout => {
                 Err(RedisError::Timeout)
             }
             Ok(Err(error)) if error.details().starts_with("NOSCRIPT") => Err(RedisError::NoScript),
             Ok(Err(error)) => {
-                if error.details().starts_with("READONLY") {
+                if blame::is_replica(error.details()) {
                     self.demoted.notify_one();
                 }
                 Err(RedisError::Failed(error))
@@ -274,9 +357,7 @@ impl Redis {
             Err(RedisError::Timeout) => 2,
             Err(_) => 1,
         });
-        // A server that does not know a script is well.
-        let error = answer.as_ref().err();
-        self.report(error.filter(|error| !matches!(error, RedisError::NoScript)));
+        self.report(purpose, answer.as_ref().err());
         answer
     }
 
@@ -284,12 +365,21 @@ impl Redis {
         self.outcomes[outcome].fetch_add(1, Ordering::Relaxed);
     }
 
-    fn report(&self, error: Option<&RedisError>) {
-        if let Some(error) = error {
+    fn report(&self, purpose: Purpose, error: Option<&RedisError>) {
+        let blame = error.and_then(RedisError::blame);
+        if let (Some(error), Some(_)) = (error, blame) {
             let text = Some(error.to_string());
             *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = text;
         }
-        match (self.breaker.report(Instant::now(), error.is_none()), error) {
+        match (blame, error) {
+            (Some(Blame::State), Some(error)) => self.note_refusal(error),
+            (Some(Blame::Keys), Some(error)) if purpose != Purpose::Keys => {
+                self.note_refusal(error);
+            }
+            _ => self.note_refusals_over(),
+        }
+        let answers = blame != Some(Blame::Server);
+        match (self.breaker.report(Instant::now(), answers), error) {
             (Some(Change::Opened), Some(error)) => {
                 tracing::error!(category = "error", event = "redis_down", %error);
             }
@@ -298,24 +388,58 @@ impl Redis {
         }
     }
 
+    /// The server answers and does not do what the node needs.
+    fn note_refusal(&self, error: &RedisError) {
+        if self.refused_at().replace(Instant::now()).is_none() {
+            tracing::error!(
+                category = "error", event = "redis_refuses", %error,
+                mend = "docs/operations.md, table of failures: memory, role and rights of the server, and who else uses its keys"
+            );
+        }
+    }
+
+    /// Nothing was refused for a while.
+    fn note_refusals_over(&self) {
+        let mut refused_at = self.refused_at();
+        if refused_at.is_some_and(|at| at.elapsed() >= REFUSED_FOR) {
+            *refused_at = None;
+            tracing::info!(category = "system", event = "redis_accepts");
+        }
+    }
+
     /// Watches until the future is dropped.
     pub(crate) async fn watch(&self) {
         loop {
-            let began = Instant::now();
-            let answer: Result<(), _> = self.call(async |client| client.ping(None).await).await;
-            match answer {
-                Ok(()) => {
-                    let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-                    self.ping_micros.store(micros, Ordering::Relaxed);
-                    self.rest().await;
+            match self.ping(self.command_timeout).await {
+                Ok(()) => self.rest().await,
+                Err(RedisError::Timeout) => {
+                    // One that hangs must not take its time again with the next connection.
+                    tokio::join!(self.drop_connection(), self.ping_again());
                 }
-                Err(RedisError::Timeout) => self.drop_connection().await,
                 Err(_) => {
                     self.connection.revive();
                     // Answered at once, so it must not be repeated at once.
                     tokio::time::sleep(self.ping_interval / 4).await;
                 }
             }
+        }
+    }
+
+    /// Answers within `limit` or counts as a failure.
+    async fn ping(&self, limit: Duration) -> Result<(), RedisError> {
+        let began = Instant::now();
+        let manner = Manner { purpose: Purpose::Watch, node: None, limit };
+        self.send(manner, async |client| client.ping::<()>(None).await).await?;
+        let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.ping_micros.store(micros, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Repeats a PING that was not answered, until one is or the breaker opens. Each has half the time: the first had all of it.
+    async fn ping_again(&self) {
+        while self.breaker.state() == BreakerState::Closed
+            && matches!(self.ping(self.command_timeout / 2).await, Err(RedisError::Timeout))
+        {
         }
     }
 
@@ -388,3 +512,6 @@ fn builder(config: Config, section: &RedisSection) -> Builder {
         .set_policy(ReconnectPolicy::new_exponential(0, millis(min), millis(max), 2));
     builder
 }
+
+#[cfg(test)]
+mod tests;

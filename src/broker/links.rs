@@ -5,6 +5,7 @@
 //! and only then it is read: nothing can fall between.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -374,7 +375,7 @@ impl Links {
 
     /// Redis refuses what it has under a channel's names, such as a key of another type that somebody else has put there. That
     /// does not pass by itself: the channel waits longer each time, and the others do not wait for it.
-    fn note_refusal(&self, channel: &ChannelName, error: &ScriptError) {
+    fn note_refusal(&self, channel: &ChannelName, error: &dyn Display) {
         let mut table = self.table();
         let Some(link) = table.links.get_mut(channel) else { return };
         link.refused = link.refused.saturating_add(1);
@@ -496,20 +497,9 @@ impl Links {
         // A Redis Cluster takes keys of one channel at a time.
         let at_once = if self.common.redis.is_clustered() { 1 } else { CHUNK };
         let mut calls: FuturesUnordered<_> =
-            checked.chunks(at_once).map(async |part| (part, self.check_part(part).await)).collect();
-        let mut refused = Vec::new();
-        while let Some((part, checked)) = calls.next().await {
-            match checked {
-                Err(error) if is_refusal(&error) => refused.extend(part),
-                checked => checked?,
-            }
-        }
-        // One of them is the cause.
-        for channel in refused {
-            match self.check_part(std::slice::from_ref(channel)).await {
-                Err(error) if is_refusal(&error) => self.note_refusal(channel, &error),
-                checked => checked?,
-            }
+            checked.chunks(at_once).map(|part| self.check_part(part)).collect();
+        while let Some(checked) = calls.next().await {
+            checked?;
         }
         Ok(())
     }
@@ -527,8 +517,13 @@ impl Links {
             self.common.scripts.call_loaded(&self.common.redis, Script::Check, parts).await?;
         let Value::Array(positions) = answer else { return Ok(()) };
         for (channel, text) in part.iter().zip(positions) {
+            let text = text.as_str();
+            if let Some(said) = text.as_deref().and_then(|text| text.strip_prefix('!')) {
+                self.note_refusal(channel, &said);
+                continue;
+            }
             self.note_accepted(channel);
-            let Some(top) = text.as_str().and_then(|text| position::read(&text)) else { continue };
+            let Some(top) = text.and_then(|text| position::read(&text)) else { continue };
             if self.compare(channel, top) {
                 let again = (Instant::now() + DOUBT, ChannelName::clone(channel));
                 self.table().later.insert(again);

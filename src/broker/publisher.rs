@@ -2,10 +2,11 @@
 //!
 //! Whatever waits is taken together: one script call carries up to `redis.batch_max` operations, and a few calls are under
 //! way at once on one connection, so their order is kept. A single operation is sent at once. What waits is bounded, has a
-//! deadline, and is always answered. When the server does not know the scripts nothing was done: then the calls under
+//! deadline, and is always answered. An operation that the keys of its channel make impossible fails alone. When the server does not know the scripts nothing was done: then the calls under
 //! way are awaited, the scripts are loaded, and those calls are made again in their order.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
+use std::fmt::Display;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,10 +26,15 @@ use tokio::sync::Notify;
 
 use super::scripts::{Script, ScriptError};
 use super::{Common, position};
-use crate::redis::RedisError;
+use crate::logging::LogSampler;
+use crate::redis::has_done_nothing;
 
 /// Script calls under way at once: enough to keep the connection busy while answers are on their way.
 const CALLS_MAX: usize = 8;
+/// Before members that Redis refused are told to it again.
+const REFUSED_INTERVAL: Duration = Duration::from_secs(5);
+/// Log lines about refused operations in a second.
+const REFUSALS_LOGGED: u32 = 1;
 
 /// One operation.
 #[derive(Debug)]
@@ -108,8 +114,9 @@ pub(super) struct Publisher {
     limits: WriteLimits,
     waiting: Mutex<VecDeque<Write>>,
     more: Notify,
-    /// Channels whose members Redis may not know.
-    owed: Mutex<HashSet<ChannelName>>,
+    /// Channels whose members Redis may not know, and from when on they are told again.
+    owed: Mutex<HashMap<ChannelName, Instant>>,
+    refusals: LogSampler,
     written: AtomicU64,
     failed: AtomicU64,
     refused: AtomicU64,
@@ -129,6 +136,7 @@ impl Publisher {
             waiting: Mutex::default(),
             more: Notify::new(),
             owed: Mutex::default(),
+            refusals: LogSampler::new(REFUSALS_LOGGED),
             written: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -208,7 +216,7 @@ impl Publisher {
             };
             let (batch, answer) = done;
             match answer {
-                Ok(answer) => self.succeed(batch, &answer),
+                Ok(answer) => self.conclude(batch, &answer),
                 Err(error) => self.fail_all(batch, &error),
             }
         }
@@ -326,23 +334,32 @@ impl Publisher {
     /// Answers what a call has come to; gives it back when it is to be made again.
     fn finish(&self, (batch, answer): Done) -> Option<Vec<Write>> {
         match answer {
-            Ok(answer) => self.succeed(batch, &answer),
+            Ok(answer) => self.conclude(batch, &answer),
             Err(ScriptError::NotLoaded) => return Some(batch),
             Err(error) => self.fail_all(batch, &error),
         }
         None
     }
 
-    fn succeed(&self, batch: Vec<Write>, answer: &Value) {
-        self.written.fetch_add(batch.len() as u64, Ordering::Relaxed);
+    /// A call was made; each operation has its own outcome.
+    fn conclude(&self, batch: Vec<Write>, answer: &Value) {
         let positions = match answer {
             Value::Array(positions) => &positions[..],
             _ => &[],
         };
         for (index, mut write) in batch.into_iter().enumerate() {
-            let Some(origin) = write.origin() else { continue };
             let position = positions.get(index).and_then(Value::as_str);
             let position = position.as_deref();
+            if let Some(said) = position.and_then(|text| text.strip_prefix('!')) {
+                if has_done_nothing(said) {
+                    self.fail_unsent(write);
+                } else {
+                    self.refuse(write, &said);
+                }
+                continue;
+            }
+            self.written.fetch_add(1, Ordering::Relaxed);
+            let Some(origin) = write.origin() else { continue };
             // It had this place before, and was told then.
             let (position, is_new) = match position.and_then(|text| text.strip_prefix('=')) {
                 Some(earlier) => (Some(earlier), false),
@@ -364,17 +381,30 @@ impl Publisher {
 
     /// Homes whose members Redis may not know tell them again.
     pub(super) fn tell_owed(&self) {
-        let owed = std::mem::take(&mut *self.owed());
-        for channel in owed {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        self.owed().retain(|channel, from| {
+            let is_due = *from <= now;
+            due.extend(is_due.then(|| ChannelName::clone(channel)));
+            !is_due
+        });
+        for channel in due {
             self.common.mail.tell(&channel, ChannelUpdate::TellMembers);
         }
     }
 
     fn fail_all(&self, batch: Vec<Write>, error: &ScriptError) {
         tracing::debug!(category = "error", event = "redis_write_failed", writes = batch.len(), %error);
-        let unsent = matches!(error, ScriptError::NotLoaded | ScriptError::Redis(RedisError::Open));
+        let (undone, refused) = match error {
+            ScriptError::NotLoaded => (true, false),
+            ScriptError::Redis(error) => (error.is_undone(), error.is_refusal()),
+        };
         for write in batch {
-            if unsent {
+            if refused {
+                self.refuse(write, error);
+                continue;
+            }
+            if undone {
                 self.fail_unsent(write);
                 continue;
             }
@@ -387,11 +417,28 @@ impl Publisher {
         }
     }
 
+    /// The keys of the channel make it impossible, so nothing was done, and trying again at once would not help.
+    fn refuse(&self, write: Write, error: &dyn Display) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        if let Some(left_out) = self.refusals.pass(Instant::now()) {
+            tracing::warn!(
+                category = "error", event = "redis_write_refused", channel = %write.channel, %error, left_out,
+                mend = "another program uses keys of this channel in the same Redis; delete them, or change redis.prefix"
+            );
+        }
+        let message = "Redis refuses what it has under the keys of this channel: nothing was published; \
+                       the gateway's log says why";
+        self.fail_from(write, message, Instant::now() + REFUSED_INTERVAL);
+    }
+
     /// Redis has certainly not got it.
     fn fail_unsent(&self, mut write: Write) {
         if !self.deliver_here(&mut write) {
             self.failed.fetch_add(1, Ordering::Relaxed);
-            self.fail(write, "Redis cannot be reached: nothing was published; try again");
+            self.fail(
+                write,
+                "Redis cannot be reached, or takes no writes: nothing was published; try again",
+            );
         }
     }
 
@@ -428,6 +475,11 @@ impl Publisher {
     }
 
     fn fail(&self, write: Write, message: &'static str) {
+        self.fail_from(write, message, Instant::now());
+    }
+
+    /// Answers that it failed. Members are told again from `again` on.
+    fn fail_from(&self, write: Write, message: &'static str, again: Instant) {
         match write.origin() {
             Some(origin) => {
                 let outcome = Err(unavailable(message));
@@ -436,12 +488,12 @@ impl Publisher {
             // Whoever reads those fields next takes them out.
             None if matches!(write.kind, WriteKind::Forget { .. } | WriteKind::Tell) => {}
             None => {
-                self.owed().insert(write.channel);
+                self.owed().insert(write.channel, again);
             }
         }
     }
 
-    fn owed(&self) -> MutexGuard<'_, HashSet<ChannelName>> {
+    fn owed(&self) -> MutexGuard<'_, HashMap<ChannelName, Instant>> {
         self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -13,7 +13,7 @@ use fred::types::{InfoKind, Value};
 use tokio::sync::Mutex;
 
 use crate::digest;
-use crate::redis::{Redis, RedisError};
+use crate::redis::{Caller, Redis, RedisError};
 
 const STREAM: &str = include_str!("lua/stream.lua");
 const RUN: &str = include_str!("lua/run.lua");
@@ -86,14 +86,15 @@ impl Scripts {
     ) -> Result<Value, ScriptError> {
         let Some(loaded) = self.loaded.load_full() else { return Err(ScriptError::NotLoaded) };
         let hash = loaded.hashes[script as usize].clone();
-        let answer = redis.call(async |client| client.evalsha(hash, keys, arguments).await).await;
+        let evaluate = async |client: Caller| client.evalsha(hash, keys, arguments).await;
+        let answer = redis.call_on_keys(evaluate).await;
         match answer {
             Err(RedisError::NoScript) => {
                 self.forget();
                 Err(ScriptError::NotLoaded)
             }
             Err(error) => {
-                if matches!(error, RedisError::Failed(_)) {
+                if matches!(error, RedisError::Failed(_)) && !error.is_refusal() {
                     // Perhaps another server answers now.
                     self.forget();
                 }

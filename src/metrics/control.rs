@@ -142,7 +142,7 @@ fn collect_cluster(families: &mut Families, cluster: &Cluster) {
     };
     families.gauges(
         "archmesh_redis_up",
-        "1 when the server answers.",
+        "1 when the server answers and takes writes.",
         &["server"],
         servers(|server| f64::from(u8::from(server.is_up()))),
     );

@@ -28,7 +28,7 @@ impl CacheLevel {
     ) -> Result<Value, SecondLevelError> {
         let command = CustomCommand::new_static(name, ClusterHash::FirstKey, false);
         self.0
-            .call(async |client| client.custom(command, arguments).await)
+            .call_on_keys(async |client| client.custom(command, arguments).await)
             .await
             .map_err(|error| SecondLevelError(error.to_string()))
     }

@@ -466,7 +466,7 @@ fn an_order_that_not_every_node_heard_is_no_success() {
 #[test]
 fn a_key_of_another_type_is_left_alone_for_longer_each_time() {
     let redis = Redis::start(&[]);
-    let a = node(&redis.url(), "a").start();
+    let a = Setup::new().set("redis.url", redis.url()).start();
     a.await_metric("archmesh_broker_probe_seconds", &[], |seconds| seconds > 0.0);
     let mut on_a = Socket::connect(&a, "ada");
     on_a.subscribe("session:first");
@@ -494,6 +494,7 @@ fn a_key_of_another_type_is_left_alone_for_longer_each_time() {
     a.publish("session:first", json!({"n": 2}));
     assert_eq!(on_a.take("message")["data"]["n"], 2, "other channels go on");
     assert_eq!(refusals(), 1, "it is told once");
+    assert!(a.log.events("redis_down").is_empty(), "the server is well");
     redis.ask(&format!("DEL {poisoned}"));
     eventually("it is taken again", || {
         (!a.log.events("redis_keys_accepted").is_empty()).then_some(())

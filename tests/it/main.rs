@@ -68,6 +68,7 @@ mod metrics;
 mod notifications;
 mod panic;
 mod placement;
+mod poisoned;
 mod pubsub;
 mod recovery;
 mod slow;

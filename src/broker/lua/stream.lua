@@ -14,3 +14,20 @@ local function stand(meta, stream, candidate)
   redis.call('DEL', stream)
   return candidate, 0, nil, 0
 end
+
+-- Calls `work` for one of several channels. What its keys make impossible is answered for it alone, as '!' and the error, and
+-- the others go on. An error that speaks of the server ends the script, unless something was done already (`begun`).
+local STATES = {'READONLY', 'OOM', 'NOREPLICAS', 'MISCONF', 'NOPERM', 'CLUSTERDOWN', 'MASTERDOWN'}
+local function attempt(begun, work, ...)
+  local done, answer = pcall(work, ...)
+  if done then
+    return answer, true
+  end
+  local said = type(answer) == 'table' and answer.err or tostring(answer)
+  for _, state in ipairs(STATES) do
+    if not begun and string.find(said, state, 1, true) then
+      error(answer, 0)
+    end
+  end
+  return '!' .. said, begun
+end

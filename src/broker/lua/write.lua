@@ -1,4 +1,5 @@
--- Carries out operations on channels, each as a whole, in their order.
+-- Carries out operations on channels, each as a whole or not at all, in their order. One that the keys of its channel make
+-- impossible does not hold up the others: what may fail because of keys comes first, before anything is written.
 -- ARGV: epoch for a new stream, life of the metadata and of members in ms, Unix time in ms, then for each operation its kind,
 -- its payload, and what that kind needs. KEYS: metadata and stream of each, and what that kind needs.
 --   p  publish: publications to keep (0 = this one is not kept), their life in ms, life of the idempotency key (0 = none);
@@ -10,12 +11,10 @@
 --   l  member left: field; key: the members
 --   f  a node is gone: first part of its members' fields; key: the members
 -- Answers for each the position as epoch and offset, with '=' before it when the idempotency key had it already, or an empty
--- text for members.
+-- text for members, or '!' and why it was not carried out.
 -- The metadata also remember when their life (t) and that of the stream (s) were prolonged, because doing it with every
 -- publication costs as much as the publication.
 local candidate, ttl, now = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local answer = {}
-local at, key = 4, 1
 
 local function prolong_meta(meta, last)
   if not last or math.abs(now - last) * 8 > tonumber(ttl) then
@@ -24,74 +23,92 @@ local function prolong_meta(meta, last)
   end
 end
 
-local function publish(meta, stream, channel, payload)
+-- Each is called with the keys that all have, the pub/sub channel, the payload, and where its own arguments and keys begin.
+local carry_out = {}
+
+function carry_out.p(meta, stream, channel, payload, at, key)
   local size, life, key_life = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  at = at + 3
-  local epoch, _, prolonged, stream_prolonged = stand(meta, stream, candidate)
+  local epoch, last, prolonged, stream_prolonged = stand(meta, stream, candidate)
+  local offset = string.format('%.0f', last + 1)
+  local position = epoch .. offset
   if key_life ~= '0' then
-    key = key + 1
-    local earlier = redis.call('GET', KEYS[key - 1])
+    local earlier = redis.call('GET', KEYS[key])
     if earlier and string.sub(earlier, 1, 8) == epoch then
       return '=' .. earlier
     end
   end
-  local offset = string.format('%.0f', redis.call('HINCRBY', meta, 'o', 1))
-  local position = epoch .. offset
-  prolong_meta(meta, prolonged)
   if size ~= '0' then
     redis.call('XADD', stream, 'MAXLEN', '~', size, offset .. '-0', 'p', payload)
-    if math.abs(now - stream_prolonged) * 4 > tonumber(life) then
-      redis.call('HSET', meta, 's', ARGV[3])
-      -- Nothing is forgotten before its time is over; whoever reads leaves out what is too old.
-      redis.call('PEXPIRE', stream, string.format('%.0f', life * 1.25))
-    end
+  end
+  redis.call('HSET', meta, 'o', offset)
+  prolong_meta(meta, prolonged)
+  if size ~= '0' and math.abs(now - stream_prolonged) * 4 > tonumber(life) then
+    redis.call('HSET', meta, 's', ARGV[3])
+    -- Nothing is forgotten before its time is over; whoever reads leaves out what is too old.
+    redis.call('PEXPIRE', stream, string.format('%.0f', life * 1.25))
   end
   if key_life ~= '0' then
-    redis.call('SET', KEYS[key - 1], position, 'PX', key_life)
+    redis.call('SET', KEYS[key], position, 'PX', key_life)
   end
   redis.call(PUBLISH, channel, 'p' .. position .. ':' .. payload)
   return position
 end
 
+function carry_out.s(meta, stream, channel, payload)
+  local epoch, _, prolonged = stand(meta, stream, candidate)
+  prolong_meta(meta, prolonged)
+  local position = epoch .. '0'
+  redis.call(PUBLISH, channel, 'p' .. position .. ':' .. payload)
+  return position
+end
+
+function carry_out.r(meta, stream, channel)
+  local epoch, offset = stand(meta, stream, candidate)
+  local position = epoch .. string.format('%.0f', offset)
+  -- The next stream has no life yet.
+  redis.call('HSET', meta, 's', 0)
+  redis.call('DEL', stream)
+  redis.call(PUBLISH, channel, 'r' .. position .. ':')
+  return position
+end
+
+function carry_out.t(_, _, channel, payload)
+  redis.call(PUBLISH, channel, payload)
+  return ''
+end
+
+function carry_out.j(_, _, channel, payload, at, key)
+  redis.call('HSET', KEYS[key], ARGV[at], ARGV[at + 1])
+  redis.call('PEXPIRE', KEYS[key], ttl)
+  redis.call(PUBLISH, channel, payload)
+  return ''
+end
+
+function carry_out.l(_, _, channel, payload, at, key)
+  redis.call('HDEL', KEYS[key], ARGV[at])
+  redis.call(PUBLISH, channel, payload)
+  return ''
+end
+
+function carry_out.f(_, _, _, _, at, key)
+  for _, field in ipairs(redis.call('HKEYS', KEYS[key])) do
+    if string.sub(field, 1, #ARGV[at]) == ARGV[at] then
+      redis.call('HDEL', KEYS[key], field)
+    end
+  end
+  return ''
+end
+
+local arguments = {p = 3, s = 0, r = 0, t = 0, j = 2, l = 1, f = 1}
+local answer, begun = {}, false
+local at, key = 4, 1
 while at < #ARGV do
   local kind, payload = ARGV[at], ARGV[at + 1]
+  local has_key = kind == 'j' or kind == 'l' or kind == 'f' or (kind == 'p' and ARGV[at + 4] ~= '0')
   local meta, stream = KEYS[key], KEYS[key + 1]
   local channel = string.sub(meta, 1, -6)
-  local position = ''
-  at, key = at + 2, key + 2
-  if kind == 'p' then
-    position = publish(meta, stream, channel, payload)
-  elseif kind == 's' then
-    local epoch, _, prolonged = stand(meta, stream, candidate)
-    prolong_meta(meta, prolonged)
-    position = epoch .. '0'
-    redis.call(PUBLISH, channel, 'p' .. position .. ':' .. payload)
-  elseif kind == 'r' then
-    local epoch, offset = stand(meta, stream, candidate)
-    -- The next stream has no life yet.
-    redis.call('HSET', meta, 's', 0)
-    redis.call('DEL', stream)
-    position = epoch .. string.format('%.0f', offset)
-    redis.call(PUBLISH, channel, 'r' .. position .. ':')
-  elseif kind == 't' then
-    redis.call(PUBLISH, channel, payload)
-  elseif kind == 'j' then
-    redis.call('HSET', KEYS[key], ARGV[at], ARGV[at + 1])
-    redis.call('PEXPIRE', KEYS[key], ttl)
-    redis.call(PUBLISH, channel, payload)
-    at, key = at + 2, key + 1
-  elseif kind == 'l' then
-    redis.call('HDEL', KEYS[key], ARGV[at])
-    redis.call(PUBLISH, channel, payload)
-    at, key = at + 1, key + 1
-  elseif kind == 'f' then
-    for _, field in ipairs(redis.call('HKEYS', KEYS[key])) do
-      if string.sub(field, 1, #ARGV[at]) == ARGV[at] then
-        redis.call('HDEL', KEYS[key], field)
-      end
-    end
-    at, key = at + 1, key + 1
-  end
-  answer[#answer + 1] = position
+  answer[#answer + 1], begun =
+    attempt(begun, carry_out[kind], meta, stream, channel, payload, at + 2, key + 2)
+  at, key = at + 2 + arguments[kind], key + (has_key and 3 or 2)
 end
 return answer

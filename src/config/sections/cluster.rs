@@ -22,7 +22,8 @@ section! {
         connect_timeout: Duration = Kind::Duration(50, 60_000), Restart;
         /// From a command to its answer.
         command_timeout: Duration = Kind::Duration(50, 60_000), Restart;
-        /// Between two PINGs of the watchdog. A server that hangs is found within this and twice `command_timeout`.
+        /// Between two PINGs of the watchdog. A server that hangs is found within this and `command_timeout`, and half of it for
+        /// each of `breaker_failures` after the first.
         ping_interval: Duration = Kind::Duration(50, 60_000), Restart;
         /// Longest wait between two tries to reconnect.
         reconnect_delay_max: Duration = Kind::Duration(100, 60_000), Restart;
@@ -30,7 +31,7 @@ section! {
         commands_waiting_max: u32 = Kind::Count(16, 1_000_000), Restart;
         /// Failures in a row after which the server is left alone for a while.
         breaker_failures: u32 = Kind::Count(1, 1_000), Restart;
-        /// How long it is left alone before it is tried again.
+        /// How long it is left alone before the watchdog tries it with a PING.
         breaker_open: Duration = Kind::Duration(50, 600_000), Restart;
         /// Publications, removals and members that may wait to be written; more are answered "unavailable" at once.
         writes_waiting_max: u32 = Kind::Count(16, 10_000_000), Restart;

@@ -1,4 +1,7 @@
 //! The orderly end: clients are told to move, a few at a time, before the process goes.
+//!
+//! Whoever comes meanwhile is answered, by HTTP or with the refusal that names another node, so the listeners close last.
+//! Only WebSockets are load and waited for: a node that is asked again and again ends all the same.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +21,8 @@ use crate::supervise;
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Part of the limit that is kept for clients told last to go and for the last bytes.
 const RESERVE_PART: u32 = 5;
+/// For what has reached the listeners when the last client is gone: long enough to be read and answered.
+const LAST_ANSWERS_MAX: Duration = Duration::from_secs(1);
 
 /// How a drain is paced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +44,7 @@ impl Pace {
     }
 }
 
-/// Drains; returns when no connection is left or the limit is reached.
+/// Drains; returns when no client is left or the limit is reached.
 pub(crate) async fn run(
     plane: &SharedPlane,
     engine: &EngineHandle,
@@ -52,7 +57,7 @@ pub(crate) async fn run(
     let urls: Arc<[Box<str>]> =
         plane.cluster.as_ref().map_or_else(Vec::new, |cluster| cluster.others()).into();
     supervise::notify(NotifyState::Stopping);
-    let connections = admission.connections();
+    let connections = admission.sessions();
     let pace = Pace::new(connections, section);
     let deadline = Instant::now() + pace.limit;
     tracing::info!(
@@ -64,7 +69,6 @@ pub(crate) async fn run(
         nodes = urls.len(),
     );
     admission.set_draining(true);
-    engine.stop_accepting();
     for shard in plane.bridge.shard_ids() {
         let drain = ShardOp::Drain {
             duration: pace.spread,
@@ -83,9 +87,11 @@ pub(crate) async fn run(
     }
     // Kept HTTP connections close with their next answer; idle ones at once.
     plane.http.stop();
-    while admission.connections() > 0 && Instant::now() < deadline {
-        sleep(LOOK_INTERVAL).await;
-    }
+    until(deadline, || admission.sessions() == 0).await;
+    let left = admission.sessions();
+    engine.stop_accepting();
+    let last = deadline.min(Instant::now() + LAST_ANSWERS_MAX);
+    until(last, || admission.connections() == 0).await;
     if timeout_at(deadline, plane.http.stopped()).await.is_err() {
         tracing::warn!(
             category = "system",
@@ -93,11 +99,17 @@ pub(crate) async fn run(
             connections = plane.http.connections()
         );
     }
-    let left = admission.connections();
     if left > 0 {
         tracing::warn!(category = "system", event = "drain_limit_reached", connections = left);
     }
     tracing::info!(category = "system", event = "drain_finished", connections = left);
+}
+
+/// Waits until `done` or the deadline.
+async fn until(deadline: Instant, done: impl Fn() -> bool) {
+    while !done() && Instant::now() < deadline {
+        sleep(LOOK_INTERVAL).await;
+    }
 }
 
 #[cfg(test)]

@@ -177,16 +177,21 @@ impl HttpServer {
                 Ok::<_, Infallible>(response)
             }
         });
+        let mut stop = self.stop.subscribe();
+        let is_stopping = *stop.borrow_and_update();
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.keep_alive_timeout.max(self.limits.header_timeout))
-            .keep_alive(true)
+            .keep_alive(!is_stopping)
             .pipeline_flush(true)
             .max_buf_size(self.limits.head_bytes_max.max(8 * 1024))
             .max_headers(self.limits.headers_max)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
-        let mut stop = self.stop.subscribe();
+        if is_stopping {
+            // A graceful shutdown would close it before its request is read.
+            return connection.await;
+        }
         tokio::select! {
             result = connection.as_mut() => return result,
             // The sender lives in `self`, so the wait ends only when the server stops.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::gateway::{Gateway, Setup};
 use crate::raw::Raw;
+use crate::redis::Redis;
 use crate::socket::{Opening, Socket};
 use crate::support::{WAIT, eventually, read_to_end, token};
 
@@ -33,11 +34,8 @@ fn a_drain_tells_everybody_and_exits_zero() {
         let answer = http.get("/ready").ok()?;
         (answer.status == 503 && answer.json()["status"] == "draining").then_some(())
     });
-    // Whoever comes now is not let in: the listener is gone, or the handshake is refused.
-    eventually("nobody new is let in", || {
-        let opened = Socket::open(&gateway, &Opening::with_token(&token("late")));
-        matches!(opened, Err(0 | 503)).then_some(())
-    });
+    let opened = Socket::open(&gateway, &Opening::with_token(&token("late")));
+    assert_eq!(opened.err(), Some(503), "nobody new is let in, and is told so");
     let mut delays = BTreeSet::new();
     let mut told = Vec::new();
     for socket in &mut sockets {
@@ -55,6 +53,56 @@ fn a_drain_tells_everybody_and_exits_zero() {
     let status = gateway.await_exit(Duration::from_secs(20));
     assert_eq!(status.code(), Some(0));
     assert_eq!(gateway.log.events("drain_finished").len(), 1);
+}
+
+/// They are answered as long as clients are left, and hold up nothing: neither do connections that say nothing.
+#[test]
+fn whoever_comes_during_a_drain_is_told_where_to_go() {
+    let redis = Redis::start(&[]);
+    let node = |name: &str| {
+        Setup::new()
+            .internal()
+            .set("node.name", name)
+            .set("redis.url", redis.url())
+            .set("cluster.url", format!("wss://{name}.example/ws"))
+            .set("limits.connections_max", 100)
+            .set("drain.connections_per_second", 1)
+            .set("drain.timeout", "2m")
+    };
+    let (mut a, b) = (node("a").start(), node("b").start());
+    for gateway in [&a, &b] {
+        gateway.await_metric("archmesh_cluster_nodes", &[("state", "up")], |nodes| nodes == 2.0);
+    }
+    let mut sockets: Vec<Socket> = (0..20).map(|n| Socket::connect(&a, &format!("u{n}"))).collect();
+    a.signal("TERM");
+    eventually("the drain begins", || a.log.events("drain_started").pop());
+    let mut silent: Vec<Raw> = Vec::new();
+    for socket in sockets.iter_mut().take(4) {
+        let mut http = a.http();
+        let headers = [
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        ];
+        let answer = http.request("GET", "/ws", &headers.map(str::to_owned), &[]).unwrap();
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        assert_eq!(answer.header("location"), Some("wss://b.example/ws"));
+        let body = answer.json();
+        assert_eq!(body["error"]["code"], "DRAINING", "{body}");
+        assert_eq!(body["url"], "wss://b.example/ws");
+        assert_eq!(a.get("/ready").json()["status"], "draining");
+        silent.push(Raw::connect(a.public).unwrap());
+        socket.take("disconnect");
+    }
+    // The last client goes, and nobody waits for the silent ones.
+    drop(sockets);
+    let gone = Instant::now();
+    assert_eq!(a.await_exit(Duration::from_secs(60)).code(), Some(0));
+    assert!(gone.elapsed() < Duration::from_secs(30), "{:?}", gone.elapsed());
+    assert!(a.log.events("drain_limit_reached").is_empty());
+    assert_eq!(a.log.events("drain_finished")[0]["connections"], 0);
+    drop(silent);
 }
 
 #[test]

@@ -28,7 +28,7 @@ use crate::config::Config;
 use crate::config::sections::{RedisSection, Strategy};
 use crate::digest;
 use crate::health::LifePhase;
-use crate::load::Load;
+use crate::load::{Load, Meter, Pace};
 use crate::plane::Plane;
 use crate::redis::{Redis, RedisError, RedisUrlError};
 use choose::Chooser;
@@ -264,8 +264,9 @@ impl Cluster {
 
     /// Renews the lease until the future is dropped.
     pub(crate) async fn run(self: Arc<Self>, plane: Arc<Plane>) {
+        let mut meter = Meter::default();
         loop {
-            let lost = self.renew(&plane).await;
+            let lost = self.renew(&plane, &mut meter).await;
             if lost {
                 continue;
             }
@@ -277,12 +278,13 @@ impl Cluster {
     }
 
     /// Whether the lease turned out to be lost.
-    async fn renew(&self, plane: &Plane) -> bool {
+    async fn renew(&self, plane: &Plane, meter: &mut Meter) -> bool {
         let (id, held) = {
             let lease = self.lease();
             (lease.id.clone(), lease.held)
         };
-        let node = self.describe(id.clone(), plane);
+        let pace = meter.measure(plane).await;
+        let node = self.describe(id.clone(), plane, pace);
         let Ok(text) = serde_json::to_string(&node) else { return false };
         let arguments =
             vec![id, self.lease_ttl.as_millis().to_string(), text, held_word(held).to_owned()];
@@ -299,12 +301,12 @@ impl Cluster {
                 tracing::error!(category = "error", event = "lease_answer_unreadable");
                 false
             }
-            // The breaker has logged it.
+            // It is logged where calls are counted.
             Err(_) => false,
         }
     }
 
-    fn describe(&self, id: String, plane: &Plane) -> Node {
+    fn describe(&self, id: String, plane: &Plane, pace: Pace) -> Node {
         let load = Load::of(plane);
         Node {
             id,
@@ -322,6 +324,8 @@ impl Cluster {
             connections_max: load.connections_max,
             channels_on: self.channels_on.clone(),
             load_permille: load.busy_permille,
+            cpu_permille: pace.cpu_permille,
+            loop_lag_us: Some(pace.loop_lag_us),
             weight: self.weight,
         }
     }

@@ -1,8 +1,19 @@
 //! How full the node is: what balancers and the other nodes go by.
 //!
-//! Read from what the shards share, so that it costs nothing and waits for nobody, however busy they are.
+//! Read from what the shards share, so that it costs nothing and waits for nobody, however busy they are. What is measured
+//! over a time besides (`Meter`) waits for the shards' counters, no longer than a scrape does.
 
+use std::time::Duration;
+
+use gateway_core::ids::ShardId;
+use hdrhistogram::Histogram;
+
+use crate::bridge::Snapshots;
+use crate::metrics;
 use crate::plane::Plane;
+
+/// An idle shard turns once in a second; one that has not for so long stands.
+const IDLE_TURN_MAX: Duration = Duration::from_secs(2);
 
 /// The node's load at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,9 +55,89 @@ impl Load {
     }
 }
 
+/// How the process keeps up, over the time between two measurements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pace {
+    /// CPU time as a share of the cores that it may use, in thousandths; `None` when the kernel does not tell it.
+    pub cpu_permille: Option<u32>,
+    /// Time from turn to turn of a busy shard in microseconds, 99th percentile of the slowest shard, or how long one has stood.
+    pub loop_lag_us: u64,
+}
+
+/// Measures [`Pace`]. Each measurement begins where the one before ended; the first where the process began.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    cpu: Duration,
+    at: Duration,
+    lags: Vec<Option<Histogram<u64>>>,
+}
+
+impl Meter {
+    /// Since the last call.
+    pub(crate) async fn measure(&mut self, plane: &Plane) -> Pace {
+        let snapshots = plane.bridge.snapshots().await;
+        let shards = plane.bridge.shards();
+        let standing = |shard| shards.heartbeat_age(shard).saturating_sub(IDLE_TURN_MAX);
+        let longest = plane.bridge.shard_ids().map(standing).max().unwrap_or_default();
+        let longest_us = u64::try_from(longest.as_micros()).unwrap_or(u64::MAX);
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let cpu_permille =
+            metrics::cpu_time().map(|cpu| self.cpu_permille(plane.uptime(), cpu, cores));
+        Pace { cpu_permille, loop_lag_us: self.loop_lag_us(&snapshots).max(longest_us) }
+    }
+
+    fn cpu_permille(&mut self, at: Duration, cpu: Duration, cores: usize) -> u32 {
+        let used = cpu.saturating_sub(self.cpu).as_micros() * 1000;
+        let had = at.saturating_sub(self.at).as_micros() * cores as u128;
+        (self.cpu, self.at) = (cpu, at);
+        // The kernel counts in ticks, so a short time can seem to be more than full.
+        used.checked_div(had).map_or(0, |share| share.min(1000) as u32)
+    }
+
+    fn loop_lag_us(&mut self, snapshots: &Snapshots) -> u64 {
+        self.lags.resize_with(snapshots.shards.len(), || None);
+        let lags = snapshots.known().map(|(ShardId(shard), snapshot)| {
+            let now = &snapshot.engine.loop_lag_us;
+            let before = self.lags[usize::from(shard)].replace(now.clone());
+            p99_since(before.as_ref(), now)
+        });
+        lags.max().unwrap_or(0)
+    }
+}
+
+/// 99th percentile of what was recorded since `before`; 0 when that is nothing.
+fn p99_since(before: Option<&Histogram<u64>>, now: &Histogram<u64>) -> u64 {
+    let mut since = now.clone();
+    // They have the same bounds, and what was counted before is still counted.
+    let _subtracted = before.map(|before| since.subtract(before));
+    if since.is_empty() { 0 } else { since.value_at_quantile(0.99) }
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cpu_time_is_a_share_of_the_time_between_measurements() {
+        let ms = Duration::from_millis;
+        let mut meter = Meter::default();
+        assert_eq!(meter.cpu_permille(ms(1_000), ms(1_000), 2), 500);
+        assert_eq!(meter.cpu_permille(ms(3_000), ms(1_100), 2), 25);
+        assert_eq!(meter.cpu_permille(ms(3_000), ms(1_100), 2), 0, "no time, no share");
+        assert_eq!(meter.cpu_permille(ms(3_001), ms(1_200), 2), 1_000);
+    }
+
+    #[test]
+    fn loop_lag_forgets_what_was_measured_before() {
+        let mut lag = Histogram::new_with_max(60_000_000, 2).unwrap();
+        lag.saturating_record(50_000);
+        assert_eq!(p99_since(None, &lag) / 1000, 50);
+        let before = lag.clone();
+        assert_eq!(p99_since(Some(&before), &lag), 0);
+        (0..100).for_each(|_| lag.saturating_record(200));
+        assert!((200..210).contains(&p99_since(Some(&before), &lag)));
+    }
 
     fn check(connections: u64, busy_permille: u32, percent: u64, weight: u64) {
         let load = Load { connections, connections_max: 200, busy_permille };

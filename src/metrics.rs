@@ -21,6 +21,7 @@ use prometheus::{Encoder as _, TextEncoder};
 
 pub(crate) use control::ControlMetrics;
 use families::Families;
+pub(crate) use process::cpu_time;
 pub(crate) use shards::loop_lag_json;
 
 use crate::bridge::Snapshots;

@@ -134,6 +134,8 @@ mod tests {
             connections: 0,
             connections_max: 10_000,
             load_permille: 0,
+            cpu_permille: None,
+            loop_lag_us: None,
             weight: 100,
             channels_on: String::new(),
         }

@@ -38,6 +38,14 @@ pub(crate) struct Node {
     pub connections_max: u64,
     /// Busy share of its shards, the mean over all, in thousandths.
     pub load_permille: u32,
+    /// CPU time of its process since the renewal before, as a share of all its cores, in thousandths; null when a node of an
+    /// older version does not tell it.
+    #[serde(default)]
+    pub cpu_permille: Option<u32>,
+    /// How late its shards' loops were since the renewal before, in microseconds: the 99th percentile of the slowest shard, or
+    /// how long a shard has stood still; null when a node of an older version does not tell it.
+    #[serde(default)]
+    pub loop_lag_us: Option<u64>,
     /// Share of new clients, relative to the other nodes.
     pub weight: u32,
     /// Digest of the servers that keep its channels; the same for all nodes, empty without `redis.channel_urls`.

@@ -1,5 +1,7 @@
 //! The process as the kernel sees it, from `/proc/self`. A file that cannot be read leaves its series out.
 
+use std::time::Duration;
+
 use super::families::Families;
 
 /// Ticks per second of the times in `/proc/self/stat`; fixed at 100 in the kernel's interface on all platforms that
@@ -37,6 +39,12 @@ pub(super) fn collect(families: &mut Families) {
     if let Some(max) = read("limits").as_deref().and_then(parse_max_fds) {
         families.gauge("process_max_fds", "Most file descriptors the process may open.", max);
     }
+}
+
+/// User and system CPU time of the process so far.
+pub(crate) fn cpu_time() -> Option<Duration> {
+    let stat = read("stat").as_deref().and_then(parse_stat)?;
+    Duration::try_from_secs_f64(stat.cpu_ticks / TICKS_PER_SECOND).ok()
 }
 
 #[derive(Debug, PartialEq)]

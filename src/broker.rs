@@ -83,6 +83,10 @@ pub(crate) struct BrokerCounts {
     pub charged: u64,
     /// Last probe through Redis and back.
     pub probe: Duration,
+    /// Since it came back, on the server where that is longest ago; `None` when on some none has come back yet.
+    pub probe_age: Option<Duration>,
+    /// Servers that answer and carry messages, and others.
+    pub servers: [usize; 2],
 }
 
 /// What all parts of the broker use.
@@ -209,7 +213,9 @@ impl Broker {
     pub(crate) fn counts(&self) -> BrokerCounts {
         let (given_up, questions) = (self.mail.given_up(), self.calls.counts());
         let charged = self.calls.charged();
-        let mut counts = BrokerCounts { given_up, questions, charged, ..Default::default() };
+        let probe_age = Some(Duration::ZERO);
+        let mut counts =
+            BrokerCounts { given_up, questions, charged, probe_age, ..Default::default() };
         for instance in self.all_instances() {
             instance.count_into(&mut counts);
         }

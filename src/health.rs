@@ -212,7 +212,7 @@ pub(crate) async fn detailed(State(plane): State<SharedPlane>) -> Response<Body>
         "partial": snapshots.partial,
         "components": {
             "shards": shards,
-            "broker": {"status": "healthy", "kind": "memory", "history_bytes": history_bytes},
+            "broker": broker(&plane, history_bytes),
             "redis": redis(&plane),
             "cluster": cluster(&plane),
             "database": database(&plane),
@@ -241,6 +241,29 @@ pub(crate) async fn detailed(State(plane): State<SharedPlane>) -> Response<Body>
 
 fn serves(status: &str) -> bool {
     matches!(status, "healthy" | "degraded")
+}
+
+/// What carries channels. In memory it lives and dies with the shards.
+fn broker(plane: &Plane, history_bytes: u64) -> Value {
+    let Some(broker) = &plane.broker else {
+        return json!({"status": "healthy", "kind": "memory", "history_bytes": history_bytes});
+    };
+    let counts = broker.counts();
+    json!({
+        "status": match counts.servers {
+            [_, 0] => "healthy",
+            [0, _] => "unavailable",
+            _ => "degraded",
+        },
+        "kind": "redis",
+        "history_bytes": history_bytes,
+        "servers": counts.servers.iter().sum::<usize>(),
+        "servers_healthy": counts.servers[0],
+        "channels": counts.channels,
+        "writes_waiting": counts.waiting,
+        "probe_seconds": counts.probe.as_secs_f64(),
+        "probe_age_seconds": counts.probe_age.map(|age| age.as_secs_f64()),
+    })
 }
 
 fn redis(plane: &Plane) -> Value {

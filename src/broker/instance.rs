@@ -35,6 +35,7 @@ pub(super) struct Instance {
     /// Named for this process, whatever the node is called later.
     probe_topic: String,
     probe_interval: Duration,
+    command_timeout: Duration,
     check_interval: Duration,
     received: AtomicU64,
     unreadable: AtomicU64,
@@ -55,6 +56,7 @@ impl Instance {
             probe_topic: Names::new(&section.prefix).probe(common.nodes.own()),
             common,
             probe_interval: section.ping_interval,
+            command_timeout: section.command_timeout,
             check_interval: section.check_interval,
             received: AtomicU64::new(0),
             unreadable: AtomicU64::new(0),
@@ -104,6 +106,15 @@ impl Instance {
         counts.missed += missed;
         counts.probe_reconnects += self.common.subscriber.reconnects();
         counts.probe = counts.probe.max(self.common.subscriber.probe_time());
+        let age = self.common.subscriber.probe_age();
+        counts.servers[usize::from(!self.is_well(age))] += 1;
+        counts.probe_age = counts.probe_age.zip(age).map(|(one, other)| one.max(other));
+    }
+
+    /// Whether the server answers and probes come back: the last one is no older than one that is still under way may be.
+    fn is_well(&self, probe_age: Option<Duration>) -> bool {
+        let age_max = 2 * (self.probe_interval + self.command_timeout);
+        self.common.redis.is_up() && probe_age.is_some_and(|age| age <= age_max)
     }
 
     /// Everything is subscribed anew on a new connection.

@@ -5,6 +5,7 @@
 //! come back makes the client drop the connection.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fred::clients::Client;
@@ -30,6 +31,8 @@ pub(super) struct Subscriber {
     /// The newest probe that came back.
     returned: watch::Sender<u64>,
     probe_micros: AtomicU64,
+    /// When the last probe came back.
+    probed_at: Mutex<Option<Instant>>,
     reconnects: AtomicU64,
 }
 
@@ -43,6 +46,7 @@ impl Subscriber {
             probed: AtomicU64::new(0),
             returned: watch::Sender::new(0),
             probe_micros: AtomicU64::new(0),
+            probed_at: Mutex::default(),
             reconnects: AtomicU64::new(0),
         }
     }
@@ -96,6 +100,12 @@ impl Subscriber {
     /// Duration of the last probe through Redis and back.
     pub(super) fn probe_time(&self) -> Duration {
         Duration::from_micros(self.probe_micros.load(Ordering::Relaxed))
+    }
+
+    /// Since the last probe came back; `None` before the first.
+    pub(super) fn probe_age(&self) -> Option<Duration> {
+        let probed_at = *self.probed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        probed_at.map(|at| at.elapsed())
     }
 
     /// Subscribes; done when the server has confirmed it.
@@ -196,6 +206,8 @@ impl Subscriber {
                 if came && self.masters_answer(redis).await {
                     let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
                     self.probe_micros.store(micros, Ordering::Relaxed);
+                    *self.probed_at.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Some(Instant::now());
                 } else {
                     self.drop_connection().await;
                 }

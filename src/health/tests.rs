@@ -60,6 +60,8 @@ async fn a_stalled_shard_is_unhealthy_and_named() {
     assert_eq!(status, 503);
     assert_eq!(body["components"]["shards"][1]["status"], "stalled");
     assert_eq!(body["components"]["tls"]["expires_at"], 1_900_000_000);
+    let broker = json!({"status": "healthy", "kind": "memory", "history_bytes": 0});
+    assert_eq!(body["components"]["broker"], broker);
 }
 
 #[tokio::test]

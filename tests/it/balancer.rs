@@ -527,7 +527,10 @@ fn a_node_out_of_reach_gets_no_clients() {
     };
     assert_eq!((reachable("a"), reachable("b")), (Value::Null, json!(false)), "{seen}");
     assert_eq!(a.metric("archmesh_cluster_nodes_unreachable", &[]), 1.0);
-    assert_eq!(b.get("/connect").json()["node"], "b", "no node refuses itself");
+    // It has to hear of the client on the other one first.
+    eventually("no node refuses itself", || {
+        (b.get("/connect").json()["node"] == "b").then_some(())
+    });
     stub.answer(true);
     await_node("b");
     eventually("the log says so", || a.log.events("node_reachable").pop());

@@ -4,8 +4,9 @@
 //! comes back as another; clients are sent to nodes that take them; without Redis a node serves on, says so, and finds
 //! back by itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use crate::balancer::free_port;
@@ -18,6 +19,9 @@ use crate::tls::Authority;
 
 /// A dead node is gone after 8 seconds with the default lease; the rest is for a busy machine.
 const GONE_MAX: Duration = Duration::from_secs(20);
+/// How long the members of a dead node may stay, and how long a hung server may go unnoticed, with the default settings.
+const MEMBERS_GONE_MAX: Duration = Duration::from_secs(10);
+const HANG_PROMISED: Duration = Duration::from_secs(3);
 /// A server that hangs is found after 3 seconds with the default timeouts; the rest is for a busy machine.
 const HANG_FOUND_MAX: Duration = Duration::from_secs(15);
 
@@ -99,6 +103,34 @@ fn nodes_see_each_other_and_clients_go_to_the_emptier() {
 }
 
 #[test]
+fn nodes_tell_each_other_how_busy_their_cores_and_loops_are() {
+    let redis = Redis::start(&[]);
+    let a = node(&redis.url(), "a").start();
+    let b = node(&redis.url(), "b").start();
+    await_names(&b, &["a", "b"]);
+    let of_a = || nodes(&b).into_iter().find(|node| node["name"] == "a");
+    let mut ada = Socket::connect(&a, "ada");
+    let busy = eventually("b hears that a works", || {
+        while ada.call("ping", json!({}))["type"] != "pong" {}
+        of_a().filter(|node| {
+            node["cpu_permille"].as_u64() > Some(0) && node["loop_lag_us"].as_u64() > Some(0)
+        })
+    });
+    assert!(busy["cpu_permille"].as_u64().unwrap() <= 1000, "{busy}");
+    // A node of another version does not tell it; nobody invents a number for it.
+    let stranger = json!({
+        "id": "old-1", "name": "old", "url": null, "state": "up", "version": "0", "uptime_seconds": 1, "shards": 1,
+        "connections": 0, "connections_max": 1, "load_permille": 0, "weight": 1,
+    });
+    let quoted = stranger.to_string().replace('"', "\\\"");
+    redis.ask(&format!("HSET archmesh:{{nodes}}:nodes old-1 \"{quoted}\""));
+    let old = eventually("b sees the other version", || {
+        nodes(&b).into_iter().find(|node| node["name"] == "old")
+    });
+    assert_eq!((&old["cpu_permille"], &old["loop_lag_us"]), (&Value::Null, &Value::Null), "{old}");
+}
+
+#[test]
 fn a_draining_node_sends_its_clients_to_another_and_is_forgotten() {
     let redis = Redis::start(&[]);
     let mut a = node(&redis.url(), "a")
@@ -169,6 +201,13 @@ fn a_redis_that_hangs_is_found_and_does_not_stop_a_node() {
     ada.subscribe("chat:room");
     await_names(&a, &["a"]);
     await_status(&a, "healthy");
+    let broker = eventually("the broker is well, and has a channel", || {
+        let detailed = a.operators().get("/health/detailed").unwrap().json();
+        let broker = detailed["components"]["broker"].clone();
+        (broker["status"] == "healthy" && broker["channels"].as_u64() > Some(0)).then_some(broker)
+    });
+    assert_eq!((&broker["kind"], &broker["writes_waiting"]), (&json!("redis"), &json!(0)));
+    assert!(broker["probe_seconds"].as_f64().unwrap() > 0.0, "{broker}");
     redis.signal("STOP");
     within(HANG_FOUND_MAX, "the hang is found", || {
         (status(&a) == (200, "degraded".to_owned())).then_some(())
@@ -179,6 +218,9 @@ fn a_redis_that_hangs_is_found_and_does_not_stop_a_node() {
     assert_eq!(refused["error"]["temporary"], true, "{refused}");
     assert_eq!(ada.call("ping", json!({}))["type"], "pong");
     eventually("the log says that it hangs", || a.log.events("redis_down").pop());
+    let broker = &a.operators().get("/health/detailed").unwrap().json()["components"]["broker"];
+    assert_eq!((&broker["kind"], &broker["status"]), (&json!("redis"), &json!("unavailable")));
+    assert!(broker["probe_age_seconds"].as_f64().unwrap() > 0.5, "{broker}");
     eventually("what is known of the others is called stale", || {
         let answer = a.operators().get("/cluster/nodes").unwrap().json();
         (answer["stale"] == true).then_some(())
@@ -190,6 +232,51 @@ fn a_redis_that_hangs_is_found_and_does_not_stop_a_node() {
         (a.metric("archmesh_cluster_lease_held", &[]) == 1.0).then_some(())
     });
     eventually("the log says so", || a.log.events("redis_up").pop());
+}
+
+/// By the log's own times. It hangs at another moment of the watchdog's interval each time.
+#[test]
+fn a_hang_is_found_within_three_seconds_with_the_default_settings() {
+    let redis = Redis::start(&[]);
+    let a = node(&redis.url(), "a").start();
+    for round in 1..=3 {
+        await_status(&a, "healthy");
+        let commands = || a.metric("archmesh_redis_commands_total", &[("outcome", "ok")]);
+        let before = commands();
+        eventually("an answer has come just now", || (commands() > before).then_some(()));
+        let stopped = UNIX_EPOCH.elapsed().unwrap();
+        redis.signal("STOP");
+        let down = eventually("the hang is found", || {
+            let events = a.log.events("redis_down");
+            (events.len() == round).then(|| events[round - 1].clone())
+        });
+        let found: DateTime<Utc> = down["timestamp"].as_str().unwrap().parse().unwrap();
+        let found = Duration::from_millis(found.timestamp_millis().cast_unsigned());
+        let took = found.saturating_sub(stopped);
+        assert!(took < HANG_PROMISED, "round {round}: found after {took:?}");
+        redis.signal("CONT");
+        eventually("it is used again", || (a.log.events("redis_up").len() == round).then_some(()));
+    }
+}
+
+#[test]
+fn members_of_a_dead_node_leave_within_ten_seconds_with_the_default_settings() {
+    let redis = Redis::start(&[]);
+    let a = node(&redis.url(), "a").start();
+    let b = node(&redis.url(), "b").start();
+    await_names(&b, &["a", "b"]);
+    let mut watcher = Socket::connect(&b, "bob");
+    watcher.subscribe("chat:room");
+    let mut ada = Socket::connect(&a, "ada");
+    ada.subscribe("chat:room");
+    assert_eq!(watcher.take("join")["data"]["user_id"], "ada");
+    let killed = Instant::now();
+    drop(a);
+    assert_eq!(watcher.take("leave")["data"]["user_id"], "ada");
+    let took = killed.elapsed();
+    assert!(took < MEMBERS_GONE_MAX, "after {took:?}");
+    let left = b.result("presence_stats", &json!({"channel": "chat:room"}));
+    assert_eq!(left["num_clients"], 1);
 }
 
 #[test]

@@ -52,7 +52,7 @@ pub(super) fn collect(families: &mut Families, notifications: &Notifications) {
         ),
         (
             "archmesh_outbox_failed_total",
-            "Rows of the outbox that can never be published; the log says why.",
+            "Rows of the outbox that can never be published; the log says why. Those of a commit in doubt are not among them.",
             &relayed.failed,
         ),
         (

@@ -174,8 +174,12 @@ impl Calls {
         Affected { count: here.count + there.count, partial: here.partial || there.partial }
     }
 
-    /// Learns of orders that were given while this node did not listen.
+    /// Makes up for what was said while this node did not listen.
     pub(super) async fn catch_up(&self) {
+        // Something in it may have been invalidated.
+        if let Some(plane) = self.plane.get().and_then(Weak::upgrade) {
+            plane.cache.clear_local();
+        }
         self.kept.catch_up().await;
     }
 

@@ -50,9 +50,11 @@ fn promtool_finds_nothing() {
 #[test]
 fn alerts_fire_for_what_they_are_meant_for() {
     let promtool = tool("PROMTOOL", &["promtool", ".cache/bin/promtool"]);
-    for arguments in
-        [["check", "rules", "config/alerts.yml"], ["test", "rules", "tests/it/alerts.yml"]]
-    {
+    let calls: [&[&str]; 2] = [
+        &["check", "rules", "config/alerts.yml"],
+        &["test", "rules", "tests/it/alerts.yml", "tests/it/alerts_day.yml"],
+    ];
+    for arguments in calls {
         let output = Command::new(&promtool).args(arguments).current_dir(root()).output().unwrap();
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said);

@@ -15,6 +15,9 @@ use crate::plane::Plane;
 /// An idle shard turns once in a second; one that has not for so long stands.
 const IDLE_TURN_MAX: Duration = Duration::from_secs(2);
 
+/// Shortest time over which CPU time and lag are measured: the kernel counts CPU time in hundredths of a second.
+const MEASURED_MIN: Duration = Duration::from_secs(1);
+
 /// The node's load at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Load {
@@ -67,22 +70,33 @@ pub(crate) struct Pace {
 /// Measures [`Pace`]. Each measurement begins where the one before ended; the first where the process began.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
+    measured: Option<Pace>,
     cpu: Duration,
     at: Duration,
     lags: Vec<Option<Histogram<u64>>>,
 }
 
 impl Meter {
-    /// Since the last call.
+    /// Measured anew, unless the last measurement is so young that a new one would say nothing.
     pub(crate) async fn measure(&mut self, plane: &Plane) -> Pace {
+        let age = plane.uptime().saturating_sub(self.at);
+        if let Some(pace) = self.measured.filter(|_| age < MEASURED_MIN) {
+            return pace;
+        }
+        let pace = self.measure_anew(plane).await;
+        self.measured = Some(pace);
+        pace
+    }
+
+    async fn measure_anew(&mut self, plane: &Plane) -> Pace {
         let snapshots = plane.bridge.snapshots().await;
         let shards = plane.bridge.shards();
         let standing = |shard| shards.heartbeat_age(shard).saturating_sub(IDLE_TURN_MAX);
         let longest = plane.bridge.shard_ids().map(standing).max().unwrap_or_default();
         let longest_us = u64::try_from(longest.as_micros()).unwrap_or(u64::MAX);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let cpu_permille =
-            metrics::cpu_time().map(|cpu| self.cpu_permille(plane.uptime(), cpu, cores));
+        let (now, cpu) = (plane.uptime(), metrics::cpu_time());
+        let cpu_permille = cpu.map(|cpu| self.cpu_permille(now, cpu, cores));
         Pace { cpu_permille, loop_lag_us: self.loop_lag_us(&snapshots).max(longest_us) }
     }
 

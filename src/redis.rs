@@ -77,7 +77,7 @@ impl RedisError {
         match self {
             Self::Open | Self::NoScript | Self::Changing => true,
             Self::Timeout => false,
-            Self::Failed(error) => blame::has_done_nothing(error.details()),
+            Self::Failed(error) => has_done_nothing(error.details()),
         }
     }
 

@@ -5,6 +5,7 @@
 //! same calls notice nothing; the breaker stays closed; a server that takes no writes is refused as temporary and loses nothing.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ScopedJoinHandle;
 
 use serde_json::{Value, json};
 
@@ -92,7 +93,7 @@ fn check_neighbours(gateways: &[Gateway; 2], poison: &Value) {
             [a, b].map(|gateway| scope.spawn(|| publish_poison(gateway, poison, &stop)));
         let publishers: Vec<_> =
             channels.iter().map(|channel| scope.spawn(|| publish_all(a, channel))).collect();
-        let published: Vec<_> = publishers.into_iter().map(|thread| thread.join()).collect();
+        let published: Vec<_> = publishers.into_iter().map(ScopedJoinHandle::join).collect();
         stop.store(true, Ordering::Relaxed);
         for result in published {
             result.unwrap();

@@ -340,6 +340,16 @@ impl Store {
         }
     }
 
+    /// Most connections it may open.
+    pub(crate) fn connections_max(&self) -> u32 {
+        match &self.pools {
+            Pools::Postgres(pool) => pool.options().get_max_connections(),
+            Pools::Sqlite { write, read } => {
+                write.options().get_max_connections() + read.options().get_max_connections()
+            }
+        }
+    }
+
     /// Ends all connections, after what is under way.
     pub(crate) async fn close(&self) {
         match &self.pools {

@@ -82,7 +82,7 @@ impl Events {
     }
 
     /// Writes a batch, however long it takes. What the database will never take is dropped, counted and told.
-    async fn write_patiently(&self, number: &mut i64, batch: Batch) {
+    pub(super) async fn write_patiently(&self, number: &mut i64, batch: Batch) {
         let mut waiting = vec![batch];
         while let Some(batch) = waiting.pop() {
             *number += 1;

@@ -168,6 +168,7 @@ fn reads_are_counted_by_what_answered_them_and_evictions_by_their_cause() {
     let position = |offset: u64| json!({"offset": offset, "epoch": first["data"]["epoch"]});
     let recoveries = |m: &ShardMetrics| m.recovery_reads.0;
     for (offset, recovered) in [(9, false), (10, true), (60, true)] {
+        node.call(a, "unsubscribe", json!({"channel": channel}));
         let reply = resume(&mut node, a, &channel, &position(offset));
         assert_eq!(reply["data"]["recovered"], recovered, "{reply}");
     }

@@ -31,6 +31,7 @@ use crate::health::LifePhase;
 use crate::load::Load;
 use crate::plane::Plane;
 use crate::redis::{Redis, RedisError, RedisUrlError};
+use crate::web_client::TrustError;
 use choose::Chooser;
 pub(crate) use node::{Node, NodeState};
 use reach::Reach;
@@ -48,7 +49,7 @@ pub(crate) enum ClusterError {
     Redis(#[from] RedisUrlError),
     /// Other nodes cannot be asked.
     #[error("cluster.probe_interval is set, but no HTTP client can be made: {0}")]
-    Probes(#[source] reqwest::Error),
+    Probes(#[source] TrustError),
 }
 
 /// All nodes as they were seen last.

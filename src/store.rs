@@ -29,7 +29,7 @@ use sqlx::{Connection as _, PgPool, SqlitePool};
 
 use crate::breaker::{Breaker, BreakerLimits, BreakerState, Change};
 use crate::config::sections::DatabaseSection;
-pub(crate) use batch::{Apply, BatchStats, commit_batch};
+pub(crate) use batch::{Apply, BatchStats, Streak, commit_batch};
 use connection::Connection;
 pub(crate) use connection::{Arg, Dialect, Row, Transaction};
 pub(crate) use error::StoreError;

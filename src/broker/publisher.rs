@@ -2,8 +2,9 @@
 //!
 //! Whatever waits is taken together: one script call carries up to `redis.batch_max` operations, and a few calls are under
 //! way at once on one connection, so their order is kept. A single operation is sent at once. What waits is bounded, has a
-//! deadline, and is always answered. An operation that the keys of its channel make impossible fails alone. When the server does not know the scripts nothing was done: then the calls under
-//! way are awaited, the scripts are loaded, and those calls are made again in their order.
+//! deadline, and is always answered. An operation that the keys of its channel make impossible fails alone. When the server
+//! does not know the scripts nothing was done: then the calls under way are awaited, the scripts are loaded, and those calls
+//! are made again in their order.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Display;

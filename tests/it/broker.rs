@@ -17,7 +17,7 @@ const ROOM: &str = "session:room";
 /// A channel without history.
 const FEED: &str = "feed:news";
 /// A server that hangs is found after 3 seconds with the default timeouts; the rest is for a busy machine.
-const REPAIRED_MAX: Duration = Duration::from_secs(30);
+pub const REPAIRED_MAX: Duration = Duration::from_secs(30);
 
 fn node(redis: &str, name: &str) -> Setup {
     Setup::new()
@@ -29,7 +29,7 @@ fn node(redis: &str, name: &str) -> Setup {
 }
 
 /// Two nodes whose publications pass through `redis`.
-fn pair(redis: &Redis) -> (Gateway, Gateway) {
+pub fn pair(redis: &Redis) -> (Gateway, Gateway) {
     let a = node(&redis.url(), "a").start();
     let b = node(&redis.url(), "b").start();
     for gateway in [&a, &b] {

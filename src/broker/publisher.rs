@@ -8,11 +8,12 @@
 use std::collections::{HashSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use fred::types::Value;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use gateway_core::broker::ChannelUpdate;
@@ -29,13 +30,15 @@ use crate::redis::RedisError;
 
 /// Script calls under way at once: enough to keep the connection busy while answers are on their way.
 const CALLS_MAX: usize = 8;
+/// What one call carries, about; a larger one would hold up the others that Redis serves.
+const BATCH_BYTES: usize = 4 << 20;
 
 /// One operation.
 #[derive(Debug)]
 pub(super) struct Write {
     pub channel: ChannelName,
     pub kind: WriteKind,
-    pub payload: Vec<u8>,
+    pub payload: Bytes,
     pub at: Instant,
     /// What the application is told when it has its place.
     pub told: Option<Box<PlacedMessage>>,
@@ -84,12 +87,27 @@ impl Write {
             _ => None,
         }
     }
+
+    /// Bytes that it holds, about.
+    fn weight(&self) -> usize {
+        let more = match &self.kind {
+            WriteKind::Joined { field, member } => field.len() + member.len(),
+            WriteKind::Members { members, .. } => {
+                members.iter().map(|(field, member)| field.len() + member.len()).sum()
+            }
+            _ => 0,
+        };
+        let told = self.told.as_ref().map_or(0, |told| told.data.len());
+        size_of::<Self>() + self.channel.len() + self.payload.len() + more + told
+    }
 }
 
 /// Bounds of the writer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WriteLimits {
     pub waiting_max: usize,
+    /// Of those that wait and those that are under way.
+    pub waiting_bytes_max: usize,
     pub batch_max: usize,
     /// A Redis Cluster takes keys of one channel at a time.
     pub one_channel: bool,
@@ -107,6 +125,8 @@ pub(super) struct Publisher {
     common: Common,
     limits: WriteLimits,
     waiting: Mutex<VecDeque<Write>>,
+    /// Bytes of what waits or is under way.
+    waiting_bytes: AtomicUsize,
     more: Notify,
     /// Channels whose members Redis may not know.
     owed: Mutex<HashSet<ChannelName>>,
@@ -127,6 +147,7 @@ impl Publisher {
             common,
             limits,
             waiting: Mutex::default(),
+            waiting_bytes: AtomicUsize::new(0),
             more: Notify::new(),
             owed: Mutex::default(),
             written: AtomicU64::new(0),
@@ -150,19 +171,34 @@ impl Publisher {
         self.queue().len()
     }
 
+    /// Bytes of what waits or is under way.
+    #[cfg(test)]
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes.load(Ordering::Relaxed)
+    }
+
     fn queue(&self) -> MutexGuard<'_, VecDeque<Write>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Queues an operation, or answers that there is no room.
     pub(super) fn push(&self, write: Write) {
+        let weight = write.weight();
         let mut queue = self.queue();
-        if queue.len() >= self.limits.waiting_max {
+        // One alone passes, however large it is. They grow under the lock only.
+        let bytes = self.waiting_bytes.load(Ordering::Relaxed);
+        let is_full = bytes > 0 && bytes.saturating_add(weight) > self.limits.waiting_bytes_max;
+        if is_full || queue.len() >= self.limits.waiting_max {
             drop(queue);
             self.refused.fetch_add(1, Ordering::Relaxed);
-            self.fail(write, "too many publications wait for Redis; try again");
+            self.fail(
+                write,
+                "too many publications wait for Redis (redis.writes_waiting_max, \
+                 redis.writes_waiting_bytes_max); try again",
+            );
             return;
         }
+        self.waiting_bytes.fetch_add(weight, Ordering::Relaxed);
         queue.push_back(write);
         drop(queue);
         self.more.notify_one();
@@ -215,12 +251,13 @@ impl Publisher {
     }
 
     /// What waits, in order, as far as one call may carry it. What has waited too long is answered.
-    fn next_batch(&self) -> Option<Vec<Write>> {
-        let mut batch = Vec::new();
+    pub(super) fn next_batch(&self) -> Option<Vec<Write>> {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
         let mut late = Vec::new();
         {
             let mut queue = self.queue();
             while batch.len() < self.limits.batch_max
+                && bytes < BATCH_BYTES
                 && let Some(write) = queue.pop_front()
             {
                 if write.at.elapsed() >= self.limits.deadline {
@@ -231,13 +268,21 @@ impl Publisher {
                     queue.push_front(write);
                     break;
                 }
+                bytes += write.weight();
                 batch.push(write);
             }
         }
+        self.release(&late);
         for write in late {
             self.fail_unsent(write);
         }
         (!batch.is_empty()).then_some(batch)
+    }
+
+    /// They hold nothing any more.
+    fn release(&self, writes: &[Write]) {
+        let bytes = writes.iter().map(Write::weight).sum();
+        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Whether one call may carry both: `write` and what is `first` in it.
@@ -275,7 +320,7 @@ impl Publisher {
     fn add_parts(&self, write: &Write, keys: &mut Vec<String>, arguments: &mut Vec<Value>) {
         let names = self.common.names.keys(&write.channel);
         keys.extend([names.meta, names.stream]);
-        let payload = Value::Bytes(write.payload.clone().into());
+        let payload = Value::Bytes(write.payload.clone());
         match &write.kind {
             WriteKind::Publish { size, ttl, key, .. } => {
                 let size = if ttl.is_zero() { 0 } else { *size };
@@ -312,7 +357,7 @@ impl Publisher {
         let WriteKind::Members { first, members } = &write.kind else { return Default::default() };
         let mut arguments = vec![
             self.common.names.topic(&write.channel).into(),
-            Value::Bytes(write.payload.clone().into()),
+            Value::Bytes(write.payload.clone()),
             first.as_str().into(),
             millis(self.limits.position_ttl),
         ];
@@ -334,6 +379,7 @@ impl Publisher {
     }
 
     fn succeed(&self, batch: Vec<Write>, answer: &Value) {
+        self.release(&batch);
         self.written.fetch_add(batch.len() as u64, Ordering::Relaxed);
         let positions = match answer {
             Value::Array(positions) => &positions[..],
@@ -371,6 +417,7 @@ impl Publisher {
     }
 
     fn fail_all(&self, batch: Vec<Write>, error: &ScriptError) {
+        self.release(&batch);
         tracing::debug!(category = "error", event = "redis_write_failed", writes = batch.len(), %error);
         let unsent = matches!(error, ScriptError::NotLoaded | ScriptError::Redis(RedisError::Open));
         for write in batch {
@@ -408,7 +455,7 @@ impl Publisher {
             _ => return false,
         };
         let position = StreamPosition { offset: 0, epoch: Epoch::NONE };
-        let Some(placed) = self.common.nodes.placed(position, write.payload.clone().into()) else {
+        let Some(placed) = self.common.nodes.placed(position, write.payload.clone()) else {
             return false;
         };
         self.local.fetch_add(1, Ordering::Relaxed);

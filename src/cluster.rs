@@ -259,7 +259,7 @@ impl Cluster {
         let asked_at = Instant::now();
         let mut seen = self.seen.subscribe();
         self.renew_soon();
-        let is_new = |_: &()| self.view.load().seen_at.is_some_and(|at| at >= asked_at);
+        let is_new = |(): &()| self.view.load().seen_at.is_some_and(|at| at >= asked_at);
         matches!(tokio::time::timeout(limit, seen.wait_for(is_new)).await, Ok(Ok(_)))
     }
 

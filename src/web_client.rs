@@ -68,18 +68,20 @@ pub(crate) fn builder(trust: Trust<'_>) -> Result<ClientBuilder, TrustError> {
         Trust::Host(Some(path)) => {
             let certificates = read_ca_file(path)?;
             let certificates = certificates.iter().map(|der| Certificate::from_der(der));
-            builder.tls_certs_merge(certificates.collect::<Result<Vec<_>, _>>().map_err(tls)?)
+            builder.tls_certs_merge(
+                certificates.collect::<Result<Vec<_>, _>>().map_err(|error| tls(&error))?,
+            )
         }
     })
 }
 
 /// The client.
 pub(crate) fn build(builder: ClientBuilder) -> Result<Client, TrustError> {
-    builder.build().map_err(tls)
+    builder.build().map_err(|error| tls(&error))
 }
 
-fn tls(error: reqwest::Error) -> TrustError {
-    TrustError::Tls(root_cause(&error))
+fn tls(error: &reqwest::Error) -> TrustError {
+    TrustError::Tls(root_cause(error))
 }
 
 /// The body of an answer, if it has at most `bytes_max`.

@@ -510,21 +510,21 @@ fn names_in_documents_exist() {
     let mut known: BTreeSet<String> =
         ["archmesh_new", "archmesh_owner"].map(str::to_owned).into_iter().collect();
     for path in rust_files() {
-        known.extend(names_in(&fs::read_to_string(&path).unwrap()));
+        known.extend(names_in(&fs::read_to_string(&path).expect("readable")));
     }
     let below = |folder: &str, ending: &str| -> Vec<PathBuf> {
-        let entries = fs::read_dir(root().join(folder)).unwrap();
-        let paths = entries.map(|entry| entry.unwrap().path());
-        paths.filter(|path| path.to_str().unwrap().ends_with(ending)).collect()
+        let entries = fs::read_dir(root().join(folder)).expect("a folder");
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        paths.filter(|path| path.to_string_lossy().ends_with(ending)).collect()
     };
     for path in below("migrations/postgres", ".sql") {
-        known.extend(names_in(&fs::read_to_string(&path).unwrap()));
+        known.extend(names_in(&fs::read_to_string(&path).expect("readable")));
     }
     let mut findings = Vec::new();
     let mut documents = below("docs", ".md");
     documents.extend([root().join("README.md"), root().join("config/alerts.yml")]);
     for path in documents {
-        let text = fs::read_to_string(&path).unwrap();
+        let text = fs::read_to_string(&path).expect("readable");
         let unknown = names_in(&text).into_iter().filter(|name| !known.contains(name));
         findings.extend(unknown.map(|name| format!("{}: {name} does not exist", relative(&path))));
     }

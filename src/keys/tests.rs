@@ -473,10 +473,10 @@ async fn a_server_that_is_back_is_found() {
 }
 
 /// Two nodes over one cache.
-fn shared() -> Option<SharedKeySets> {
+fn shared() -> SharedKeySets {
     let options = CacheOptions { memory_max: 1 << 20, shares: Vec::new() };
     let cache = Cache::new(&options, None).unwrap();
-    Some(SharedKeySets::open(&cache, Duration::from_secs(3_600)).unwrap())
+    SharedKeySets::open(&cache, Duration::from_secs(3_600)).unwrap()
 }
 
 #[tokio::test]
@@ -485,7 +485,8 @@ async fn what_one_node_has_fetched_serves_the_others_for_a_while() {
     let server = Server::start(document(&[&old])).await;
     let shared = shared();
     let minute = JwksSettings { interval_min: Duration::from_secs(60), ..eager() };
-    let load = |settings: JwksSettings| KeyStore::load(shared.clone(), server.source(), settings);
+    let load =
+        |settings: JwksSettings| KeyStore::load(Some(shared.clone()), server.source(), settings);
     let first = load(minute.clone()).await.unwrap();
     server.set(document(&[&new]));
     let second = load(minute).await.unwrap();
@@ -503,11 +504,11 @@ async fn a_node_that_cannot_reach_the_server_starts_with_what_others_have_fetche
     let (old, new) = (TestKey::new("old"), TestKey::new("new"));
     let server = Server::start(document(&[&old])).await;
     let shared = shared();
-    KeyStore::load(shared.clone(), server.source(), eager()).await.unwrap();
+    KeyStore::load(Some(shared.clone()), server.source(), eager()).await.unwrap();
     server.set(Answer::Status(StatusCode::BAD_GATEWAY));
     let alone = KeyStore::load(None, server.source(), eager()).await.unwrap();
     assert!(alone.current().is_empty());
-    let store = KeyStore::load(shared, server.source(), eager()).await.unwrap();
+    let store = KeyStore::load(Some(shared), server.source(), eager()).await.unwrap();
     assert_eq!(old.check(&store.current()), Ok(()));
     assert_eq!(failures(&store), 1, "the server is asked again");
     let _tasks = store.spawn_refresh();
@@ -523,13 +524,12 @@ async fn keys_that_are_shared_later_are_found() {
     let breaker = BreakerLimits { failures: 2, open: Duration::from_millis(10) };
     let settings = JwksSettings { breaker, ..eager() };
     let shared = shared();
-    let store = KeyStore::load(shared.clone(), server.source(), settings).await.unwrap();
+    let store = KeyStore::load(Some(shared.clone()), server.source(), settings).await.unwrap();
     let _tasks = store.spawn_refresh();
     until("the breaker opens", || store.status()[0].breaker == BreakerState::Open).await;
     let Answer::Document(text) = document(&[&key]) else { unreachable!() };
     let KeySource::JwksUrl { url } = &server.source()[0] else { unreachable!() };
     let remote = super::remote::Remote::new(url, &eager()).unwrap();
-    let shared = shared.unwrap();
     // It may join a fetch that fails.
     while shared.get(&remote, Duration::ZERO, || async { Ok(text.clone()) }).await.is_err() {}
     until("another node's keys are found", || key.check(&store.current()) == Ok(())).await;

@@ -9,6 +9,7 @@ pub(crate) mod calls;
 mod instance;
 mod links;
 pub(crate) mod mail;
+pub(crate) mod members;
 mod names;
 mod nodes;
 pub(crate) mod orders;
@@ -17,14 +18,18 @@ mod publisher;
 mod rates;
 pub(crate) mod record;
 mod scripts;
+mod snapshot;
 mod spread;
 mod subscriber;
+#[cfg(test)]
+mod tests;
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use gateway_core::admission::Admission;
 use gateway_core::broker::{BrokerOp, BrokerRequest, Retention, Scope};
 use gateway_core::ids::ConnectionId;
@@ -79,6 +84,10 @@ pub(crate) struct BrokerCounts {
     pub probe_reconnects: u64,
     /// Questions to other nodes that all answered, and others.
     pub questions: [u64; 2],
+    /// Questions of other nodes that were refused because too many were under way.
+    pub questions_refused: u64,
+    /// Whether revocations may be unknown to this node.
+    pub revocations_behind: bool,
     /// Messages of users on other nodes that were counted here.
     pub charged: u64,
     /// Last probe through Redis and back.
@@ -154,7 +163,7 @@ impl Broker {
             ),
             &section.prefix,
             // Longer than a node waits for its own shards, so that a stalled shard does not cost the node's whole answer.
-            config.api.timeout * 3 / 4,
+            (config.api.timeout * 3 / 4, config.cluster.questions_at_once_max as usize),
         ));
         let instance = |common: Common, calls: Option<&Arc<Calls>>| {
             let limits = write_limits(config, common.redis.is_clustered());
@@ -202,6 +211,8 @@ impl Broker {
             tasks.spawn(async move { instance.follow_outages().await });
         }
         let broker = Arc::clone(self);
+        tasks.spawn(async move { broker.calls.learn().await });
+        let broker = Arc::clone(self);
         tasks.spawn(async move { broker.calls.share_rates(broker.share_interval).await });
         let broker = Arc::clone(self);
         tasks.spawn(async move {
@@ -219,10 +230,15 @@ impl Broker {
     /// Counters and gauges, of all servers together.
     pub(crate) fn counts(&self) -> BrokerCounts {
         let (given_up, questions) = (self.mail.given_up(), self.calls.counts());
-        let charged = self.calls.charged();
-        let probe_age = Some(Duration::ZERO);
-        let mut counts =
-            BrokerCounts { given_up, questions, charged, probe_age, ..Default::default() };
+        let mut counts = BrokerCounts {
+            given_up,
+            questions,
+            questions_refused: self.calls.refused(),
+            revocations_behind: self.calls.is_behind(),
+            charged: self.calls.charged(),
+            probe_age: Some(Duration::ZERO),
+            ..Default::default()
+        };
         for instance in self.all_instances() {
             instance.count_into(&mut counts);
         }
@@ -247,22 +263,22 @@ impl Broker {
                 self.publish(channel, origin, *publish, retention);
             }
             BrokerOp::HistoryRemove { origin } => {
-                self.write(channel, WriteKind::Remove { origin }, Vec::new());
+                self.write(channel, WriteKind::Remove { origin }, Bytes::new());
             }
             BrokerOp::Joined { id, member } => {
                 let field = record::member_field(self.nodes.own(), id);
                 let member = record::encode_member(&member);
                 let payload = [b"j", field.as_bytes(), &member].concat();
-                self.write(channel, WriteKind::Joined { field, member }, payload);
+                self.write(channel, WriteKind::Joined { field, member }, payload.into());
             }
             BrokerOp::Left { id } => {
                 let field = record::member_field(self.nodes.own(), id);
                 let payload = [b"l", field.as_bytes()].concat();
-                self.write(channel, WriteKind::Left { field }, payload);
+                self.write(channel, WriteKind::Left { field }, payload.into());
             }
             BrokerOp::Forget { node } => {
                 let first = record::node_fields(node);
-                self.write(channel, WriteKind::Forget { first }, Vec::new());
+                self.write(channel, WriteKind::Forget { first }, Bytes::new());
             }
             BrokerOp::Members(members) => {
                 let own = self.nodes.own();
@@ -276,7 +292,7 @@ impl Broker {
                     payload.extend_from_slice(&member);
                     fields.push((field, member));
                 }
-                self.write(channel, WriteKind::Members { first, members: fields }, payload);
+                self.write(channel, WriteKind::Members { first, members: fields }, payload.into());
             }
         }
     }
@@ -288,7 +304,8 @@ impl Broker {
         publish: Publish,
         retention: Retention,
     ) {
-        let payload = self.record_of(&publish, publish.sender_without_copy(origin), unix_now());
+        let sender = publish.sender_without_copy(origin);
+        let payload = self.record_of(&publish, sender, unix_now()).into();
         let told = publish.told.then(|| {
             // Its place is not known yet.
             let nowhere = StreamPosition { offset: 0, epoch: Epoch::NONE };
@@ -346,10 +363,10 @@ impl Broker {
         if let Some((publish, sender, unix)) = publication {
             payload.extend(self.record_of(publish, sender, unix));
         }
-        self.write(ChannelName::clone(channel), WriteKind::Tell, payload);
+        self.write(ChannelName::clone(channel), WriteKind::Tell, payload.into());
     }
 
-    fn write(&self, channel: ChannelName, kind: WriteKind, payload: Vec<u8>) {
+    fn write(&self, channel: ChannelName, kind: WriteKind, payload: Bytes) {
         self.push(Write { channel, kind, payload, at: Instant::now(), told: None });
     }
 
@@ -391,6 +408,7 @@ fn write_limits(config: &Config, one_channel: bool) -> WriteLimits {
     let section = &config.redis;
     WriteLimits {
         waiting_max: section.writes_waiting_max as usize,
+        waiting_bytes_max: section.writes_waiting_bytes_max,
         batch_max: section.batch_max as usize,
         one_channel,
         deadline: section.command_timeout,

@@ -29,6 +29,7 @@ use tokio::time::Instant;
 
 use crate::bridge::Bridge;
 use crate::broker::mail::Mail;
+use crate::broker::members::Members;
 use crate::broker::{Broker, record};
 use crate::config::Config;
 use crate::config::sections::DurableSection;
@@ -36,7 +37,6 @@ use crate::events::Events;
 use crate::store::{BatchStats, Dialect, Store, StoreError, now_ms};
 use append::{Append, AppendKind, Appends};
 use read::Reader;
-pub(crate) use watch::Members;
 use watch::Watch;
 use writer::Write;
 
@@ -191,7 +191,13 @@ impl Durable {
                     broker.attach_durable(&channel, scope);
                 }
             }
-            BrokerOp::Sync(known, scope) => self.watch.sync(&channel, scope, known),
+            BrokerOp::Sync(known, scope) => {
+                self.watch.sync(&channel, scope, known);
+                // What was not told may have been members.
+                if let Some(broker) = self.broker.get().filter(|_| scope.members) {
+                    broker.attach_durable(&channel, scope);
+                }
+            }
             BrokerOp::Detach => {
                 self.watch.leave(&channel);
                 if let Some(broker) = self.broker.get() {
@@ -300,6 +306,16 @@ impl Durable {
     /// A node told of a publication through Redis.
     pub(crate) fn saw(&self, channel: &str, position: StreamPosition) {
         self.watch.saw(channel, position);
+    }
+
+    /// News of members came through Redis.
+    pub(crate) fn saw_members(&self, channel: &str, update: &ChannelUpdate) {
+        self.watch.saw_members(channel, update);
+    }
+
+    /// Something could not be passed on to the home, which is told to ask.
+    pub(crate) fn gave_up(&self, channel: &str) {
+        self.watch.gave_up(channel);
     }
 
     /// Redis carries publications of the channel to this node from now on; some may have come before.

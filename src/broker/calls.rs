@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::nodes::Nodes;
@@ -24,6 +24,8 @@ use crate::api::everywhere::{self, Question};
 use crate::plane::{Plane, SharedPlane};
 use crate::redis::Redis;
 
+/// Refusals of questions that may be on their way out at one time.
+const REFUSALS_MAX: usize = 1024;
 /// Between two looks at a configuration that shares no rates.
 const RATES_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -95,6 +97,10 @@ pub(super) struct Calls {
     waiting: Mutex<HashMap<u64, mpsc::Sender<Answer>>>,
     /// Questions that all answered, and others.
     outcomes: [AtomicU64; 2],
+    /// Questions of others that are answered, and those that are refused, at one time.
+    answering: Arc<Semaphore>,
+    refusing: Arc<Semaphore>,
+    refused: AtomicU64,
 }
 
 /// A question that waits for answers; given up when dropped, so that a cancelled call leaves nothing behind.
@@ -116,7 +122,7 @@ impl Calls {
         nodes: Arc<Nodes>,
         (kept, rates): (Kept, Rates),
         prefix: &str,
-        deadline: Duration,
+        (deadline, questions_max): (Duration, usize),
     ) -> Self {
         Self {
             redis,
@@ -130,6 +136,9 @@ impl Calls {
             deadline,
             waiting: Mutex::default(),
             outcomes: Default::default(),
+            answering: Arc::new(Semaphore::new(questions_max)),
+            refusing: Arc::new(Semaphore::new(REFUSALS_MAX)),
+            refused: AtomicU64::new(0),
         }
     }
 
@@ -174,13 +183,33 @@ impl Calls {
         Affected { count: here.count + there.count, partial: here.partial || there.partial }
     }
 
-    /// Makes up for what was said while this node did not listen.
-    pub(super) async fn catch_up(&self) {
+    /// What was said may have been missed.
+    pub(super) fn may_have_missed(&self) {
         // Something in it may have been invalidated.
         if let Some(plane) = self.plane.get().and_then(Weak::upgrade) {
             plane.cache.clear_local();
         }
-        self.kept.catch_up().await;
+        self.kept.may_have_missed();
+    }
+
+    /// Looks whether revocations have been missed.
+    pub(super) fn look_for_revocations(&self) {
+        self.kept.may_have_missed();
+    }
+
+    /// Whether revocations may be unknown to this node.
+    pub(super) fn is_behind(&self) -> bool {
+        self.kept.is_behind()
+    }
+
+    /// Questions that were refused because too many waited.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Learns of revocations that were missed until the future is dropped.
+    pub(super) async fn learn(&self) {
+        self.kept.run().await;
     }
 
     /// A shard names a user who sends much.
@@ -286,12 +315,35 @@ impl Calls {
             }
             Letter::Question(asked)
                 if self.is_own(asked.from) || asked.to.is_some_and(|node| !self.is_own(node)) => {}
-            Letter::Question(asked) => {
-                let calls = Arc::clone(self);
-                tokio::spawn(async move { calls.answer(asked).await });
-            }
+            Letter::Question(asked) => self.take_question(asked),
         }
         Some(true)
+    }
+
+    /// Answers a question, or says that it cannot when too many are under way.
+    fn take_question(self: &Arc<Self>, asked: Asked) {
+        let calls = Arc::clone(self);
+        if let Ok(turn) = Arc::clone(&self.answering).try_acquire_owned() {
+            tokio::spawn(async move {
+                calls.answer(asked).await;
+                drop(turn);
+            });
+            return;
+        }
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        match asked.question {
+            // A revocation is kept.
+            Question::Order(_) => self.look_for_revocations(),
+            Question::Forget { .. } => self.may_have_missed(),
+            _ => {}
+        }
+        // Who hears no refusal waits longer for the same.
+        if let Ok(turn) = Arc::clone(&self.refusing).try_acquire_owned() {
+            tokio::spawn(async move {
+                calls.send_answer(&asked.answer_to, asked.id, (None, true)).await;
+                drop(turn);
+            });
+        }
     }
 
     async fn answer(&self, asked: Asked) {
@@ -301,9 +353,18 @@ impl Calls {
             Some((body, partial)) => (Some(body), partial),
             None => (None, true),
         };
+        self.send_answer(&answer_to, id, (body, partial)).await;
+    }
+
+    async fn send_answer(
+        &self,
+        answer_to: &str,
+        id: u64,
+        (body, partial): (Option<Box<RawValue>>, bool),
+    ) {
         let letter = Letter::Answer(Answer { id, from: self.nodes.own_now(), body, partial });
         // Without it the other node says that its result is partial.
-        let _sent = self.send(&answer_to, &letter).await;
+        let _sent = self.send(answer_to, &letter).await;
     }
 }
 

@@ -12,9 +12,10 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 
 use super::calls::Calls;
-use super::links::{self, Links};
+use super::links::Links;
 use super::names::Names;
 use super::publisher::{Publisher, WriteLimits};
+use super::snapshot::bytes_of;
 use super::{BrokerCounts, Common, position, record};
 use crate::config::sections::RedisSection;
 use crate::durable::Durable;
@@ -144,7 +145,7 @@ impl Instance {
                     self.common.scripts.forget();
                     let probed = self.subscribe_own().await;
                     if let Some(calls) = &self.calls {
-                        calls.catch_up().await;
+                        calls.may_have_missed();
                     }
                     tracing::info!(
                         category = "connection",
@@ -183,6 +184,10 @@ impl Instance {
                 () = tokio::time::sleep(self.check_interval) => {}
             }
             self.subscribe_own().await;
+            // Nobody says when a subscription has ended with its slot.
+            if let Some(calls) = &self.calls {
+                calls.look_for_revocations();
+            }
         }
     }
 
@@ -206,6 +211,9 @@ impl Instance {
                     self.lagged.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(category = "error", event = "redis_messages_lost", count);
                     self.links.may_have_missed();
+                    if let Some(calls) = &self.calls {
+                        calls.may_have_missed();
+                    }
                 }
                 Err(RecvError::Closed) => std::future::pending::<()>().await,
             }
@@ -215,7 +223,7 @@ impl Instance {
     /// `None` for a message that cannot be read.
     fn pass_on(&self, message: Message) -> Option<()> {
         let Common { names, nodes, subscriber, mail, .. } = &self.common;
-        let mut body = links::bytes_of(message.value)?;
+        let mut body = bytes_of(message.value)?;
         let Some(channel) = names.channel(&message.channel) else {
             if let Some(calls) = &self.calls
                 && calls.handle(&message.channel, &body)?
@@ -240,12 +248,19 @@ impl Instance {
                 b'p' => ChannelUpdate::Published(nodes.placed(position, body)?),
                 _ => ChannelUpdate::Removed(position),
             };
-            mail.tell(&channel, update);
+            if !mail.tell(&channel, update) {
+                self.links.gave_up(&channel);
+            }
             return Some(());
         }
         let (node, update) = members_update(kind, body)?;
-        if nodes.note_foreign(node) {
-            mail.tell(&ChannelName::from(&*channel), update);
+        if nodes.note_foreign(node)
+            && let Some((channel, durable)) = self.links.saw_members(&channel, &update)
+        {
+            if let (Some(durable), true) = (&self.common.durable, durable) {
+                durable.saw_members(&channel, &update);
+            }
+            mail.tell(&channel, update);
         }
         Some(())
     }
@@ -268,7 +283,9 @@ impl Instance {
         if position.offset > 0 {
             durable.saw(channel, position);
         }
-        self.common.mail.tell(channel, update);
+        if !self.common.mail.tell(channel, update) {
+            durable.gave_up(channel);
+        }
         Some(())
     }
 }

@@ -10,20 +10,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use fred::types::Value;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use gateway_core::broker::{ChannelUpdate, MemberId, Scope, Snapshot};
-use gateway_core::message::{ChannelName, Member, StreamPosition};
+use gateway_core::broker::{ChannelUpdate, Scope, Snapshot};
+use gateway_core::message::{ChannelName, StreamPosition};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::Common;
+use super::members::Changes;
 use super::position::{self, is_behind};
 use super::scripts::{Script, ScriptError};
-use super::{Common, record};
 
 /// Channels that are worked on together.
 const CHUNK: usize = 512;
+/// Channels whose turn to be checked comes at the same time.
+const CHECK_CHUNK: usize = 64;
 /// Before work that failed is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 /// Longest wait before keys that Redis refuses are tried again.
@@ -54,13 +56,29 @@ struct Link {
     /// From this position on.
     known: Option<StreamPosition>,
     check: Check,
-    /// The newest position that was passed on to the home.
+    /// The newest position that was passed on to the home; none while the home is to ask, because something was given up.
     seen: Option<StreamPosition>,
+    given_up: bool,
+    /// Members that came and went since the snapshot was asked for.
+    changes: Option<Changes>,
     unlinked_told: bool,
     /// Its stream is in the database: only members are read here.
     durable: bool,
     /// Times in a row that Redis refused its keys.
     refused: u32,
+}
+
+impl Link {
+    /// Members are told once, so they are read again; publications come from where the home stands.
+    fn owe_members(&mut self) {
+        if self.scope.members {
+            if !self.owed {
+                (self.owed, self.known) = (true, self.seen);
+            }
+            // An answer that is under way may lack what was missed.
+            self.changes = None;
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -138,13 +156,15 @@ impl Links {
             known,
             check: Check::Nothing,
             seen: None,
+            given_up: false,
+            changes: None,
             unlinked_told: false,
             durable,
             refused: 0,
         });
         link.scope = scope;
         (link.owed, link.known) = (!durable || scope.members, known);
-        link.unlinked_told = false;
+        (link.unlinked_told, link.given_up) = (false, false);
         table.work.insert(ChannelName::clone(channel));
         drop(table);
         self.more.notify_one();
@@ -171,10 +191,33 @@ impl Links {
         let (name, _) = table.links.get_key_value(channel)?;
         let name = ChannelName::clone(name);
         let link = table.links.get_mut(channel)?;
-        if position.offset > 0 && !link.durable {
+        if position.offset > 0 && !link.durable && !link.given_up {
             link.seen = Some(position);
         }
         Some((name, link.durable))
+    }
+
+    /// News of members came from Redis. Answers as [`Self::saw`].
+    pub(super) fn saw_members(
+        &self,
+        channel: &str,
+        update: &ChannelUpdate,
+    ) -> Option<(ChannelName, bool)> {
+        let mut table = self.table();
+        let (name, _) = table.links.get_key_value(channel)?;
+        let name = ChannelName::clone(name);
+        let link = table.links.get_mut(channel)?;
+        if let Some(changes) = &mut link.changes {
+            changes.note(update);
+        }
+        Some((name, link.durable))
+    }
+
+    /// Something could not be passed on: where the home stands is not known until it asks, which it is told to.
+    pub(super) fn gave_up(&self, channel: &str) {
+        if let Some(link) = self.table().links.get_mut(channel) {
+            (link.seen, link.given_up) = (None, true);
+        }
     }
 
     /// The connection of the subscriber is a new one: everything is subscribed anew, then checked.
@@ -185,14 +228,12 @@ impl Links {
     /// Members of a node were not believed and are now: everything is read again.
     pub(super) fn read_all(&self) {
         self.give_work(None, |link| {
-            if link.scope.members {
-                (link.owed, link.known) = (true, link.seen);
-            }
+            link.owe_members();
             link.scope.members
         });
     }
 
-    /// Publications may have been missed.
+    /// Publications and news of members may have been missed.
     pub(super) fn may_have_missed(&self) {
         self.mark_all(false);
     }
@@ -201,6 +242,7 @@ impl Links {
         self.give_work(None, |link| {
             link.subscribed &= !resubscribe;
             link.check = Check::Missed;
+            link.owe_members();
             true
         });
     }
@@ -234,9 +276,11 @@ impl Links {
             // Without an answer the next round asks again.
             let _verified = self.common.scripts.verify(&self.common.redis).await;
             let channels: Vec<ChannelName> = self.table().links.keys().cloned().collect();
-            let chunks = channels.len().div_ceil(CHUNK).max(1);
-            let pause = self.check_interval / u32::try_from(chunks).unwrap_or(u32::MAX);
-            for chunk in channels.chunks(CHUNK) {
+            let chunks = channels.len().div_ceil(CHECK_CHUNK).max(1);
+            // Nodes that started together do not stay together.
+            let pause = |interval: Duration| interval.mul_f64(0.9 + fastrand::f64() / 5.0);
+            let share = self.check_interval / u32::try_from(chunks).unwrap_or(u32::MAX);
+            for chunk in channels.chunks(CHECK_CHUNK) {
                 self.give_work(Some(chunk), |link| {
                     let is_idle = link.check == Check::Nothing;
                     if is_idle {
@@ -244,10 +288,10 @@ impl Links {
                     }
                     is_idle
                 });
-                tokio::time::sleep(pause).await;
+                tokio::time::sleep(pause(share)).await;
             }
             if channels.is_empty() {
-                tokio::time::sleep(self.check_interval).await;
+                tokio::time::sleep(pause(self.check_interval)).await;
             }
         }
     }
@@ -314,7 +358,9 @@ impl Links {
         for (channel, durable) in unlinked {
             match &self.common.durable {
                 Some(streams) if durable => streams.members_are(&channel, None),
-                _ => self.common.mail.tell(&channel, ChannelUpdate::Unlinked),
+                _ => {
+                    self.common.mail.tell(&channel, ChannelUpdate::Unlinked);
+                }
             }
         }
     }
@@ -401,95 +447,58 @@ impl Links {
     }
 
     async fn read_one(&self, channel: &ChannelName) -> Result<(), ScriptError> {
-        let Some((scope, known, durable)) = self
-            .table()
-            .links
-            .get(channel)
-            .filter(|link| link.owed)
-            .map(|link| (link.scope, link.known, link.durable))
-        else {
-            return Ok(());
+        let (scope, known) = {
+            let mut table = self.table();
+            let Some(link) = table.links.get_mut(channel).filter(|link| link.owed) else {
+                return Ok(());
+            };
+            link.changes = link.scope.members.then(Changes::default);
+            (link.scope, link.known)
         };
-        let parts = || self.read_parts(channel, scope, known);
+        let parts = || self.common.read_parts(channel, (scope, known), self.position_ttl);
         let answer =
             self.common.scripts.call_loaded(&self.common.redis, Script::Read, parts).await?;
         self.snapshots.fetch_add(1, Ordering::Relaxed);
-        let Some(snapshot) = self.snapshot(answer, scope) else {
+        let Some((snapshot, floor)) = self.common.snapshot(answer, scope) else {
             tracing::error!(category = "error", event = "redis_snapshot_unreadable", channel = %channel);
             return Ok(());
         };
-        let mut table = self.table();
-        let Some(link) = table.links.get_mut(channel) else { return Ok(()) };
-        if link.known == known {
-            link.owed = false;
-        }
-        if let (Some(streams), true) = (&self.common.durable, durable) {
-            drop(table);
-            streams.members_are(channel, snapshot.members);
-            return Ok(());
-        }
-        if link.seen.is_none_or(|seen| is_behind(seen, snapshot.top)) {
-            link.seen = Some(snapshot.top);
-        }
-        drop(table);
-        self.common.mail.tell(channel, ChannelUpdate::Snapshot(Box::new(snapshot)));
+        self.pass_on(channel, (scope, known), (snapshot, floor));
         Ok(())
     }
 
-    fn read_parts(
+    /// Tells the home what was read. The table stays locked, so that news of members come before it and are in it, or after it.
+    fn pass_on(
         &self,
-        channel: &str,
-        scope: Scope,
-        known: Option<StreamPosition>,
-    ) -> (Vec<String>, Vec<Value>) {
-        let names = self.common.names.keys(channel);
-        let (epoch, offset) = known
-            .map_or((String::new(), 0), |known| (known.epoch.as_str().to_owned(), known.offset));
-        let arguments = vec![
-            super::new_epoch().into(),
-            self.position_ttl.as_millis().to_string().into(),
-            epoch.into(),
-            offset.to_string().into(),
-            scope.history_size.to_string().into(),
-            (if scope.members { "1" } else { "0" }).into(),
-        ];
-        (vec![names.meta, names.stream, names.members], arguments)
-    }
-
-    fn snapshot(&self, answer: Value, scope: Scope) -> Option<Snapshot> {
-        let Value::Array(items) = answer else { return None };
-        let mut items = items.into_iter();
-        let top = position::read(&items.next()?.as_str()?)?;
-        let count: usize = items.next()?.as_str()?.parse().ok()?;
-        let oldest = super::unix_now().saturating_sub(scope.history_ttl);
-        let mut publications = Vec::with_capacity(count.min(CHUNK));
-        for _ in 0..count {
-            let offset: u64 = items.next()?.as_str()?.parse().ok()?;
-            let payload = bytes_of(items.next()?)?;
-            let position = StreamPosition { offset, ..top };
-            match self.common.nodes.placed(position, payload) {
-                Some(placed) if placed.unix >= oldest => publications.push(placed),
-                // Expired, though newer ones keep the stream alive.
-                Some(_) => {}
-                None => tracing::warn!(category = "error", event = "publication_unreadable"),
+        channel: &ChannelName,
+        (scope, known): (Scope, Option<StreamPosition>),
+        (mut snapshot, floor): (Snapshot, StreamPosition),
+    ) {
+        let mut table = self.table();
+        let Table { links, work, .. } = &mut *table;
+        let Some(link) = links.get_mut(channel) else { return };
+        if let Some(members) = snapshot.members.take() {
+            let changes = link.changes.take();
+            snapshot.members = changes.and_then(|changes| changes.carry_out(members));
+            if snapshot.members.is_none() {
+                work.insert(ChannelName::clone(channel));
+                return;
             }
         }
-        let members = scope.members.then(|| self.members(items));
-        Some(Snapshot { top, publications, server: self.common.server, members })
-    }
-
-    fn members(&self, mut items: impl Iterator<Item = Value>) -> Vec<(MemberId, Member)> {
-        let mut members = Vec::new();
-        while let (Some(field), Some(member)) = (items.next(), items.next()) {
-            let id = bytes_of(field).and_then(|field| record::member_id(&field));
-            let member = bytes_of(member).and_then(|mut bytes| record::take_member(&mut bytes));
-            if let (Some(id), Some(member)) = (id, member)
-                && self.common.nodes.note_foreign(id.node)
-            {
-                members.push((id, member));
-            }
+        if link.known == known {
+            link.owed = false;
         }
-        members
+        if let (Some(streams), true) = (&self.common.durable, link.durable) {
+            return streams.members_are(channel, snapshot.members);
+        }
+        if !link.given_up && link.seen.is_none_or(|seen| is_behind(seen, snapshot.top)) {
+            link.seen = Some(snapshot.top);
+        }
+        if known.is_some() && scope.history_size > 0 {
+            // What was removed meanwhile is not in the snapshot, but in the home's copy.
+            self.common.mail.tell(channel, ChannelUpdate::Removed(floor));
+        }
+        self.common.mail.tell(channel, ChannelUpdate::Snapshot(Box::new(snapshot)));
     }
 
     async fn check(&self, chunk: &[ChannelName]) -> Result<(), ScriptError> {
@@ -576,13 +585,5 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
-    }
-}
-
-pub(super) fn bytes_of(value: Value) -> Option<Bytes> {
-    match value {
-        Value::Bytes(bytes) => Some(bytes),
-        Value::String(text) => Some(text.into_inner()),
-        _ => None,
     }
 }

@@ -1,15 +1,18 @@
 //! What is done to a user's connections on all nodes: an order goes to every node (`calls`), each answers how many it affected.
 //!
-//! Revocations are kept in Redis as well until they may be forgotten, so that a node that was cut off, or starts later,
-//! learns of them with its next connection.
+//! Revocations are kept in Redis as well until they may be forgotten, so that a node that was cut off, was too slow, or starts
+//! later, learns of them: it reads all of them whenever it may have missed one, again and again until that has succeeded.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fred::interfaces::LuaInterface;
 use gateway_core::error::Disconnect;
 use gateway_core::message::{ChannelName, Revocation, ShardOp, ShardOutcome, Target};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use crate::bridge::Bridge;
 use crate::redis::{Redis, RedisError};
@@ -17,6 +20,10 @@ use crate::redis::{Redis, RedisError};
 const KEEP: &str = include_str!("lua/revoke.lua");
 /// How long a revocation of a user, or of all tokens before a time, is kept: longer than tokens live.
 const RETENTION: Duration = Duration::from_secs(30 * 86_400);
+
+/// First and longest wait before kept revocations are read again when that failed.
+const LEARN_INTERVAL_MIN: Duration = Duration::from_millis(100);
+const LEARN_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
 /// Something done to connections on every node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,11 +136,19 @@ pub(super) struct Kept {
     redis: Arc<Redis>,
     bridge: Bridge,
     key: String,
+    /// Since when some may have been missed, as a number; what was read before that says nothing.
+    missed: AtomicU64,
+    /// The newest of these that was made good.
+    learned: AtomicU64,
+    more: Notify,
 }
 
 impl Kept {
     pub(super) fn new(redis: Arc<Redis>, bridge: Bridge, prefix: &str) -> Self {
-        Self { redis, bridge, key: format!("{prefix}:{{revocations}}") }
+        let key = format!("{prefix}:{{revocations}}");
+        // Nothing is known before the first answer.
+        let (missed, learned) = (AtomicU64::new(1), AtomicU64::new(0));
+        Self { redis, bridge, key, missed, learned, more: Notify::new() }
     }
 
     /// Keeps an order that others must hear of later too.
@@ -151,17 +166,70 @@ impl Kept {
         self.redis.call(async |client| client.eval(KEEP, keys, arguments).await).await
     }
 
-    /// Learns of revocations that were made while this node did not listen.
-    pub(super) async fn catch_up(&self) {
-        let now = super::unix_now().as_secs().to_string();
-        // The breaker logs a failure; the next connection brings another try.
-        let Ok(kept) = self.call(vec![now]).await else { return };
-        for text in kept {
-            if let Ok(order) = serde_json::from_str::<Order>(&text) {
-                carry_out(&self.bridge, &order).await;
-            } else {
-                tracing::warn!(category = "error", event = "revocation_unreadable");
+    /// Some may have been missed.
+    pub(super) fn may_have_missed(&self) {
+        self.missed.fetch_add(1, Ordering::AcqRel);
+        self.more.notify_one();
+    }
+
+    /// Whether some may be unknown to this node.
+    pub(super) fn is_behind(&self) -> bool {
+        self.learned.load(Ordering::Acquire) < self.missed.load(Ordering::Acquire)
+    }
+
+    /// Learns of what may have been missed until the future is dropped.
+    pub(super) async fn run(&self) {
+        let mut known = HashSet::new();
+        loop {
+            self.more.notified().await;
+            let (mut pause, mut is_told) = (LEARN_INTERVAL_MIN, false);
+            while self.is_behind() {
+                let missed = self.missed.load(Ordering::Acquire);
+                match self.catch_up(&mut known).await {
+                    Ok(new) => {
+                        self.learned.fetch_max(missed, Ordering::AcqRel);
+                        if is_told || new > 0 {
+                            tracing::info!(category = "security", event = "revocations_read", new);
+                        }
+                    }
+                    Err(error) => {
+                        if !std::mem::replace(&mut is_told, true) {
+                            tracing::warn!(category = "security", event = "revocations_unread", %error);
+                        }
+                        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                        pause = (pause * 2).min(LEARN_INTERVAL_MAX);
+                    }
+                }
             }
         }
     }
+
+    /// Carries out what is kept and not yet among the `known`. Answers how many these were.
+    async fn catch_up(&self, known: &mut HashSet<String>) -> Result<usize, CatchUpError> {
+        let kept = self.call(vec![super::unix_now().as_secs().to_string()]).await?;
+        let (old, new): (Vec<String>, Vec<String>) =
+            kept.into_iter().partition(|text| known.contains(text));
+        *known = old.into_iter().collect();
+        let count = new.len();
+        for text in new {
+            match serde_json::from_str::<Order>(&text) {
+                Ok(order) if carry_out(&self.bridge, &order).await.partial => {
+                    return Err(CatchUpError::Shards);
+                }
+                Ok(_) => {}
+                Err(_) => tracing::warn!(category = "error", event = "revocation_unreadable"),
+            }
+            known.insert(text);
+        }
+        Ok(count)
+    }
+}
+
+/// Why revocations could not be learned.
+#[derive(Debug, thiserror::Error)]
+enum CatchUpError {
+    #[error("a shard did not take them")]
+    Shards,
+    #[error(transparent)]
+    Redis(#[from] RedisError),
 }

@@ -10,11 +10,12 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt::Display;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use fred::types::Value;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use gateway_core::broker::ChannelUpdate;
@@ -36,13 +37,15 @@ const CALLS_MAX: usize = 8;
 const REFUSED_INTERVAL: Duration = Duration::from_secs(5);
 /// Log lines about refused operations in a second.
 const REFUSALS_LOGGED: u32 = 1;
+/// What one call carries, about; a larger one would hold up the others that Redis serves.
+const BATCH_BYTES: usize = 4 << 20;
 
 /// One operation.
 #[derive(Debug)]
 pub(super) struct Write {
     pub channel: ChannelName,
     pub kind: WriteKind,
-    pub payload: Vec<u8>,
+    pub payload: Bytes,
     pub at: Instant,
     /// What the application is told when it has its place.
     pub told: Option<Box<PlacedMessage>>,
@@ -91,12 +94,27 @@ impl Write {
             _ => None,
         }
     }
+
+    /// Bytes that it holds, about.
+    fn weight(&self) -> usize {
+        let more = match &self.kind {
+            WriteKind::Joined { field, member } => field.len() + member.len(),
+            WriteKind::Members { members, .. } => {
+                members.iter().map(|(field, member)| field.len() + member.len()).sum()
+            }
+            _ => 0,
+        };
+        let told = self.told.as_ref().map_or(0, |told| told.data.len());
+        size_of::<Self>() + self.channel.len() + self.payload.len() + more + told
+    }
 }
 
 /// Bounds of the writer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WriteLimits {
     pub waiting_max: usize,
+    /// Of those that wait and those that are under way.
+    pub waiting_bytes_max: usize,
     pub batch_max: usize,
     /// A Redis Cluster takes keys of one channel at a time.
     pub one_channel: bool,
@@ -114,6 +132,8 @@ pub(super) struct Publisher {
     common: Common,
     limits: WriteLimits,
     waiting: Mutex<VecDeque<Write>>,
+    /// Bytes of what waits or is under way.
+    waiting_bytes: AtomicUsize,
     more: Notify,
     /// Channels whose members Redis may not know, and from when on they are told again.
     owed: Mutex<HashMap<ChannelName, Instant>>,
@@ -135,6 +155,7 @@ impl Publisher {
             common,
             limits,
             waiting: Mutex::default(),
+            waiting_bytes: AtomicUsize::new(0),
             more: Notify::new(),
             owed: Mutex::default(),
             refusals: LogSampler::new(REFUSALS_LOGGED),
@@ -159,19 +180,34 @@ impl Publisher {
         self.queue().len()
     }
 
+    /// Bytes of what waits or is under way.
+    #[cfg(test)]
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes.load(Ordering::Relaxed)
+    }
+
     fn queue(&self) -> MutexGuard<'_, VecDeque<Write>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Queues an operation, or answers that there is no room.
     pub(super) fn push(&self, write: Write) {
+        let weight = write.weight();
         let mut queue = self.queue();
-        if queue.len() >= self.limits.waiting_max {
+        // One alone passes, however large it is. They grow under the lock only.
+        let bytes = self.waiting_bytes.load(Ordering::Relaxed);
+        let is_full = bytes > 0 && bytes.saturating_add(weight) > self.limits.waiting_bytes_max;
+        if is_full || queue.len() >= self.limits.waiting_max {
             drop(queue);
             self.refused.fetch_add(1, Ordering::Relaxed);
-            self.fail(write, "too many publications wait for Redis; try again");
+            self.fail(
+                write,
+                "too many publications wait for Redis (redis.writes_waiting_max, \
+                 redis.writes_waiting_bytes_max); try again",
+            );
             return;
         }
+        self.waiting_bytes.fetch_add(weight, Ordering::Relaxed);
         queue.push_back(write);
         drop(queue);
         self.more.notify_one();
@@ -224,12 +260,13 @@ impl Publisher {
     }
 
     /// What waits, in order, as far as one call may carry it. What has waited too long is answered.
-    fn next_batch(&self) -> Option<Vec<Write>> {
-        let mut batch = Vec::new();
+    pub(super) fn next_batch(&self) -> Option<Vec<Write>> {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
         let mut late = Vec::new();
         {
             let mut queue = self.queue();
             while batch.len() < self.limits.batch_max
+                && bytes < BATCH_BYTES
                 && let Some(write) = queue.pop_front()
             {
                 if write.at.elapsed() >= self.limits.deadline {
@@ -240,13 +277,21 @@ impl Publisher {
                     queue.push_front(write);
                     break;
                 }
+                bytes += write.weight();
                 batch.push(write);
             }
         }
+        self.release(&late);
         for write in late {
             self.fail_unsent(write);
         }
         (!batch.is_empty()).then_some(batch)
+    }
+
+    /// They hold nothing any more.
+    fn release(&self, writes: &[Write]) {
+        let bytes = writes.iter().map(Write::weight).sum();
+        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Whether one call may carry both: `write` and what is `first` in it.
@@ -284,7 +329,7 @@ impl Publisher {
     fn add_parts(&self, write: &Write, keys: &mut Vec<String>, arguments: &mut Vec<Value>) {
         let names = self.common.names.keys(&write.channel);
         keys.extend([names.meta, names.stream]);
-        let payload = Value::Bytes(write.payload.clone().into());
+        let payload = Value::Bytes(write.payload.clone());
         match &write.kind {
             WriteKind::Publish { size, ttl, key, .. } => {
                 let size = if ttl.is_zero() { 0 } else { *size };
@@ -321,7 +366,7 @@ impl Publisher {
         let WriteKind::Members { first, members } = &write.kind else { return Default::default() };
         let mut arguments = vec![
             self.common.names.topic(&write.channel).into(),
-            Value::Bytes(write.payload.clone().into()),
+            Value::Bytes(write.payload.clone()),
             first.as_str().into(),
             millis(self.limits.position_ttl),
         ];
@@ -344,6 +389,7 @@ impl Publisher {
 
     /// A call was made; each operation has its own outcome.
     fn conclude(&self, batch: Vec<Write>, answer: &Value) {
+        self.release(&batch);
         let positions = match answer {
             Value::Array(positions) => &positions[..],
             _ => &[],
@@ -395,6 +441,7 @@ impl Publisher {
     }
 
     fn fail_all(&self, batch: Vec<Write>, error: &ScriptError) {
+        self.release(&batch);
         tracing::debug!(category = "error", event = "redis_write_failed", writes = batch.len(), %error);
         let (undone, refused) = match error {
             ScriptError::NotLoaded => (true, false),
@@ -456,7 +503,7 @@ impl Publisher {
             _ => return false,
         };
         let position = StreamPosition { offset: 0, epoch: Epoch::NONE };
-        let Some(placed) = self.common.nodes.placed(position, write.payload.clone().into()) else {
+        let Some(placed) = self.common.nodes.placed(position, write.payload.clone()) else {
             return false;
         };
         self.local.fetch_add(1, Ordering::Relaxed);

@@ -9,13 +9,15 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use gateway_core::broker::{ChannelUpdate, MemberId, Scope, Snapshot};
-use gateway_core::message::{ChannelName, Member, StreamPosition};
+use gateway_core::broker::{ChannelUpdate, Placed, Scope, Snapshot};
+use gateway_core::message::{ChannelName, StreamPosition};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::read::Wanted;
 use super::{Durable, rows};
+use crate::broker::mail::Mail;
+use crate::broker::members::{Changes, Members};
 use crate::broker::position::is_behind;
 use crate::store::{Arg, StoreError, now_ms};
 
@@ -26,9 +28,6 @@ const PUBLICATIONS_MAX: usize = 8192;
 /// Before work that failed is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Members of other nodes.
-pub(crate) type Members = Vec<(MemberId, Member)>;
-
 #[derive(Debug)]
 struct Attached {
     scope: Scope,
@@ -36,10 +35,13 @@ struct Attached {
     owed: bool,
     /// From this position on.
     known: Option<StreamPosition>,
-    members: Option<Members>,
+    /// Members for the snapshot, and who came and went since they were read.
+    members: Option<(Members, Changes)>,
     /// Number of what was asked for last.
     asked: u64,
-    /// Whether the home has had a snapshot.
+    /// Whether the first snapshot waits for the members.
+    waits: bool,
+    /// Whether the home has had a snapshot, and all that was told since.
     settled: bool,
     /// The newest position that the home was told.
     seen: Option<StreamPosition>,
@@ -103,6 +105,7 @@ impl Watch {
             known: None,
             members: None,
             asked: table.next_asked(),
+            waits: wait,
             settled: false,
             seen: None,
             doubted: None,
@@ -125,10 +128,31 @@ impl Watch {
 
     /// Members of other nodes, `None` when they cannot be had.
     pub(super) fn members_are(&self, channel: &ChannelName, members: Option<Members>) {
+        let waits = |attached: &Attached| attached.waits;
+        if members.is_none() && !self.table().channels.get(channel).is_some_and(waits) {
+            return;
+        }
         self.want(channel, |attached| {
+            attached.waits = false;
             attached.known = attached.known.or(attached.seen.filter(|_| attached.settled));
-            attached.members = members;
+            attached.members = members.map(|members| (members, Changes::default()));
         });
+    }
+
+    /// News of members came.
+    pub(super) fn saw_members(&self, channel: &str, update: &ChannelUpdate) {
+        if let Some(attached) = self.table().channels.get_mut(channel)
+            && let Some((_, changes)) = &mut attached.members
+        {
+            changes.note(update);
+        }
+    }
+
+    /// The home was not told something, so it is not known where it stands until it asks.
+    pub(super) fn gave_up(&self, channel: &str) {
+        if let Some(attached) = self.table().channels.get_mut(channel) {
+            attached.settled = false;
+        }
     }
 
     fn want(&self, channel: &ChannelName, change: impl FnOnce(&mut Attached)) {
@@ -187,24 +211,35 @@ impl Watch {
         chunk
     }
 
-    /// A snapshot with `top` goes to the home, with these members.
-    fn settle(&self, channel: &str, asked: u64, top: StreamPosition) -> Option<Members> {
+    /// Tells the home a snapshot, with the members that wait for it; the table stays locked, so that news of members come before
+    /// it and are in it, or after it. Answers what members are to be read again for, because more has changed than was noted.
+    fn settle(
+        &self,
+        (mail, server): (&Mail, u16),
+        (channel, asked): (&ChannelName, u64),
+        (top, publications): (StreamPosition, Vec<Placed>),
+    ) -> Option<Scope> {
         let mut table = self.table();
         let attached = table.channels.get_mut(channel)?;
         if attached.seen.is_none_or(|seen| is_behind(seen, top)) {
             attached.seen = Some(top);
         }
-        if attached.asked != asked {
-            return None;
+        let (mut members, mut again) = (None, None);
+        if attached.asked == asked {
+            (attached.owed, attached.settled) = (false, true);
+            (attached.known, attached.doubted) = (None, None);
+            if let Some((read, changes)) = attached.members.take() {
+                members = changes.carry_out(read);
+                again = members.is_none().then_some(attached.scope);
+            }
+            if std::mem::take(&mut attached.suspect) {
+                table.suspects.insert(Arc::clone(channel));
+                self.suspicion.notify_one();
+            }
         }
-        (attached.owed, attached.settled) = (false, true);
-        (attached.known, attached.doubted) = (None, None);
-        let members = attached.members.take();
-        if std::mem::take(&mut attached.suspect) {
-            table.suspects.insert(channel.into());
-            self.suspicion.notify_one();
-        }
-        members
+        let snapshot = Snapshot { top, publications, server, members };
+        mail.tell(channel, ChannelUpdate::Snapshot(Box::new(snapshot)));
+        again
     }
 
     /// What could not be read is read again; answers which homes are to hear that it takes long.
@@ -268,11 +303,13 @@ impl Durable {
         let wanted: Vec<Wanted> = chunk.iter().map(|(wanted, _)| wanted.clone()).collect();
         let read = self.reader().snapshots(&wanted).await?;
         self.stats.snapshots.fetch_add(read.len() as u64, Ordering::Relaxed);
-        for ((wanted, asked), (top, publications)) in chunk.iter().zip(read) {
-            let members = self.watch.settle(&wanted.channel, *asked, top);
+        for ((wanted, asked), read) in chunk.iter().zip(read) {
             let server = self.broker.get().map_or(0, |broker| broker.server_of(&wanted.channel));
-            let snapshot = Snapshot { top, publications, server, members };
-            self.mail.tell(&wanted.channel, ChannelUpdate::Snapshot(Box::new(snapshot)));
+            let to = (&*self.mail, server);
+            let again = self.watch.settle(to, (&wanted.channel, *asked), read);
+            if let (Some(scope), Some(broker)) = (again, self.broker.get()) {
+                broker.attach_durable(&wanted.channel, scope);
+            }
         }
         Ok(())
     }

@@ -130,7 +130,9 @@ impl Durable {
             }
         };
         self.watch.saw(&channel, position);
-        self.mail.tell(&channel, update);
+        if !self.mail.tell(&channel, update) {
+            self.watch.gave_up(&channel);
+        }
     }
 
     fn answer(&self, write: Write, outcome: Result<ChannelOutcome, ClientError>) {

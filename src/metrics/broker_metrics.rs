@@ -38,8 +38,13 @@ pub(super) fn collect(families: &mut Families, counts: &BrokerCounts) {
         ),
         (
             "archmesh_broker_given_up_total",
-            "Publications given up because a shard was too slow; its channels were read again.",
+            "Publications and news of members given up because a shard was too slow; their channels were read again.",
             counts.given_up,
+        ),
+        (
+            "archmesh_broker_questions_refused_total",
+            "Questions of other nodes that were refused because cluster.questions_at_once_max were being answered.",
+            counts.questions_refused,
         ),
         (
             "archmesh_broker_charged_messages_total",
@@ -64,6 +69,11 @@ pub(super) fn collect(families: &mut Families, counts: &BrokerCounts) {
 }
 
 fn collect_gauges(families: &mut Families, counts: &BrokerCounts) {
+    families.gauge(
+        "archmesh_broker_revocations_behind",
+        "1 from the start, or a new connection to Redis, until the revocations kept there are known.",
+        f64::from(u8::from(counts.revocations_behind)),
+    );
     families.gauge(
         "archmesh_broker_writes_waiting",
         "Writes that wait to be sent to Redis.",

@@ -3,6 +3,9 @@
 //! Must hold: a channel is one stream on all nodes (order, history, recovery, idempotency, presence); whatever happens to
 //! Redis, a subscriber gets every acknowledged publication once and in order, or is told that it did not.
 
+mod bounds;
+pub mod repairs;
+
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -32,11 +35,15 @@ fn node(redis: &str, name: &str) -> Setup {
 pub fn pair(redis: &Redis) -> (Gateway, Gateway) {
     let a = node(&redis.url(), "a").start();
     let b = node(&redis.url(), "b").start();
-    for gateway in [&a, &b] {
+    await_pair(&a, &b);
+    (a, b)
+}
+
+fn await_pair(a: &Gateway, b: &Gateway) {
+    for gateway in [a, b] {
         gateway.await_metric("archmesh_broker_probe_seconds", &[], |seconds| seconds > 0.0);
         gateway.await_metric("archmesh_cluster_nodes", &[("state", "up")], |nodes| nodes == 2.0);
     }
-    (a, b)
 }
 
 fn numbers(messages: &[Value]) -> Vec<u64> {
@@ -85,6 +92,12 @@ fn await_number(seen: &mut Seen, socket: &mut Socket, n: u64) {
     within(REPAIRED_MAX, &format!("publication {n} arrives"), || {
         seen.note_all(socket, ROOM);
         seen.numbers.contains(&n).then_some(())
+    });
+}
+
+fn await_refused(gateway: &Gateway, token: &str) {
+    within(REPAIRED_MAX, "the token is refused", || {
+        (Socket::open(gateway, &Opening::with_token(token)).err() == Some(401)).then_some(())
     });
 }
 
@@ -334,7 +347,7 @@ fn without_redis_what_is_not_kept_reaches_the_subscribers_of_this_node() {
 }
 
 #[test]
-fn users_are_reached_on_every_node_and_revocations_outlive_a_cut() {
+fn users_are_reached_on_every_node_and_later_ones_learn_of_revocations() {
     let redis = Redis::start(&[]);
     let (a, b) = pair(&redis);
     let (mut on_a, mut on_b) = (Socket::connect(&a, "ada"), Socket::connect(&b, "ada"));

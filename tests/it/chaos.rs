@@ -2,7 +2,8 @@
 //! node, and a seed that decides which faults come in which order while they are at work.
 //!
 //! Must hold, whatever came: every acknowledged publication reaches every watcher once and in order, or the watcher is
-//! told that something is missing; nobody is told a wrong `recovered`; all is well again when the faults are over.
+//! told that something is missing; nobody is told a wrong `recovered`; all is well again when the faults are over, and all
+//! nodes know the same members.
 //!
 //! `CHAOS_SEED` repeats a run, `CHAOS_FAULTS` makes it longer (`make chaos`), `CHAOS_FAULT` is the beginning of the name of
 //! the only fault, `CHAOS_LOG` the level of the nodes' logs, `CHAOS_BALANCER=1` puts HAProxy before every layout.
@@ -14,11 +15,13 @@ mod layout;
 use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::balancer::{Balancer, free_port};
 use crate::gateway::{Gateway, Setup};
 use crate::redis::Redis;
 use crate::support::{unix_now, within};
-use clients::{Clients, Evenness};
+use clients::{Clients, Evenness, ROOM};
 use fault::faults_of;
 use layout::{Layout, addresses};
 
@@ -30,6 +33,29 @@ const FAULTS: u64 = 6;
 const CALM: usize = 60;
 /// From the end of a fault to its last effect: a node that was cut off, a slow machine, and a Sentinel that waits.
 const WELL_MAX: Duration = Duration::from_secs(60);
+
+/// Every node knows the same members, one connection for each watcher, none that is gone and none twice.
+pub fn await_same_members(nodes: &[Gateway], watchers: usize) {
+    let body = json!({"channel": ROOM});
+    let present = |node: &Gateway| {
+        let answer = node.api("presence", &body);
+        let members = answer["result"]["presence"].as_object()?;
+        Some(members.keys().cloned().collect::<Vec<_>>())
+    };
+    let mut found = Vec::new();
+    let began = Instant::now();
+    while began.elapsed() < WELL_MAX {
+        found = nodes.iter().map(present).collect::<Vec<_>>();
+        let right = |members: &Option<Vec<_>>| {
+            *members == found[0] && members.as_ref().is_some_and(|all| all.len() == watchers)
+        };
+        if found.iter().all(right) {
+            return;
+        }
+        hold(Duration::from_millis(20));
+    }
+    panic!("{watchers} watchers, present: {found:#?}");
+}
 
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
@@ -210,6 +236,7 @@ fn run(name: &str, layout: Layout, behind_balancer: bool) {
         }
     }
     world.await_even();
+    await_same_members(&world.nodes, NODES);
     let (acknowledged, told) = world.clients.finish();
     say(&format!("{name}: {acknowledged} acknowledged, {told} of {NODES} watchers told of a loss"));
 }

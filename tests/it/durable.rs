@@ -106,6 +106,44 @@ fn members_of_all_nodes_are_present() {
 }
 
 #[test]
+fn members_are_right_after_a_cut_without_a_publication() {
+    let (database, redis) = (Database::postgres(), Redis::start(&[]));
+    let node = |url: &str| setup(&database).set("redis.url", url);
+    crate::broker::repairs::check_members_after_a_cut(&redis, "chat:room", node);
+}
+
+/// A home that lacks something asks for all of it: publications, and members.
+#[test]
+fn who_asks_for_publications_gets_the_members_too() {
+    let (database, redis) = (Database::postgres(), Redis::start(&[]));
+    let node = || setup(&database).set("redis.url", redis.url()).start();
+    let (a, b) = (node(), node());
+    let mut ada = Socket::connect(&a, "ada");
+    ada.subscribe("chat:room");
+    let mut bob = Socket::connect(&b, "bob");
+    bob.subscribe("chat:room");
+    ada.take("join");
+    bob.publish("chat:room", json!(1));
+    assert_eq!(bob.take("message")["offset"], 1);
+    // Nobody is told of either.
+    let forget = "for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do \
+                  if string.find(redis.call('HGET', KEYS[1], field), 'ada', 1, true) then \
+                  redis.call('HDEL', KEYS[1], field) end end return redis.call('HLEN', KEYS[1])";
+    let left = redis.ask(&format!("EVAL \"{forget}\" 1 archmesh:{{chat:room}}:members"));
+    assert_eq!(left, ":1");
+    let rest = "created_at, priority, type, data, key, sender, extra, origin";
+    database.query(&format!(
+        "WITH kept AS (INSERT INTO archmesh_publications (channel, seq, expires_at, {rest}) \
+         SELECT channel, 2, expires_at, {rest} FROM archmesh_publications RETURNING seq) \
+         UPDATE archmesh_streams SET top_seq = 2 \
+         WHERE channel = 'chat:room' AND EXISTS (SELECT 1 FROM kept)"
+    ));
+    assert_eq!(bob.take("message")["offset"], 2);
+    assert_eq!(bob.take("leave")["data"]["user_id"], "ada");
+    assert_eq!(ada.call("ping", json!({}))["type"], "pong", "she is there in truth");
+}
+
+#[test]
 fn the_documented_rights_are_enough() {
     let database = Database::postgres();
     drop(setup(&database).start());

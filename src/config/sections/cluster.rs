@@ -35,11 +35,13 @@ section! {
         breaker_open: Duration = Kind::Duration(50, 600_000), Restart;
         /// Publications, removals and members that may wait to be written; more are answered "unavailable" at once.
         writes_waiting_max: u32 = Kind::Count(16, 10_000_000), Restart;
+        /// Bytes that they and those under way may hold.
+        writes_waiting_bytes_max: usize = Kind::Size(64 << 10, 16 << 30), Restart;
         /// Writes that one call carries at most.
         batch_max: u32 = Kind::Count(1, 1_000), Restart;
         /// Messages from Redis that may wait for this node; when more come, all channels are checked.
         messages_waiting_max: u32 = Kind::Count(1_024, 10_000_000), Restart;
-        /// Publications that may wait for a shard; when more come, the shard's channels are read again.
+        /// Publications and news of members that may wait for a shard; when more come, their channels are read again.
         updates_waiting_max: u32 = Kind::Count(16, 10_000_000), Restart;
         /// In which every channel with subscribers is once compared with Redis.
         check_interval: Duration = Kind::Duration(100, 3_600_000), Restart;
@@ -77,5 +79,8 @@ section! {
         probe_timeout: Duration = Kind::Duration(50, 60_000), Restart;
         /// Failures in a row after which a node is left out, until it answers again.
         probe_failures: u32 = Kind::Count(1, 1_000), Restart;
+        /// Questions of other nodes (reads of the server API, orders) that are answered at one time; for more they are told at once
+        /// that this node's part is missing.
+        questions_at_once_max: u32 = Kind::Count(1, 100_000), Restart;
     }
 }

@@ -277,7 +277,7 @@ impl World {
             other => panic!("{other:?}"),
         };
         let other = 1 - node;
-        if stream.attached.contains(&other) {
+        if stream.attached.contains(&other) && !self.deaf {
             self.tell(other, channel, update);
         }
     }
@@ -376,6 +376,25 @@ fn what_the_broker_did_not_tell_is_filled_from_its_history() {
     world.tell(1, &Arc::from(ROOM), ChannelUpdate::Behind);
     world.settle();
     assert_eq!(world.numbers(1, b), [5]);
+}
+
+/// Somebody goes and somebody comes unheard, and nothing is published.
+#[test]
+fn members_that_were_not_told_come_with_the_next_snapshot() {
+    let mut world = World::new();
+    let (a, _) = world.subscriber(0, "a", Value::Null);
+    let (b, _) = world.subscriber(1, "b", Value::Null);
+    world.deaf = true;
+    world.nodes[0].drop_socket(a);
+    world.settle();
+    world.subscriber(0, "c", Value::Null);
+    world.deaf = false;
+    world.tell(1, &Arc::from(ROOM), ChannelUpdate::Behind);
+    world.settle();
+    assert_eq!(world.nodes[1].take(b, "leave")["data"]["user_id"], "a");
+    assert_eq!(world.nodes[1].take(b, "join")["data"]["user_id"], "c");
+    let stats = world.call(1, b, "presence_stats", json!({"channel": ROOM}));
+    assert_eq!(stats["data"]["clients"], 2);
 }
 
 #[test]

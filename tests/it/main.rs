@@ -70,6 +70,7 @@ mod panic;
 mod placement;
 mod pubsub;
 mod recovery;
+mod run_script;
 mod slow;
 mod startup;
 mod through_redis;

@@ -195,18 +195,22 @@ impl World {
         for (node, [history, presence]) in seen.iter().enumerate() {
             let count = history["publications"].as_array().map_or(0, Vec::len);
             let place = (&history["epoch"], &history["offset"]);
-            say(&format!("node {node}: {count} publications up to {place:?}; {presence}"));
+            let refused = &history["error"];
+            say(&format!(
+                "node {node}: {count} publications up to {place:?} {refused}; {presence}"
+            ));
         }
         panic!("the nodes differ; wanted are {:?}", self.clients.users());
     }
 }
 
-/// Newest part of the history, and the members, as a node answers; null when it is refused.
+/// Newest part of the history, and the members, as a node answers.
 fn views(node: &Gateway) -> [Value; 2] {
     let history = json!({"channel": ROOM, "limit": 1000, "reverse": true});
     let presence = json!({"channel": ROOM});
     [("history", history), ("presence", presence)]
-        .map(|(method, request)| node.api(method, &request)["result"].clone())
+        .map(|(method, request)| node.api(method, &request))
+        .map(|mut answer| if answer["error"].is_null() { answer["result"].take() } else { answer })
 }
 
 fn node(layout: &Layout, index: usize, ports: Option<&[(u16, u16)]>) -> Setup {

@@ -28,6 +28,8 @@ const UNHEARD: u64 = 40;
 /// A watcher goes on to another node, or back to its own, after so many publications or when none comes for so long.
 const STAY: usize = 50;
 const IDLE: Duration = Duration::from_secs(1);
+/// Who is not answered for so long tries another node.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Messages that are taken in before what was seen is noted.
 const TAKEN_MAX: usize = 32;
 /// Letters of what cannot be compressed.
@@ -237,9 +239,9 @@ impl Shared {
                 *at %= nodes.len();
                 nodes[*at]
             });
-            let opening = Opening::with_token(&token(user));
+            let opening = Opening { patience: Some(PATIENCE), ..Opening::with_token(&token(user)) };
             if let Ok(mut socket) = Socket::open_at(address, None, &opening)
-                && socket.call_unless("ping", json!({}), || self.is_over()).is_some()
+                && self.call(&mut socket, "ping", json!({})).is_some()
             {
                 return Some(socket);
             }
@@ -247,6 +249,12 @@ impl Shared {
             std::thread::park_timeout(PACE);
         }
         None
+    }
+
+    /// `None` at the end, when the connection has ended, or when no answer comes.
+    fn call(&self, socket: &mut Socket, kind: &str, data: Value) -> Option<Value> {
+        let began = Instant::now();
+        socket.call_unless(kind, data, || self.is_over() || began.elapsed() > PATIENCE)
     }
 
     /// Waits while publishers shall rest.
@@ -282,8 +290,11 @@ fn watch(shared: &Shared, watcher: &Watcher) {
         if let Some((epoch, offset)) = locked(&watcher.seen).position() {
             request["recover"] = json!({"epoch": epoch, "offset": offset});
         }
-        let reply = socket.call_unless("subscribe", request, || shared.is_over());
-        let Some(reply) = reply.filter(|reply| reply["type"] == "subscribed") else { continue };
+        let reply = shared.call(&mut socket, "subscribe", request);
+        let Some(reply) = reply.filter(|reply| reply["type"] == "subscribed") else {
+            at += 1;
+            continue;
+        };
         let mut early = socket.drain_of(&["message", "lost"]);
         early.retain(|message| message["channel"] == ROOM);
         assert!(early.is_empty(), "{}: {early:?} came before the answer {reply}", watcher.user);
@@ -366,7 +377,7 @@ fn insist(
         socket.send_text(&json!({"type": "publish", "id": "unheard", "data": body}).to_string());
         return false;
     }
-    while let Some(reply) = socket.call_unless("publish", body.clone(), || shared.is_over()) {
+    while let Some(reply) = shared.call(socket, "publish", body.clone()) {
         if reply["type"] == "published" {
             let place = place_of(&reply["data"]);
             let other = locked(&shared.acknowledged).insert(place, *n);

@@ -116,8 +116,6 @@ impl Fault {
             | Self::Failover
             | Self::KillMaster
             | Self::HangMaster => true,
-            // More is published meanwhile than one answer may bring.
-            Self::PauseNode(duration) => duration >= HANG_LONG,
             _ => false,
         }
     }

@@ -86,7 +86,7 @@ pub(crate) struct Cache {
     shared: Arc<Shared>,
     second: Option<(Arc<dyn SecondLevel>, SecondOptions)>,
     common: Arc<Store>,
-    own: Vec<(RegionName, Arc<Store>)>,
+    own: Vec<(RegionName, u8, Arc<Store>)>,
     regions: [OnceLock<Arc<dyn AnyRegion>>; RegionName::ALL.len()],
 }
 
@@ -108,18 +108,18 @@ impl Cache {
             return Err(CacheError::Shares(taken));
         }
         let store = |percent: u32| {
-            let budget = options.memory_max / 100 * u64::from(percent);
+            let budget = part(options.memory_max, percent);
             if budget < BUDGET_BYTES_MIN {
                 return Err(CacheError::Budget(budget));
             }
             Ok(Arc::new(Store::new(budget, Arc::clone(&counters))))
         };
-        let mut own: Vec<(RegionName, Arc<Store>)> = Vec::new();
+        let mut own: Vec<(RegionName, u8, Arc<Store>)> = Vec::new();
         for (region, percent) in &options.shares {
-            if own.iter().any(|(other, _)| other == region) {
+            if own.iter().any(|(other, ..)| other == region) {
                 return Err(CacheError::ShareTwice(*region));
             }
-            own.push((*region, store(u32::from(*percent))?));
+            own.push((*region, *percent, store(u32::from(*percent))?));
         }
         let common = store(100 - taken)?;
         let shared = Arc::new(Shared { counters, on_invalidate: OnceLock::new() });
@@ -137,8 +137,8 @@ impl Cache {
         V: CacheValue,
         E: Send + Sync + 'static,
     {
-        let own = self.own.iter().find(|(region, _)| *region == name);
-        let store = own.map_or(&self.common, |(_, store)| store);
+        let own = self.own.iter().find(|(region, ..)| *region == name);
+        let store = own.map_or(&self.common, |(.., store)| store);
         let second = self.second.as_ref().filter(|_| spec.second_level).map(|(second, options)| {
             Second::new(Arc::clone(second), options.clone(), name, spec.schema)
         });
@@ -177,6 +177,16 @@ impl Cache {
         self.opened().for_each(AnyRegion::forget_all);
     }
 
+    /// Gives it another budget in bytes. What has no room in it is evicted now, under the lock of a part at a time.
+    pub(crate) fn resize(&self, memory_max: u64) {
+        let mut left = 100;
+        for (_, percent, store) in &self.own {
+            left -= u32::from(*percent);
+            store.resize(part(memory_max, u32::from(*percent)).max(BUDGET_BYTES_MIN));
+        }
+        self.common.resize(part(memory_max, left).max(BUDGET_BYTES_MIN));
+    }
+
     /// Removes expired entries before others push them out. Locks a part of the local level at a time, for as long as
     /// it takes to look at all of its entries.
     pub(crate) fn sweep(&self) {
@@ -193,4 +203,8 @@ impl Cache {
     fn opened(&self) -> impl Iterator<Item = &dyn AnyRegion> {
         self.regions.iter().filter_map(|region| Some(&**region.get()?))
     }
+}
+
+fn part(memory_max: u64, percent: u32) -> u64 {
+    memory_max / 100 * u64::from(percent)
 }

@@ -22,7 +22,7 @@ use arc_swap::ArcSwap;
 use fred::interfaces::LuaInterface;
 use futures_util::future::join_all;
 use gateway_core::message::ShardOp;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::config::Config;
 use crate::config::sections::{RedisSection, Strategy};
@@ -31,6 +31,7 @@ use crate::health::LifePhase;
 use crate::load::Load;
 use crate::plane::Plane;
 use crate::redis::{Redis, RedisError, RedisUrlError};
+use crate::web_client::TrustError;
 use choose::Chooser;
 pub(crate) use node::{Node, NodeState};
 use reach::Reach;
@@ -48,7 +49,7 @@ pub(crate) enum ClusterError {
     Redis(#[from] RedisUrlError),
     /// Other nodes cannot be asked.
     #[error("cluster.probe_interval is set, but no HTTP client can be made: {0}")]
-    Probes(#[source] reqwest::Error),
+    Probes(#[source] TrustError),
 }
 
 /// All nodes as they were seen last.
@@ -56,7 +57,7 @@ pub(crate) enum ClusterError {
 pub(crate) struct View {
     /// In order of their ids.
     pub nodes: Vec<Node>,
-    /// When; `None` before the first answer.
+    /// When they were asked for; `None` before the first answer.
     pub seen_at: Option<Instant>,
 }
 
@@ -91,6 +92,8 @@ pub(crate) struct Cluster {
     /// What the shards were told of the others last.
     told: Mutex<Arc<[Box<str>]>>,
     renew_now: Notify,
+    /// Told of every view.
+    seen: watch::Sender<()>,
     leases_lost: AtomicU64,
 }
 
@@ -148,6 +151,7 @@ impl Cluster {
             reach: None,
             told: Mutex::default(),
             renew_now: Notify::new(),
+            seen: watch::Sender::new(()),
             leases_lost: AtomicU64::new(0),
         }
     }
@@ -247,6 +251,18 @@ impl Cluster {
         self.renew_now.notify_one();
     }
 
+    /// Sees all nodes as they are at the time of the call or later, unless that takes longer than `limit`. Whether it did.
+    pub(crate) async fn see_again(&self, limit: Duration) -> bool {
+        if self.is_stale() {
+            return false;
+        }
+        let asked_at = Instant::now();
+        let mut seen = self.seen.subscribe();
+        self.renew_soon();
+        let is_new = |_: &()| self.view.load().seen_at.is_some_and(|at| at >= asked_at);
+        matches!(tokio::time::timeout(limit, seen.wait_for(is_new)).await, Ok(Ok(_)))
+    }
+
     /// Watches all servers until the future is dropped.
     pub(crate) async fn watch_redis(self: Arc<Self>) {
         join_all(self.all_servers().map(|server| server.watch())).await;
@@ -287,11 +303,12 @@ impl Cluster {
         let arguments =
             vec![id, self.lease_ttl.as_millis().to_string(), text, held_word(held).to_owned()];
         let keys = self.keys.to_vec();
+        let asked_at = Instant::now();
         let answer: Result<Vec<String>, RedisError> =
             self.redis.call(async |client| client.eval(RENEW, keys, arguments).await).await;
         match answer.map(read_renewal) {
             Ok(Some(renewal)) => {
-                let lost = self.apply(renewal);
+                let lost = self.apply(renewal, asked_at);
                 self.tell_others(plane);
                 lost
             }
@@ -326,7 +343,7 @@ impl Cluster {
         }
     }
 
-    fn apply(&self, renewal: Renewal) -> bool {
+    fn apply(&self, renewal: Renewal, asked_at: Instant) -> bool {
         let Renewal { lost, ended, nodes } = renewal;
         for id in ended {
             tracing::warn!(category = "system", event = "node_lease_ended", node = id);
@@ -349,7 +366,8 @@ impl Cluster {
         self.note_changes(&nodes);
         self.note_division(&nodes);
         self.chooser.nodes_seen(&nodes);
-        self.view.store(Arc::new(View { nodes, seen_at: Some(Instant::now()) }));
+        self.view.store(Arc::new(View { nodes, seen_at: Some(asked_at) }));
+        self.seen.send_replace(());
         lost
     }
 

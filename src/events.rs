@@ -36,7 +36,7 @@ use crate::config::sections::{EventKind, EventsSection};
 use crate::logging::LogSampler;
 use crate::notify::now_ms;
 use crate::notify::senders::SetupError;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Streak};
 pub(crate) use entry::Entry;
 use queue::Queue;
 pub(crate) use reads::{Event, Filter};
@@ -84,7 +84,7 @@ pub(crate) struct EventStats {
     /// Times this node was taken for gone.
     pub fenced: AtomicU64,
     /// Batches in a row that could not be written.
-    failures: AtomicU64,
+    failures: Streak,
 }
 
 impl EventStats {
@@ -283,7 +283,7 @@ impl Events {
 
     /// Whether the database does not take what waits.
     pub(crate) fn is_failing(&self) -> bool {
-        self.stats.failures.load(Ordering::Relaxed) >= recorder::FAILURES_MAX
+        self.stats.failures.is_failing()
     }
 
     /// Whether sessions are kept.

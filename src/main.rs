@@ -35,6 +35,7 @@ mod signals;
 mod store;
 mod supervise;
 mod tls;
+mod web_client;
 mod welcome_page;
 
 use std::process::ExitCode;

@@ -212,6 +212,7 @@ impl Controller {
         self.plane.hooks.replace(hooks);
         // An operator who has changed rows by hand reloads to see them.
         self.plane.cache.clear_local();
+        self.plane.cache.resize(new.config.cache.store_bytes());
         self.loaded = new;
         self.reconfigure(settings).await
     }

@@ -29,7 +29,7 @@ use sqlx::{Connection as _, PgPool, SqlitePool};
 
 use crate::breaker::{Breaker, BreakerLimits, BreakerState, Change};
 use crate::config::sections::DatabaseSection;
-pub(crate) use batch::{Apply, BatchStats, commit_batch};
+pub(crate) use batch::{Apply, BatchStats, Streak, commit_batch};
 use connection::Connection;
 pub(crate) use connection::{Arg, Dialect, Row, Transaction};
 pub(crate) use error::StoreError;
@@ -336,6 +336,16 @@ impl Store {
             Pools::Postgres(pool) => (pool.size(), pool.num_idle()),
             Pools::Sqlite { write, read } => {
                 (write.size() + read.size(), write.num_idle() + read.num_idle())
+            }
+        }
+    }
+
+    /// Most connections it may open.
+    pub(crate) fn connections_max(&self) -> u32 {
+        match &self.pools {
+            Pools::Postgres(pool) => pool.options().get_max_connections(),
+            Pools::Sqlite { write, read } => {
+                write.options().get_max_connections() + read.options().get_max_connections()
             }
         }
     }

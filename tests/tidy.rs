@@ -492,3 +492,41 @@ fn function_lengths_are_counted() {
         "trait A {\n    fn b(\n        c: D,\n    ) -> E;\n    fn f() {\n        g();\n    }\n}\n";
     assert_eq!(functions(code), [(5, 3)]);
 }
+
+/// Names that a text gives to metrics and tables.
+fn names_in(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let named = words.filter(|word| word.starts_with("archmesh_") && !word.ends_with('_'));
+    let whole = |word: &str| {
+        let parts = ["_bucket", "_count", "_sum"];
+        parts.into_iter().find_map(|part| word.strip_suffix(part)).unwrap_or(word).to_owned()
+    };
+    named.map(whole).collect()
+}
+
+/// Documents and alerts name what there is.
+#[test]
+fn names_in_documents_exist() {
+    let mut known: BTreeSet<String> =
+        ["archmesh_new", "archmesh_owner"].map(str::to_owned).into_iter().collect();
+    for path in rust_files() {
+        known.extend(names_in(&fs::read_to_string(&path).unwrap()));
+    }
+    let below = |folder: &str, ending: &str| -> Vec<PathBuf> {
+        let entries = fs::read_dir(root().join(folder)).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.to_str().unwrap().ends_with(ending)).collect()
+    };
+    for path in below("migrations/postgres", ".sql") {
+        known.extend(names_in(&fs::read_to_string(&path).unwrap()));
+    }
+    let mut findings = Vec::new();
+    let mut documents = below("docs", ".md");
+    documents.extend([root().join("README.md"), root().join("config/alerts.yml")]);
+    for path in documents {
+        let text = fs::read_to_string(&path).unwrap();
+        let unknown = names_in(&text).into_iter().filter(|name| !known.contains(name));
+        findings.extend(unknown.map(|name| format!("{}: {name} does not exist", relative(&path))));
+    }
+    assert_none(&findings);
+}

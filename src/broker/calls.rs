@@ -157,21 +157,29 @@ impl Calls {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Carries an order out here and on all other nodes.
+    /// Carries an order out here and on all other nodes, also on those that came a moment ago.
     pub(super) async fn give(&self, bridge: &crate::bridge::Bridge, order: &Order) -> Affected {
         let everywhere_else = async {
-            let kept = self.kept.keep(order).await;
-            let (answers, partial) =
-                self.ask_others(&Question::Order(order.clone())).await.read::<Affected>();
-            let partial = partial || kept.is_err() || answers.iter().any(|answer| answer.partial);
+            let (kept, seen) =
+                tokio::join!(self.kept.keep(order), self.nodes.see_again(self.deadline / 4));
+            // It is sent even if nobody is listed: who listens hears it.
+            let question = Question::Order(order.clone());
+            let gathered = self.ask(self.nodes.others(), None, &question).await;
+            let (answers, partial) = gathered.read::<Affected>();
+            let partial =
+                partial || !seen || kept.is_err() || answers.iter().any(|answer| answer.partial);
             Affected { count: answers.iter().map(|answer| answer.count).sum(), partial }
         };
         let (here, there) = tokio::join!(carry_out(bridge, order), everywhere_else);
         Affected { count: here.count + there.count, partial: here.partial || there.partial }
     }
 
-    /// Learns of orders that were given while this node did not listen.
+    /// Makes up for what was said while this node did not listen.
     pub(super) async fn catch_up(&self) {
+        // Something in it may have been invalidated.
+        if let Some(plane) = self.plane.get().and_then(Weak::upgrade) {
+            plane.cache.clear_local();
+        }
         self.kept.catch_up().await;
     }
 
@@ -218,7 +226,7 @@ impl Calls {
         let id = ticket.id;
         let asked = Asked {
             id,
-            from: self.nodes.own(),
+            from: self.nodes.own_now(),
             to,
             answer_to: self.inbox(self.nodes.own_first()),
             question: question.clone(),
@@ -254,6 +262,11 @@ impl Calls {
         }
     }
 
+    /// Whether it is, or was, this node.
+    fn is_own(&self, node: u64) -> bool {
+        node == self.nodes.own_now() || self.nodes.is_own(node)
+    }
+
     /// A message arrived on one of [`Self::topics`]. `None` when it cannot be read; `Some(false)` when it is not for this part.
     pub(super) fn handle(self: &Arc<Self>, topic: &str, body: &[u8]) -> Option<bool> {
         if topic != self.all && !topic.starts_with(&self.inbox_stem) {
@@ -272,8 +285,7 @@ impl Calls {
                 self.rates.charge(&report, &plane.settings.load());
             }
             Letter::Question(asked)
-                if self.nodes.is_own(asked.from)
-                    || asked.to.is_some_and(|node| node != self.nodes.own()) => {}
+                if self.is_own(asked.from) || asked.to.is_some_and(|node| !self.is_own(node)) => {}
             Letter::Question(asked) => {
                 let calls = Arc::clone(self);
                 tokio::spawn(async move { calls.answer(asked).await });
@@ -289,7 +301,7 @@ impl Calls {
             Some((body, partial)) => (Some(body), partial),
             None => (None, true),
         };
-        let letter = Letter::Answer(Answer { id, from: self.nodes.own(), body, partial });
+        let letter = Letter::Answer(Answer { id, from: self.nodes.own_now(), body, partial });
         // Without it the other node says that its result is partial.
         let _sent = self.send(&answer_to, &letter).await;
     }

@@ -54,6 +54,11 @@ impl Nodes {
         self.own.load(Ordering::Relaxed)
     }
 
+    /// Number under which the others know this node now: it is another one as soon as the lease was lost.
+    pub(super) fn own_now(&self) -> u64 {
+        node_number(&self.cluster.id())
+    }
+
     /// Number of this node when it started.
     pub(super) fn own_first(&self) -> u64 {
         self.own_first
@@ -66,9 +71,14 @@ impl Nodes {
 
     /// Other nodes that the cluster lists.
     pub(super) fn others(&self) -> Vec<u64> {
-        let view = self.cluster.view();
+        let (view, own) = (self.cluster.view(), self.own_now());
         let numbers = view.nodes.iter().map(|node| node_number(&node.id));
-        numbers.filter(|node| !self.is_own(*node)).collect()
+        numbers.filter(|node| *node != own && !self.is_own(*node)).collect()
+    }
+
+    /// Looks which nodes there are now, for at most `limit`. Whether that is known.
+    pub(super) async fn see_again(&self, limit: Duration) -> bool {
+        self.cluster.see_again(limit).await
     }
 
     /// The clock of the shards.

@@ -93,6 +93,14 @@ impl Shard {
         }
     }
 
+    /// Gives it another budget. What has no room in it is pushed out.
+    pub(super) fn resize(&mut self, budget: usize) -> PushedOut {
+        let mut pushed_out = Vec::new();
+        self.budget = budget;
+        self.rebuild(&mut pushed_out);
+        pushed_out
+    }
+
     /// What the tables take beyond what entries and ghosts have paid for.
     fn idle_bytes(&self) -> usize {
         let tables = self.ranking.memory_used();

@@ -62,7 +62,7 @@ pub(super) struct Store {
     shards: Box<[RwLock<Shard>]>,
     /// Chooses the shard. The tables inside have seeds of their own, so what shares a shard does not collide in it.
     hashes: DefaultHashBuilder,
-    weight_max: u64,
+    weight_max: AtomicU64,
     started: Instant,
     counters: Arc<Counters>,
 }
@@ -80,8 +80,22 @@ impl Store {
         let shard = budget / count;
         let shards = (0..count).map(|_| RwLock::new(Shard::new(shard as usize))).collect();
         let hashes = DefaultHashBuilder::default();
-        let weight_max = shard / LARGEST_FRACTION;
+        let weight_max = AtomicU64::new(shard / LARGEST_FRACTION);
         Self { shards, hashes, weight_max, started: Instant::now(), counters }
+    }
+
+    /// Gives it another budget in bytes; the number of its parts stays.
+    pub(super) fn resize(&self, budget: u64) {
+        let part = budget / self.shards.len() as u64;
+        self.weight_max.store(part / LARGEST_FRACTION, Ordering::Relaxed);
+        for shard in &self.shards {
+            let pushed_out =
+                shard.write().unwrap_or_else(PoisonError::into_inner).resize(part as usize);
+            for (key, slot) in pushed_out {
+                self.taken_out(key.region, &slot);
+                count(&self.counters.of(key.region).evicted_by_size);
+            }
+        }
     }
 
     fn shard(&self, key: KeyRef<'_>) -> &RwLock<Shard> {
@@ -117,7 +131,7 @@ impl Store {
         let region = self.counters.of(key.region);
         let weight = ENTRY_BYTES + allocated(key.text.len()) + value_bytes;
         let weight = match u32::try_from(weight) {
-            Ok(weight) if u64::from(weight) <= self.weight_max => weight,
+            Ok(weight) if u64::from(weight) <= self.weight_max.load(Ordering::Relaxed) => weight,
             _ => {
                 count(&region.too_large);
                 self.remove(key);

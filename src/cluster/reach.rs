@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
-use reqwest::redirect::Policy;
 use reqwest::{Client, Url};
 
 use super::node::Node;
 use crate::breaker::{Breaker, BreakerLimits, BreakerState, Change};
 use crate::config::sections::ClusterSection;
+use crate::web_client::{self, Trust, TrustError};
 
 /// Nodes asked at one time.
 const PROBES_MAX: usize = 16;
@@ -32,21 +32,15 @@ impl Reach {
     ///
     /// # Errors
     /// When the client cannot be made, as without certificates of authorities on the host.
-    pub(super) fn new(section: &ClusterSection) -> reqwest::Result<Option<Self>> {
+    pub(super) fn new(section: &ClusterSection) -> Result<Option<Self>, TrustError> {
         let interval = section.probe_interval;
         if interval.is_zero() {
             return Ok(None);
         }
-        // A provider that is installed already stays.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let client = Client::builder()
+        let builder = web_client::builder(Trust::Host(None))?
             .timeout(section.probe_timeout)
-            .redirect(Policy::none())
-            .no_proxy()
-            .referer(false)
-            .pool_max_idle_per_host(0)
-            .user_agent(concat!("archmesh-gateway/", env!("CARGO_PKG_VERSION")))
-            .build()?;
+            .pool_max_idle_per_host(0);
+        let client = web_client::build(builder)?;
         // Every probe after the opening is a trial.
         let limits = BreakerLimits { failures: section.probe_failures, open: interval / 2 };
         Ok(Some(Self { interval, limits, client, breakers: Mutex::default() }))

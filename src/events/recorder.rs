@@ -10,8 +10,6 @@ use super::write::Written;
 use super::{EventStats, Events};
 use crate::store::StoreError;
 
-/// Failures in a row after which the log counts as failing.
-pub(super) const FAILURES_MAX: u64 = 3;
 /// Delay after the first failure; it doubles.
 const RETRY_MIN: Duration = Duration::from_millis(20);
 /// Longest delay: the breaker of the store lets nobody through sooner anyway.
@@ -82,7 +80,7 @@ impl Events {
     }
 
     /// Writes a batch, however long it takes. What the database will never take is dropped, counted and told.
-    async fn write_patiently(&self, number: &mut i64, batch: Batch) {
+    pub(super) async fn write_patiently(&self, number: &mut i64, batch: Batch) {
         let mut waiting = vec![batch];
         while let Some(batch) = waiting.pop() {
             *number += 1;
@@ -153,13 +151,13 @@ impl Events {
     }
 
     fn note_failure(&self, error: &StoreError) {
-        if self.stats.failures.fetch_add(1, Ordering::Relaxed) + 1 == FAILURES_MAX {
+        if self.stats.failures.note_failure() {
             tracing::warn!(category = "events", event = "events_wait", %error);
         }
     }
 
     fn note_success(&self) {
-        if self.stats.failures.swap(0, Ordering::Relaxed) >= FAILURES_MAX {
+        if self.stats.failures.end() {
             tracing::info!(category = "events", event = "events_recorded_again");
         }
     }

@@ -205,3 +205,26 @@ async fn pages_of_sessions_hold_each_once() {
     found.sort();
     assert_eq!(found, (0..7).map(|n| format!("s{n}")).collect::<Vec<_>>());
 }
+
+#[tokio::test]
+async fn when_a_user_was_last_seen_is_kept_until_it_changes_here() {
+    let folder = tempfile::tempdir().unwrap();
+    let events = node(folder.path(), &[("cache.last_seen_ttl", "1h")]).await;
+    let ended = |name: &str, at: i64| {
+        let mut batch = session(EventKind::Disconnected, name);
+        batch.entries[0].at = at;
+        batch
+    };
+    let seen = async || events.last_seen(&["ann".to_owned(), "bob".to_owned()]).await.unwrap();
+    written(&events, 1, &session(EventKind::Connected, "s1")).await;
+    written(&events, 2, &session(EventKind::Connected, "s2")).await;
+    written(&events, 3, &session(EventKind::Connected, "s3")).await;
+    assert_eq!(seen().await, [None, None]);
+    // As another node would.
+    written(&events, 4, &ended("s1", 100)).await;
+    assert_eq!(seen().await, [None, None], "it is not read again");
+    events.write_patiently(&mut 4, ended("s2", 200)).await;
+    assert_eq!(seen().await, [Some(200), None]);
+    events.write_patiently(&mut 5, ended("s3", 300)).await;
+    assert_eq!(seen().await, [Some(300), None]);
+}

@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client, Response, StatusCode, Url};
+use reqwest::{Client, StatusCode, Url};
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::Config;
-use crate::notify::senders::{SetupError, SigningSecret, read_ca_file, root_cause, signature};
+use crate::notify::senders::{SetupError, SigningSecret, signature};
+use crate::web_client::{self, BodyError, Trust, root_cause};
 
 /// Header with the name of the node that asks.
 const NODE: HeaderName = HeaderName::from_static("x-archmesh-node");
@@ -45,33 +45,17 @@ pub(super) enum AskError {
 impl Application {
     /// Makes the client; `https`: whether it needs certificates.
     pub(super) fn new(config: &Config, https: bool) -> Result<Self, SetupError> {
-        // Done here so that no caller can forget it; a provider that is installed already stays.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let tls = |error: reqwest::Error| SetupError::Tls(root_cause(&error));
         let hooks = &config.hooks;
-        let mut builder = Client::builder()
-            .redirect(Policy::none())
-            .no_proxy()
-            .referer(false)
-            .tcp_nodelay(true)
-            .pool_idle_timeout(hooks.idle_timeout)
-            .user_agent(concat!("archmesh-gateway/", env!("CARGO_PKG_VERSION")));
-        if !https {
-            // Without TLS the system's CA certificates need not even exist.
-            builder = builder.tls_certs_only([]);
-        } else if let Some(path) = &hooks.ca_path {
-            let certificates = read_ca_file(path)?;
-            let certificates = certificates.iter().map(|der| Certificate::from_der(der));
-            builder =
-                builder.tls_certs_merge(certificates.collect::<Result<Vec<_>, _>>().map_err(tls)?);
-        }
+        let trust = if https { Trust::Host(hooks.ca_path.as_deref()) } else { Trust::Nobody };
+        let builder =
+            web_client::builder(trust)?.tcp_nodelay(true).pool_idle_timeout(hooks.idle_timeout);
         let secrets = hooks.secrets.iter().map(|secret| SigningSecret::parse(secret.expose()));
         let secrets = secrets.collect::<Option<Vec<_>>>().ok_or(SetupError::Setting {
             setting: "a secret of hooks.secrets",
             problem: "is not whsec_ and the base64 form of 24 to 64 bytes",
         })?;
         Ok(Self {
-            client: builder.build().map_err(tls)?,
+            client: web_client::build(builder)?,
             secrets,
             node: config.node.name.clone(),
             answer_bytes_max: hooks.answer_bytes_max,
@@ -101,20 +85,13 @@ impl Application {
             if response.status() != StatusCode::OK {
                 return Err(AskError::Status(response.status()));
             }
-            self.read(response).await
+            let body = web_client::read_body(response, self.answer_bytes_max).await;
+            body.map_err(|error| match error {
+                BodyError::Broken(error) => failure(error),
+                BodyError::TooLarge(bytes_max) => AskError::TooLarge(bytes_max),
+            })
         };
         timeout_at(deadline, answered).await.unwrap_or(Err(AskError::Timeout))
-    }
-
-    async fn read(&self, mut response: Response) -> Result<Vec<u8>, AskError> {
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(failure)? {
-            if body.len() + chunk.len() > self.answer_bytes_max {
-                return Err(AskError::TooLarge(self.answer_bytes_max));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
     }
 
     fn headers(&self, (id, kind): (&str, &'static str), body: &[u8], now: Duration) -> HeaderMap {

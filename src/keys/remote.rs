@@ -1,14 +1,13 @@
 //! Fetching one JSON Web Key Set over HTTP, bounded in time and size.
 
-use std::error::Error;
 use std::net::IpAddr;
 
 use gateway_core::auth::{KeyError, KeySet};
 use reqwest::redirect::{Attempt, Policy};
-use reqwest::{Certificate, Client, Url};
+use reqwest::{Client, Url};
 
-use super::source::read_file;
 use super::{JwksSettings, KeyLoadError};
+use crate::web_client::{self, BodyError, Trust, root_cause};
 
 /// Most redirects followed, all of them to `https`.
 const REDIRECTS_MAX: usize = 3;
@@ -25,7 +24,7 @@ pub(super) struct Remote {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FetchError {
     /// No connection, TLS failure, timeout, refused redirect.
-    #[error("{}", chain(.0))]
+    #[error("{}", root_cause(.0))]
     Request(#[source] reqwest::Error),
     /// Another status than 200.
     #[error("the server answered {0}")]
@@ -46,35 +45,18 @@ pub(super) enum FetchError {
 
 impl Remote {
     /// Checks the address and makes the client.
-    pub(super) async fn new(url: &str, settings: &JwksSettings) -> Result<Self, KeyLoadError> {
+    pub(super) fn new(url: &str, settings: &JwksSettings) -> Result<Self, KeyLoadError> {
         let url = check_url(url, settings.allow_http)?;
-        // Done here so that no caller can forget it; a provider that is installed already stays.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let mut builder = Client::builder()
+        let trust = if url.scheme() == "http" {
+            Trust::Nobody
+        } else {
+            Trust::Host(settings.ca_file.as_deref())
+        };
+        let builder = web_client::builder(trust)?
             .timeout(settings.timeout)
             .redirect(Policy::custom(follow))
-            .no_proxy()
-            .referer(false)
-            .pool_max_idle_per_host(0)
-            .user_agent(concat!("archmesh-gateway/", env!("CARGO_PKG_VERSION")));
-        if url.scheme() == "http" {
-            // Without TLS the system's CA certificates need not even exist.
-            builder = builder.tls_certs_only([]);
-        } else if let Some(path) = &settings.ca_file {
-            let pem = read_file(path, settings.bytes_max).await?;
-            let unusable = |()| KeyLoadError::Key {
-                path: path.clone(),
-                source: KeyError::Pem("not a PEM bundle of CA certificates"),
-            };
-            let certificates = Certificate::from_pem_bundle(&pem)
-                .ok()
-                .filter(|certificates| !certificates.is_empty())
-                .ok_or(())
-                .map_err(unusable)?;
-            builder = builder.tls_certs_merge(certificates);
-        }
-        let client = builder.build().map_err(KeyLoadError::Client)?;
-        Ok(Self { url, client, bytes_max: settings.bytes_max })
+            .pool_max_idle_per_host(0);
+        Ok(Self { url, client: web_client::build(builder)?, bytes_max: settings.bytes_max })
     }
 
     /// The address, for logs and health.
@@ -85,17 +67,15 @@ impl Remote {
     /// Gets the document, which has usable keys.
     pub(super) async fn fetch(&self) -> Result<String, FetchError> {
         let failed = |error: reqwest::Error| FetchError::Request(error.without_url());
-        let mut response = self.client.get(self.url.clone()).send().await.map_err(failed)?;
+        let response = self.client.get(self.url.clone()).send().await.map_err(failed)?;
         if response.status() != reqwest::StatusCode::OK {
             return Err(FetchError::Status(response.status()));
         }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            if body.len() + chunk.len() > self.bytes_max {
-                return Err(FetchError::TooLarge(self.bytes_max));
-            }
-            body.extend_from_slice(&chunk);
-        }
+        let body = web_client::read_body(response, self.bytes_max).await;
+        let body = body.map_err(|error| match error {
+            BodyError::Broken(error) => failed(error),
+            BodyError::TooLarge(bytes_max) => FetchError::TooLarge(bytes_max),
+        })?;
         let text = String::from_utf8(body).map_err(|_| KeyError::Jwks("not UTF-8 text"))?;
         self.keys_in(&text)?;
         Ok(text)
@@ -153,18 +133,6 @@ fn is_this_machine(url: &Url) -> bool {
         let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
         host == "localhost" || address.is_ok_and(|address| address.is_loopback())
     })
-}
-
-/// The error with its causes; `reqwest` tells the useful part only there.
-fn chain(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

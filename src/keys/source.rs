@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use gateway_core::auth::{KeyAlgorithm, KeyError, KeySet, VerificationKey};
 use tokio::io::AsyncReadExt;
 
+use crate::web_client::TrustError;
+
 /// One place with keys for tokens. Its `Debug` never shows a secret.
 #[derive(Clone)]
 pub(crate) enum KeySource {
@@ -106,10 +108,8 @@ pub(crate) enum KeyLoadError {
         reason: &'static str,
     },
     /// No HTTP client.
-    #[error(
-        "no HTTPS client for JWKS: {0}; install the system's CA certificates (package ca-certificates) or name a CA file"
-    )]
-    Client(#[source] reqwest::Error),
+    #[error("no HTTP client for the JWKS: {0}")]
+    Client(#[from] TrustError),
 }
 
 /// Reads the key of a local source; `None` for a URL.
@@ -136,7 +136,7 @@ pub(super) async fn read_local(
 }
 
 /// Reads at most `bytes_max` bytes of a file.
-pub(super) async fn read_file(path: &Path, bytes_max: usize) -> Result<Vec<u8>, KeyLoadError> {
+async fn read_file(path: &Path, bytes_max: usize) -> Result<Vec<u8>, KeyLoadError> {
     let failed = |source| KeyLoadError::Read { path: path.to_owned(), source };
     let file = tokio::fs::File::open(path).await.map_err(failed)?;
     let mut bytes = Vec::new();

@@ -141,7 +141,7 @@ impl KeyStore {
             let keys = read_local(source, jwks.bytes_max).await?.unwrap_or_default();
             parts.push(Part { keys, ..Part::default() });
             if let KeySource::JwksUrl { url } = source {
-                let remote = Remote::new(url, &jwks).await?;
+                let remote = Remote::new(url, &jwks)?;
                 let breaker = Breaker::new(jwks.breaker);
                 feeds.push(Feed { part: index, remote, breaker, unknown_key: Notify::new() });
             }

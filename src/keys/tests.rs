@@ -528,7 +528,7 @@ async fn keys_that_are_shared_later_are_found() {
     until("the breaker opens", || store.status()[0].breaker == BreakerState::Open).await;
     let Answer::Document(text) = document(&[&key]) else { unreachable!() };
     let KeySource::JwksUrl { url } = &server.source()[0] else { unreachable!() };
-    let remote = super::remote::Remote::new(url, &eager()).await.unwrap();
+    let remote = super::remote::Remote::new(url, &eager()).unwrap();
     let shared = shared.unwrap();
     // It may join a fetch that fails.
     while shared.get(&remote, Duration::ZERO, || async { Ok(text.clone()) }).await.is_err() {}

@@ -219,6 +219,11 @@ pub(super) fn collect(families: &mut Families, plane: &Plane) {
         plane.uptime().as_secs_f64(),
     );
     families.gauge(
+        "archmesh_connections_max",
+        "Most connections of clients that this node takes.",
+        plane.settings.load().limits.connections_max as f64,
+    );
+    families.gauge(
         "archmesh_http_connections",
         "Open HTTP connections.",
         plane.http.connections() as f64,

@@ -30,6 +30,11 @@ pub(super) fn collect(families: &mut Families, notifications: &Notifications) {
         "Changes of inboxes that wait to be written.",
         writer.waiting() as f64,
     );
+    families.gauge(
+        "archmesh_inbox_writes_waiting_max",
+        "Most changes of inboxes that may wait.",
+        writer.waiting_max() as f64,
+    );
     let (written, relayed) = (writer.stats(), notifications.relay().stats());
     let sent = notifications.stats();
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
@@ -52,7 +57,7 @@ pub(super) fn collect(families: &mut Families, notifications: &Notifications) {
         ),
         (
             "archmesh_outbox_failed_total",
-            "Rows of the outbox that can never be published; the log says why.",
+            "Rows of the outbox that can never be published; the log says why. Those of a commit in doubt are not among them.",
             &relayed.failed,
         ),
         (
@@ -176,31 +181,52 @@ pub(super) fn collect_cache(families: &mut Families, cache: &Cache) {
         stats.iter().map(move |(region, stats)| (region.as_str().to_owned(), value(stats) as f64))
     };
     let counters: [(&str, &str, Counter); 15] = [
-        ("hits", "Lookups that this node's level answered.", |s| s.hits),
-        ("misses", "Lookups that it did not.", |s| s.misses),
-        ("loads", "Calls of the source; one for a batch.", |s| s.loads),
-        ("load_errors", "Calls of the source that failed or ran out of time.", |s| s.load_errors),
-        ("coalesced", "Lookups that waited for a load of another.", |s| s.coalesced),
-        ("refused", "Lookups refused because too many waited.", |s| s.refused),
-        ("stale_served", "Expired values given out because the source failed.", |s| s.stale_served),
-        ("second_hits", "Values found in Redis.", |s| s.second_hits),
-        ("second_misses", "Values that were not in Redis.", |s| s.second_misses),
-        ("second_errors", "Calls of Redis that failed.", |s| s.second_errors + s.second_corrupt),
-        ("second_skipped", "Values not put into Redis, for their size or age.", |s| {
-            s.second_skipped
+        ("archmesh_cache_hits_total", "Lookups that this node's level answered.", |s| s.hits),
+        ("archmesh_cache_misses_total", "Lookups that it did not.", |s| s.misses),
+        ("archmesh_cache_loads_total", "Calls of the source; one for a batch.", |s| s.loads),
+        (
+            "archmesh_cache_load_errors_total",
+            "Calls of the source that failed or ran out of time.",
+            |s| s.load_errors,
+        ),
+        ("archmesh_cache_coalesced_total", "Lookups that waited for a load of another.", |s| {
+            s.coalesced
         }),
-        ("evictions_size", "Values that made room for others.", |s| s.evicted_by_size),
-        ("evictions_ttl", "Values whose time was over.", |s| s.evicted_by_ttl),
-        ("too_large", "Values that were not kept because of their size.", |s| s.too_large),
-        ("invalidations", "Values that were changed here or by another node.", |s| s.invalidations),
+        ("archmesh_cache_refused_total", "Lookups refused because too many waited.", |s| s.refused),
+        (
+            "archmesh_cache_stale_served_total",
+            "Expired values given out because the source failed.",
+            |s| s.stale_served,
+        ),
+        ("archmesh_cache_second_hits_total", "Values found in Redis.", |s| s.second_hits),
+        ("archmesh_cache_second_misses_total", "Values that were not in Redis.", |s| {
+            s.second_misses
+        }),
+        ("archmesh_cache_second_errors_total", "Calls of Redis that failed.", |s| {
+            s.second_errors + s.second_corrupt
+        }),
+        (
+            "archmesh_cache_second_skipped_total",
+            "Values not put into Redis, for their size or age.",
+            |s| s.second_skipped,
+        ),
+        ("archmesh_cache_evictions_size_total", "Values that made room for others.", |s| {
+            s.evicted_by_size
+        }),
+        ("archmesh_cache_evictions_ttl_total", "Values whose time was over.", |s| s.evicted_by_ttl),
+        (
+            "archmesh_cache_too_large_total",
+            "Values that were not kept because of their size.",
+            |s| s.too_large,
+        ),
+        (
+            "archmesh_cache_invalidations_total",
+            "Values that were changed here or by another node.",
+            |s| s.invalidations,
+        ),
     ];
     for (name, help, value) in counters {
-        families.counters(
-            &format!("archmesh_cache_{name}_total"),
-            help,
-            &["region"],
-            by_region(value),
-        );
+        families.counters(name, help, &["region"], by_region(value));
     }
     families.gauges(
         "archmesh_cache_entries",
@@ -330,6 +356,11 @@ pub(super) fn collect_store(families: &mut Families, store: &Store) {
         "archmesh_database_request_seconds_total",
         "Time that all requests to the database took together.",
         store.busy().as_secs_f64(),
+    );
+    families.gauge(
+        "archmesh_database_connections_max",
+        "Most connections to the database.",
+        f64::from(store.connections_max()),
     );
     let (open, idle) = store.connections();
     families.gauges(

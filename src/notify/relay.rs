@@ -163,15 +163,7 @@ impl Relay {
         for (row, fate) in rows.iter().zip(&fates) {
             match fate {
                 Fate::Published => done.push(row.id),
-                Fate::Failed(error) => {
-                    tracing::warn!(
-                        category = "database",
-                        event = "outbox_row_failed",
-                        row = row.id,
-                        error
-                    );
-                    failed.push(json!({"id": row.id, "error": error}));
-                }
+                Fate::Failed(error) => failed.push(json!({"id": row.id, "error": error})),
                 Fate::Deferred => deferred += 1,
                 Fate::NotReached => {}
             }
@@ -181,6 +173,12 @@ impl Relay {
         self.stats.published.fetch_add(done.len() as u64, Ordering::Relaxed);
         self.stats.failed.fetch_add(failed.len() as u64, Ordering::Relaxed);
         self.stats.deferred.fetch_add(deferred, Ordering::Relaxed);
+        for (row, fate) in rows.iter().zip(&fates) {
+            if let Fate::Failed(error) = fate {
+                let row = row.id;
+                tracing::warn!(category = "database", event = "outbox_row_failed", row, error);
+            }
+        }
         Ok(if deferred > 0 { Pass::Stuck } else { Pass::More })
     }
 

@@ -11,7 +11,6 @@ mod error;
 mod message;
 mod outbound;
 mod smtp;
-mod trust;
 mod web_push;
 mod webhook;
 
@@ -21,11 +20,10 @@ mod testing;
 use std::time::Duration;
 
 pub(crate) use backoff::retry_delay;
-pub(crate) use error::{Answer, SendError, SetupError, root_cause};
+pub(crate) use error::{Answer, SendError, SetupError};
 pub(crate) use message::{DeliveryId, Outgoing, RenderedEmail, Target};
 pub(crate) use outbound::HttpSettings;
 pub(crate) use smtp::{SmtpCredentials, SmtpSecurity, SmtpSender, SmtpSettings};
-pub(crate) use trust::read_ca_file;
 pub(crate) use web_push::{PushSubscription, VapidKeys, WebPushSender, WebPushSettings};
 pub(crate) use webhook::signature::{self, SigningSecret};
 pub(crate) use webhook::{WebhookSender, WebhookSettings};

@@ -75,6 +75,11 @@ impl Writer {
         self.queue.max_capacity() - self.queue.capacity()
     }
 
+    /// Most changes that may wait.
+    pub(crate) fn waiting_max(&self) -> usize {
+        self.queue.max_capacity()
+    }
+
     /// Whether the database takes no changes, though it may answer otherwise: a full disk, a locked table.
     pub(crate) fn is_failing(&self) -> bool {
         self.stats.is_failing()

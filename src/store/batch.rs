@@ -10,8 +10,6 @@ use super::{Store, StoreError, Transaction, now_ms};
 
 /// Tries of a batch that others are in the way of.
 const CONFLICTS_MAX: u32 = 5;
-/// Batches in a row that fail until writing counts as failing.
-const FAILURES_MAX: u64 = 3;
 /// A failure says nothing any more after this.
 const FAILURE_MS: i64 = 10_000;
 
@@ -30,6 +28,29 @@ pub(crate) trait Apply: Sync {
     ) -> impl Future<Output = Result<Vec<Self::Applied>, StoreError>> + Send;
 }
 
+/// Failures in a row; some of them make writing count as failing.
+#[derive(Debug, Default)]
+pub(crate) struct Streak(AtomicU64);
+
+impl Streak {
+    const FAILING: u64 = 3;
+
+    /// One more. Whether writing counts as failing from now on.
+    pub(crate) fn note_failure(&self) -> bool {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1 == Self::FAILING
+    }
+
+    /// It is over. Whether writing counted as failing.
+    pub(crate) fn end(&self) -> bool {
+        self.0.swap(0, Ordering::Relaxed) >= Self::FAILING
+    }
+
+    /// Whether writing counts as failing.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= Self::FAILING
+    }
+}
+
 /// Numbers of a writer.
 #[derive(Debug, Default)]
 pub(crate) struct BatchStats {
@@ -40,7 +61,7 @@ pub(crate) struct BatchStats {
     /// Changes that found the queue full.
     pub refused: AtomicU64,
     /// Batches in a row that the database did not take.
-    failures: AtomicU64,
+    failures: Streak,
     /// When the newest of them failed, in Unix milliseconds.
     failed_at: AtomicI64,
 }
@@ -49,20 +70,19 @@ impl BatchStats {
     /// Whether the database takes no changes, though it may answer otherwise: a full disk, a locked table.
     pub(crate) fn is_failing(&self) -> bool {
         let failed_at = self.failed_at.load(Ordering::Relaxed);
-        self.failures.load(Ordering::Relaxed) >= FAILURES_MAX
-            && now_ms().saturating_sub(failed_at) < FAILURE_MS
+        self.failures.is_failing() && now_ms().saturating_sub(failed_at) < FAILURE_MS
     }
 
     fn note_failure(&self, writer: &'static str, error: &StoreError) {
         self.failed_at.store(now_ms(), Ordering::Relaxed);
-        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 == FAILURES_MAX {
+        if self.failures.note_failure() {
             let error = error.to_string();
             tracing::warn!(category = "database", event = "writes_fail", writer, error);
         }
     }
 
     fn note_success(&self, writer: &'static str, changes: usize) {
-        if self.failures.swap(0, Ordering::Relaxed) >= FAILURES_MAX {
+        if self.failures.end() {
             tracing::info!(category = "database", event = "writes_succeed", writer);
         }
         self.batches.fetch_add(1, Ordering::Relaxed);

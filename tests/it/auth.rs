@@ -5,7 +5,7 @@
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::gateway::{Gateway, Setup};
 use crate::http::Http;
+use crate::redis::Redis;
 use crate::socket::{Opening, Socket};
 use crate::support::{SECRET, claims_of, connect, eventually, token, token_with, unix_now};
 
@@ -134,6 +135,7 @@ struct KeyServer {
     address: SocketAddr,
     body: Arc<Mutex<String>>,
     asked: Arc<AtomicUsize>,
+    is_down: Arc<AtomicBool>,
 }
 
 impl KeyServer {
@@ -141,13 +143,18 @@ impl KeyServer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (body, asked) = (Arc::new(Mutex::new(body.to_string())), Arc::new(AtomicUsize::new(0)));
-        let (shared, counter) = (Arc::clone(&body), Arc::clone(&asked));
+        let is_down = Arc::new(AtomicBool::new(false));
+        let (shared, counter, down) = (Arc::clone(&body), Arc::clone(&asked), Arc::clone(&is_down));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { return };
                 let mut head = [0; 4096];
                 let _ = std::io::Read::read(&mut stream, &mut head);
                 counter.fetch_add(1, Ordering::Relaxed);
+                if down.load(Ordering::Relaxed) {
+                    let _ = write!(stream, "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n");
+                    continue;
+                }
                 let body = shared.lock().unwrap().clone();
                 let _ = write!(
                     stream,
@@ -157,7 +164,7 @@ impl KeyServer {
                 );
             }
         });
-        Self { address, body, asked }
+        Self { address, body, asked, is_down }
     }
 }
 
@@ -189,6 +196,42 @@ fn a_key_set_url_is_followed_as_it_rotates() {
     }
     let more = server.asked.load(Ordering::Relaxed) - asked;
     assert!(more <= 30, "200 unknown key ids made the set be read {more} times");
+}
+
+/// Nodes that share what they fetch, and one that does not.
+#[test]
+fn nodes_that_share_a_key_set_start_without_its_server() {
+    let pair = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    let ed = KeyAlgorithm::EdDsa;
+    let server = KeyServer::start(&json!({"keys": [jwk(ed, &pair, "one")]}));
+    let redis = Redis::start(&[]);
+    let node = |name: &str, shared: &str| {
+        without_secret()
+            .set("node.name", name)
+            .set("redis.url", redis.url())
+            .set("auth.jwks_url", format!("http://{}/keys", server.address))
+            .set("auth.jwks_refresh_interval", "1h")
+            .set("auth.jwks_retry_interval", "1s")
+            .set("auth.jwks_shared_ttl", shared)
+            .start()
+    };
+    let token = signed(ed, &pair, Some("one"), "ada");
+    let _silent = node("silent", "0s");
+    assert!(redis.ask_all("KEYS *key_sets*").is_empty(), "nothing is shared unless it is wished");
+    let a = node("a", "1h");
+    Socket::connect_with(&a, &token).close();
+    // Redis may have been away in its first moment; what is fetched later is shared as well.
+    eventually("the key set is shared", || {
+        let _refused = refused(&a, &signed(ed, &pair, Some("other"), "ada"));
+        (!redis.ask_all("KEYS *key_sets*").is_empty()).then_some(())
+    });
+    server.is_down.store(true, Ordering::Relaxed);
+    let b = node("b", "1h");
+    eventually("b has a's keys", || refused(&b, &token).is_none().then_some(()));
+    eventually("b says whence", || (!b.log.events("jwks_lent").is_empty()).then_some(()));
+    let c = node("c", "0s");
+    assert_eq!(refused(&c, &token), Some(401));
+    assert_eq!(c.log.events("jwks_lent"), Vec::<Value>::new());
 }
 
 fn hostile_tokens() -> Vec<(&'static str, String)> {

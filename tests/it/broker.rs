@@ -553,6 +553,23 @@ fn channels_are_spread_over_independent_servers() {
     a.await_metric("archmesh_cluster_divided", &[], |divided| divided == 0.0);
 }
 
+/// The one who gives the order has seen nobody else yet, and would not for a minute.
+#[test]
+fn an_order_reaches_a_node_that_has_just_come() {
+    let redis = Redis::start(&[]);
+    let rarely =
+        |setup: Setup| setup.set("cluster.lease_interval", "60s").set("cluster.lease_ttl", "200s");
+    let a = rarely(node(&redis.url(), "a")).start();
+    a.await_metric("archmesh_cluster_nodes", &[("state", "up")], |nodes| nodes == 1.0);
+    let b = node(&redis.url(), "b").start();
+    b.await_metric("archmesh_broker_probe_seconds", &[], |seconds| seconds > 0.0);
+    b.await_metric("archmesh_cluster_nodes", &[("state", "up")], |nodes| nodes == 2.0);
+    let mut on_b = Socket::connect(&b, "ada");
+    assert_eq!(a.metric("archmesh_cluster_nodes", &[("state", "up")]), 1.0, "a has not looked");
+    assert_eq!(a.result("disconnect", &json!({"user": "ada"}))["affected"], 1);
+    on_b.wait_close();
+}
+
 /// Who cannot be asked may have been missed, and the caller is told.
 #[test]
 fn an_order_that_not_every_node_heard_is_no_success() {

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::gateway::{Gateway, Setup};
 use crate::socket::{Opening, Socket};
-use crate::support::{token, tool};
+use crate::support::{root, token, tool};
 
 fn exercise(gateway: &Gateway) {
     let mut ada = Socket::connect(gateway, "ada");
@@ -44,6 +44,25 @@ fn promtool_finds_nothing() {
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said);
     assert!(output.status.success() && said.trim().is_empty(), "promtool: {said}");
+}
+
+/// The rules are valid, and those that count or join series fire when they should and not before.
+#[test]
+fn alerts_fire_for_what_they_are_meant_for() {
+    let promtool = tool("PROMTOOL", &["promtool", ".cache/bin/promtool"]);
+    let calls: [&[&str]; 2] = [
+        &["check", "rules", "config/alerts.yml"],
+        &["test", "rules", "tests/it/alerts.yml", "tests/it/alerts_day.yml"],
+    ];
+    for arguments in calls {
+        let output = Command::new(&promtool).args(arguments).current_dir(root()).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert!(
+            output.status.success() && said.contains("SUCCESS"),
+            "promtool {arguments:?}: {said}"
+        );
+    }
 }
 
 #[test]

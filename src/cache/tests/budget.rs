@@ -74,6 +74,32 @@ async fn a_share_is_not_pushed_out_by_others() {
 }
 
 #[tokio::test]
+async fn another_budget_holds_at_once() {
+    let shares = vec![(RegionName::Preferences, 50)];
+    let cache = Cache::new(&CacheOptions { memory_max: 8 * MIB, shares }, None).unwrap();
+    let contacts: TestRegion = cache.region(RegionName::Contacts, spec()).unwrap();
+    let preferences: TestRegion = cache.region(RegionName::Preferences, spec()).unwrap();
+    let value = "v".repeat(2_000);
+    let fill = async |from: usize| {
+        for region in [&contacts, &preferences] {
+            for key in from..from + 4_000 {
+                get(region, &key.to_string(), &value).await;
+            }
+        }
+    };
+    let bytes = || cache.stats().iter().map(|(_, stats)| stats.bytes).collect::<Vec<_>>();
+    fill(0).await;
+    assert!(bytes().iter().all(|bytes| (3 * MIB..=4 * MIB).contains(bytes)), "{:?}", bytes());
+    let evicted = stats(&cache).evicted_by_size;
+    cache.resize(2 * MIB);
+    assert!(bytes().iter().all(|bytes| (MIB / 2..=MIB).contains(bytes)), "{:?}", bytes());
+    assert!(stats(&cache).evicted_by_size > evicted + 500);
+    cache.resize(8 * MIB);
+    fill(10_000).await;
+    assert!(bytes().iter().all(|bytes| (3 * MIB..=4 * MIB).contains(bytes)), "{:?}", bytes());
+}
+
+#[tokio::test]
 async fn a_hot_set_survives_a_scan() {
     let cache = Cache::new(&options(MIB), None).unwrap();
     let region: TestRegion = cache.region(RegionName::Contacts, spec()).unwrap();

@@ -263,8 +263,9 @@ section! {
         memory_max_mb: u64 = Kind::Count(16, 1 << 20), Live;
         /// Percent of it for what the control plane has read: preferences, addresses and last sessions of users in the store, key
         /// sets of URLs.
-        store_percent: u64 = Kind::Count(1, 90), Restart;
-        /// How long preferences and addresses are kept; a change through any node of the cluster is seen at once.
+        store_percent: u64 = Kind::Count(1, 90), Live;
+        /// How long preferences and addresses are kept. A change through any node of the cluster is seen at once, by a node that
+        /// was cut off from Redis as soon as it is back.
         store_ttl: Duration = Kind::Duration(1_000, 86_400_000), Restart;
         /// How long it is kept when a user was last seen (`events.sessions`). What this node writes is seen at once, what others
         /// write after this time.

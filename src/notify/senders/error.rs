@@ -1,8 +1,9 @@
 //! Why an attempt failed and whether another one makes sense; why a sender cannot be set up.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::web_client::TrustError;
 
 /// What the other side said, as far as it can be shown: codes, no text of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,34 +150,9 @@ pub(crate) enum SetupError {
         /// What is wrong and what it should be.
         problem: &'static str,
     },
-    /// The file of CA certificates cannot be read.
-    #[error("CA file {} cannot be read: {source}", path.display())]
-    CaFile {
-        /// As configured.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The file of CA certificates cannot be used.
-    #[error("CA file {} is not a PEM bundle of certificates", path.display())]
-    CaContent {
-        /// As configured.
-        path: PathBuf,
-    },
-    /// TLS cannot be set up, usually because the system has no CA certificates.
-    #[error("TLS cannot be set up: {0}; install the system's CA certificates or name a CA file")]
-    Tls(String),
-}
-
-/// The innermost cause of an error, where libraries tell the useful part, on one bounded line.
-pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
-    const CHARS_MAX: usize = 160;
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    let shown = |c: char| if c.is_control() { ' ' } else { c };
-    cause.to_string().chars().map(shown).take(CHARS_MAX).collect()
+    /// Whom to trust is not clear.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
 }
 
 #[cfg(test)]
@@ -229,14 +205,5 @@ mod tests {
         let error = SendError::from(SendErrorKind::Unavailable(Answer::Http(503)));
         assert!(error.is_outage() && SendError::from(SendErrorKind::Timeout).is_outage());
         assert!(!SendError::from(SendErrorKind::Gone(Answer::Http(410))).is_outage());
-    }
-
-    #[test]
-    fn the_innermost_cause_is_told_on_one_line() {
-        let inner = std::io::Error::other("line one\r\nline two");
-        let outer = SetupError::CaFile { path: PathBuf::from("ca.pem"), source: inner };
-        assert_eq!(root_cause(&outer), "line one  line two");
-        let long = std::io::Error::other("x".repeat(500));
-        assert_eq!(root_cause(&long).len(), 160);
     }
 }

@@ -8,14 +8,13 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use reqwest::dns::Resolve;
 use reqwest::header::{HeaderMap, HeaderName, RETRY_AFTER};
-use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client, Response, Url};
+use reqwest::{Client, Url};
 use tokio::time::{Instant, timeout_at};
 
 use super::Sent;
 use super::addresses::{GuardedResolver, NoPublicAddress, SystemResolver, is_public};
-use super::error::{Answer, SendError, SendErrorKind, SetupError, root_cause};
-use super::trust::read_ca_file;
+use super::error::{Answer, SendError, SendErrorKind, SetupError};
+use crate::web_client::{self, Trust, root_cause};
 
 /// Idle connections kept for each host.
 const IDLE_PER_HOST_MAX: usize = 8;
@@ -62,24 +61,12 @@ impl Outbound {
     }
 
     fn build(settings: HttpSettings, resolver: Arc<dyn Resolve>) -> Result<Self, SetupError> {
-        // Done here so that no caller can forget it; a provider that is installed already stays.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let tls = |error: reqwest::Error| SetupError::Tls(root_cause(&error));
-        let mut builder = Client::builder()
+        let trust = Trust::Host(settings.ca_file.as_deref());
+        let builder = web_client::builder(trust)?
             .dns_resolver(resolver)
             .https_only(!settings.allow_http)
-            .redirect(Policy::none())
-            .no_proxy()
-            .referer(false)
-            .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
-            .user_agent(concat!("archmesh-gateway/", env!("CARGO_PKG_VERSION")));
-        if let Some(path) = &settings.ca_file {
-            let certificates = read_ca_file(path)?;
-            let certificates = certificates.iter().map(|der| Certificate::from_der(der));
-            builder =
-                builder.tls_certs_merge(certificates.collect::<Result<Vec<_>, _>>().map_err(tls)?);
-        }
-        Ok(Self { client: builder.build().map_err(tls)?, settings })
+            .pool_max_idle_per_host(IDLE_PER_HOST_MAX);
+        Ok(Self { client: web_client::build(builder)?, settings })
     }
 
     /// Whether requests may go to this URL, as far as the URL alone tells.
@@ -119,7 +106,8 @@ impl Outbound {
                 .map(|asked| asked.min(self.settings.retry_after_max)),
         };
         // The status has decided. The rest is read only so that the connection can be used again.
-        let _ = timeout_at(deadline, drain(response, self.settings.answer_bytes_max)).await;
+        let rest = web_client::read_body(response, self.settings.answer_bytes_max);
+        let _ = timeout_at(deadline, rest).await;
         Ok(reply)
     }
 }
@@ -171,16 +159,6 @@ fn failure(error: &reqwest::Error) -> SendErrorKind {
         SendErrorKind::Unfit("no request can be made of it")
     } else {
         SendErrorKind::Interrupted(root_cause(error))
-    }
-}
-
-async fn drain(mut response: Response, bytes_max: usize) {
-    let mut bytes = 0;
-    while let Ok(Some(chunk)) = response.chunk().await {
-        bytes += chunk.len();
-        if bytes > bytes_max {
-            return;
-        }
     }
 }
 

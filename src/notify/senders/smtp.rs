@@ -19,10 +19,10 @@ use lettre::transport::smtp::extension::ClientId;
 use tokio::time::timeout;
 
 use super::Sent;
-use super::error::{SendError, SendErrorKind, SetupError, root_cause};
+use super::error::{SendError, SendErrorKind, SetupError};
 use super::message::{Outgoing, Target};
-use super::trust::read_ca_file;
 use crate::config::Secret;
+use crate::web_client::{TrustError, read_ca_file, root_cause};
 use mail::Sheet;
 use pool::{Dialer, Pool};
 
@@ -192,7 +192,9 @@ fn credentials(settings: &SmtpSettings) -> Result<Option<Credentials>, SetupErro
 fn tls_parameters(settings: &SmtpSettings) -> Result<TlsParameters, SetupError> {
     // Done here so that no caller can forget it; a provider that is installed already stays.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let tls = |error: lettre::transport::smtp::Error| SetupError::Tls(root_cause(&error));
+    let tls = |error: lettre::transport::smtp::Error| {
+        SetupError::from(TrustError::Tls(root_cause(&error)))
+    };
     let mut builder =
         TlsParameters::builder(settings.host.clone()).certificate_store(CertificateStore::Default);
     if let Some(path) = &settings.ca_file {

@@ -62,7 +62,11 @@ pub fn sessions_come_and_go(database: &Database) {
     let gateway = setup().start();
     let events = gateway.events("type=disconnected");
     assert_eq!(events.last().unwrap()["data"]["reason"], "shutdown", "{events:?}");
-    let status = gateway.result("user_status", &json!({"users": ["ada", "nobody"]}));
+    let ask = || gateway.result("user_status", &json!({"users": ["ada", "nobody"]}));
+    let status = ask();
+    assert_eq!(ask(), status);
+    let hits = gateway.metric("archmesh_cache_hits_total", &[("region", "last_seen")]);
+    assert_eq!(hits, 2.0, "the second answer is a kept one");
     let seen = status["statuses"][0]["last_seen"].as_i64().unwrap();
     assert_eq!(seen, events.last().unwrap()["at"].as_i64().unwrap() / 1000);
     assert!(status["statuses"][1]["last_seen"].is_null(), "{status}");

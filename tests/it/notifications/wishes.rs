@@ -123,3 +123,20 @@ fn what_is_changed_on_one_node_holds_on_all() {
     }
     database.check_counters();
 }
+
+/// Whoever was cut off may have missed a change: it reads everything anew.
+#[test]
+fn a_node_that_was_cut_off_forgets_what_it_keeps() {
+    let (database, redis) = (Database::postgres(), Redis::start(&[]));
+    let setup = database.setup().set("redis.url", redis.url());
+    let gateway = setup.set("cache.store_shared", false).set("cache.store_ttl", "1h").start();
+    gateway.await_metric("archmesh_broker_probe_seconds", &[], |seconds| seconds > 0.0);
+    let delivered = || send(&gateway, note("ada", "t"))["delivered"] == 1;
+    prefer(&gateway, "ada", json!({"channels": {"in_app": false}}));
+    assert!(!delivered());
+    // Nobody tells the gateway of it.
+    database.query("UPDATE archmesh_preferences SET document = '{}'");
+    assert!(!delivered(), "it is kept");
+    assert_eq!(redis.ask("CLIENT KILL TYPE pubsub"), ":1");
+    eventually("the change is found", || delivered().then_some(()));
+}

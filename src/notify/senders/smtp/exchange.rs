@@ -8,7 +8,8 @@ use lettre::transport::smtp::commands::{Data, Mail as MailFrom, Rcpt, Rset};
 use lettre::transport::smtp::extension::{Extension, MailBodyParameter, MailParameter};
 
 use super::mail::Mail;
-use crate::notify::senders::error::{Answer, SendErrorKind, root_cause};
+use crate::notify::senders::error::{Answer, SendErrorKind};
+use crate::web_client::root_cause;
 
 /// How far the conversation had come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

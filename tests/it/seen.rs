@@ -134,12 +134,12 @@ impl Seen {
     fn jump(&mut self, from: &Place, to: Place) {
         if from.0 == to.0 {
             self.lose(&from.0, from.1, to.1);
-            let again = |place: &Place, _: &mut u64| place.0 == to.0 && place.1 > to.1;
-            self.rewound.extend(self.delivered.extract_if(again));
         } else {
             self.lose(&from.0, from.1, u64::MAX);
             self.lose(&to.0, 0, to.1);
         }
+        let again = |place: &Place, _: &mut u64| place.0 == to.0 && place.1 > to.1;
+        self.rewound.extend(self.delivered.extract_if(again));
         self.go_to(to);
     }
 

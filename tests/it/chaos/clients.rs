@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -56,6 +56,11 @@ pub struct Shared {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A thread that says in its last words who it was.
+fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    Builder::new().name(name).spawn(work).expect("a thread starts")
 }
 
 /// How far the watchers are.
@@ -116,12 +121,13 @@ impl Clients {
             let (is_home, seen) = (AtomicBool::new(false), Mutex::default());
             let watcher = Arc::new(Watcher { user, home, is_home, seen });
             let (shared, own) = (Arc::clone(&shared), Arc::clone(&watcher));
-            (watcher, std::thread::spawn(move || watch(&shared, &own)))
+            let name = watcher.user.clone();
+            (watcher, spawn(name, move || watch(&shared, &own)))
         });
         let watchers = watchers.collect();
         let publishers = (0..nodes.len()).map(|index| {
             let shared = Arc::clone(&shared);
-            std::thread::spawn(move || publish(&shared, index))
+            spawn(format!("publisher{index}"), move || publish(&shared, index))
         });
         let publishers = publishers.collect();
         Self { shared, watchers, publishers }

@@ -37,6 +37,8 @@ const FAULTS: usize = 6;
 const CALM: usize = 60;
 /// From the end of a fault to its last effect: a node that was cut off, a slow machine, and a Sentinel that waits.
 const WELL_MAX: Duration = Duration::from_secs(60);
+/// After this it is said what is waited for.
+const SLOW: Duration = Duration::from_secs(10);
 
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
@@ -175,32 +177,39 @@ impl World {
 
     /// History and members are the same on all nodes, and the members are the watchers that there are.
     fn await_agreement(&self) {
-        let mut seen = Vec::new();
+        let users = self.clients.users();
         let began = Instant::now();
-        while began.elapsed() < WELL_MAX {
-            seen = self.nodes.iter().map(views).collect();
+        let mut is_told = false;
+        loop {
+            let seen: Vec<[Value; 2]> = self.nodes.iter().map(views).collect();
             let mut members: Vec<&str> = seen[0][1]["presence"]
                 .as_object()
                 .map(|members| members.values().filter_map(|one| one["user"].as_str()).collect())
                 .unwrap_or_default();
             members.sort_unstable();
-            let users = self.clients.users();
             let counts = [&seen[0][1]["num_clients"], &seen[0][1]["num_users"]];
             let are_all = members == users && counts.iter().all(|count| **count == users.len());
             if are_all && seen.iter().all(|view| *view == seen[0]) {
                 return;
             }
+            if began.elapsed() > SLOW && !is_told {
+                is_told = true;
+                tell_views(&seen);
+            }
+            assert!(began.elapsed() < WELL_MAX, "the nodes differ; wanted are {users:?}");
             hold(Duration::from_millis(100));
         }
-        for (node, [history, presence]) in seen.iter().enumerate() {
-            let count = history["publications"].as_array().map_or(0, Vec::len);
-            let place = (&history["epoch"], &history["offset"]);
-            let refused = &history["error"];
-            say(&format!(
-                "node {node}: {count} publications up to {place:?} {refused}; {presence}"
-            ));
-        }
-        panic!("the nodes differ; wanted are {:?}", self.clients.users());
+    }
+}
+
+fn tell_views(seen: &[[Value; 2]]) {
+    for (node, [history, presence]) in seen.iter().enumerate() {
+        let count = history["publications"].as_array().map_or(0, Vec::len);
+        let (epoch, offset) = (&history["epoch"], &history["offset"]);
+        let refused = &history["error"];
+        say(&format!(
+            "node {node}: {count} publications up to {epoch} {offset}, {refused}; {presence}"
+        ));
     }
 }
 

@@ -22,6 +22,7 @@ fn publication(offset: u64) -> Arc<Publication> {
         key_hash: 0,
         sender: None,
         accepted_at: Duration::ZERO,
+        heap_bytes: 0,
         json: frame.slice(4..),
         frame,
         deflated: None,

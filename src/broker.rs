@@ -88,6 +88,8 @@ pub(crate) struct BrokerCounts {
 /// What all parts of the broker use.
 #[derive(Clone, Debug)]
 struct Common {
+    /// Number of the server among those that keep channels.
+    server: u16,
     redis: Arc<Redis>,
     scripts: Arc<Scripts>,
     subscriber: Arc<Subscriber>,
@@ -125,8 +127,9 @@ impl Broker {
         let section = &config.redis;
         let lease_ttl = config.cluster.lease_ttl;
         let nodes = Arc::new(Nodes::new(Arc::clone(cluster), bridge.clone(), lease_ttl));
-        let common = |redis: &Arc<Redis>| -> Result<Common, RedisUrlError> {
+        let common = |server: u16, redis: &Arc<Redis>| -> Result<Common, RedisUrlError> {
             Ok(Common {
+                server,
                 scripts: Arc::new(Scripts::new(&section.prefix, redis.is_clustered())),
                 subscriber: Arc::new(Subscriber::new(redis.subscriber()?, section.command_timeout)),
                 names: Names::new(&section.prefix),
@@ -137,7 +140,7 @@ impl Broker {
                 events: events.map(Arc::clone),
             })
         };
-        let meeting = common(cluster.redis())?;
+        let meeting = common(0, cluster.redis())?;
         let calls = Arc::new(Calls::new(
             (Arc::clone(&meeting.redis), Arc::clone(&meeting.subscriber)),
             Arc::clone(&nodes),
@@ -155,8 +158,8 @@ impl Broker {
         };
         let first = instance(meeting, Some(&calls));
         let mut instances = Vec::new();
-        for redis in cluster.channel_servers() {
-            instances.push(instance(common(redis)?, None));
+        for (server, redis) in (0..).zip(cluster.channel_servers()) {
+            instances.push(instance(common(server, redis)?, None));
         }
         let meeting = if instances.is_empty() {
             instances.push(first);
@@ -189,6 +192,10 @@ impl Broker {
         self.calls.attend(plane);
         for instance in self.all_instances() {
             instance.spawn(tasks);
+        }
+        for instance in &self.instances {
+            let instance = Arc::clone(instance);
+            tasks.spawn(async move { instance.follow_outages().await });
         }
         let broker = Arc::clone(self);
         tasks.spawn(async move { broker.calls.share_rates(broker.share_interval).await });
@@ -308,6 +315,11 @@ impl Broker {
     /// Whether a number is, or was, that of this node.
     pub(crate) fn is_own(&self, node: u64) -> bool {
         self.nodes.is_own(node)
+    }
+
+    /// Number of the server that knows the members of a channel.
+    pub(crate) fn server_of(&self, channel: &str) -> u16 {
+        self.instance_of(channel).server()
     }
 
     /// A home is attached to a durable channel: it hears here what other nodes publish, and of their members.

@@ -16,8 +16,8 @@ use fred::clients::{Client, WithOptions};
 use fred::interfaces::{ClientLike, ClusterInterface, EventInterface, LuaInterface};
 use fred::types::config::{Config, Options, ReconnectPolicy, Server, ServerConfig};
 use fred::types::{Builder, ClusterStateChange, CustomCommand, RespVersion};
-use tokio::sync::Notify;
 use tokio::sync::broadcast::Receiver;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use crate::breaker::{Breaker, BreakerLimits, BreakerState, Change};
@@ -94,6 +94,8 @@ pub(crate) struct Redis {
     command_timeout: Duration,
     ping_interval: Duration,
     breaker: Breaker,
+    /// Whether the breaker has opened and not closed again.
+    down: watch::Sender<bool>,
     outcomes: [AtomicU64; OUTCOMES.len()],
     last_error: Mutex<Option<String>>,
     ping_micros: AtomicU64,
@@ -132,6 +134,7 @@ impl Redis {
                 failures: section.breaker_failures,
                 open: section.breaker_open,
             }),
+            down: watch::Sender::new(false),
             outcomes: Default::default(),
             last_error: Mutex::default(),
             ping_micros: AtomicU64::new(0),
@@ -203,6 +206,11 @@ impl Redis {
     pub(crate) fn is_up(&self) -> bool {
         let answered = self.outcomes[0].load(Ordering::Relaxed) > 0;
         answered && self.breaker.state() == BreakerState::Closed
+    }
+
+    /// Whether it is down, for who waits for a change: as the log says it.
+    pub(crate) fn outages(&self) -> watch::Receiver<bool> {
+        self.down.subscribe()
     }
 
     /// What the breaker lets through.
@@ -292,8 +300,12 @@ impl Redis {
         match (self.breaker.report(Instant::now(), error.is_none()), error) {
             (Some(Change::Opened), Some(error)) => {
                 tracing::error!(category = "error", event = "redis_down", %error);
+                self.down.send_replace(true);
             }
-            (Some(Change::Closed), _) => tracing::info!(category = "system", event = "redis_up"),
+            (Some(Change::Closed), _) => {
+                tracing::info!(category = "system", event = "redis_up");
+                self.down.send_replace(false);
+            }
             _ => {}
         }
     }

@@ -30,7 +30,7 @@ pub(super) async fn presence(
 ) -> Result<PresenceResult, ApiError> {
     need(plane, &request.channel, "presence", |namespace| namespace.presence)?;
     let outcome = plane.bridge.request(&request.channel, ChannelOp::Presence).await?;
-    let ChannelOutcome::Presence { members, clients, users } = outcome else {
+    let ChannelOutcome::Presence { members, clients, users, partial } = outcome else {
         return Err(ApiError::unexpected_answer());
     };
     let mut presence = BTreeMap::new();
@@ -42,7 +42,7 @@ pub(super) async fn presence(
             PresenceMember { client, user: member.user.to_string(), conn_info },
         );
     }
-    Ok(PresenceResult { presence, num_clients: clients, num_users: users })
+    Ok(PresenceResult { presence, num_clients: clients, num_users: users, partial })
 }
 
 /// Counts the members.
@@ -52,8 +52,8 @@ pub(super) async fn presence_stats(
 ) -> Result<PresenceStatsResult, ApiError> {
     need(plane, &request.channel, "presence", |namespace| namespace.presence)?;
     match plane.bridge.request(&request.channel, ChannelOp::PresenceStats).await? {
-        ChannelOutcome::PresenceStats { clients, users } => {
-            Ok(PresenceStatsResult { num_clients: clients, num_users: users })
+        ChannelOutcome::PresenceStats { clients, users, partial } => {
+            Ok(PresenceStatsResult { num_clients: clients, num_users: users, partial })
         }
         _ => Err(ApiError::unexpected_answer()),
     }
@@ -71,13 +71,13 @@ pub(super) async fn history(
         reverse: request.reverse,
     };
     let outcome = plane.bridge.request(&request.channel, ChannelOp::History(query)).await?;
-    let ChannelOutcome::History { top, publications } = outcome else {
+    let ChannelOutcome::History { top, publications, partial } = outcome else {
         return Err(ApiError::unexpected_answer());
     };
     let publications = publications.iter().map(|publication| raw(&publication.json));
     let publications = publications.collect::<Result<_, _>>()?;
     let top = PositionResult::from(top);
-    Ok(HistoryResult { publications, offset: top.offset, epoch: top.epoch })
+    Ok(HistoryResult { publications, offset: top.offset, epoch: top.epoch, partial })
 }
 
 /// Forgets the history; the position stays.

@@ -102,6 +102,10 @@ pub(crate) struct PresenceResult {
     pub num_clients: u32,
     /// Distinct user ids.
     pub num_users: u32,
+    /// Whether members of other nodes may be missing, or may be gone, because Redis cannot be reached; absent when not.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    pub partial: bool,
 }
 
 /// Size of a channel.
@@ -111,6 +115,10 @@ pub(crate) struct PresenceStatsResult {
     pub num_clients: u32,
     /// Distinct user ids.
     pub num_users: u32,
+    /// Whether members of other nodes may be missing, or may be gone, because Redis cannot be reached; absent when not.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    pub partial: bool,
 }
 
 /// A page of a channel's history.
@@ -123,6 +131,10 @@ pub(crate) struct HistoryResult {
     pub offset: u64,
     /// Incarnation of the stream.
     pub epoch: String,
+    /// Whether newer publications may exist, because Redis cannot be reached; absent when not.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    pub partial: bool,
 }
 
 /// A channel as an operator sees it.

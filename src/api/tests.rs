@@ -57,14 +57,18 @@ async fn answer_all(shards: Arc<TestShards>, bridge: crate::bridge::Bridge) {
                             ChannelOutcome::Published(position)
                         }
                         ChannelOp::PresenceStats => {
-                            ChannelOutcome::PresenceStats { clients: 3, users: 2 }
+                            ChannelOutcome::PresenceStats { clients: 3, users: 2, partial: false }
                         }
                         ChannelOp::UserStatus => {
                             ChannelOutcome::UserStatus { connections: 1, last_seen: None }
                         }
                         ChannelOp::History(query) => {
                             assert_eq!((query.limit, query.reverse), (5, true));
-                            ChannelOutcome::History { top: position, publications: Vec::new() }
+                            ChannelOutcome::History {
+                                top: position,
+                                publications: Vec::new(),
+                                partial: false,
+                            }
                         }
                         other => panic!("unexpected {other:?}"),
                     };
@@ -296,6 +300,9 @@ fn the_document_describes_every_method() {
         ("ChannelsResult", "partial"),
         ("ConnectionsResult", "partial"),
         ("UserStatusResult", "partial"),
+        ("PresenceResult", "partial"),
+        ("PresenceStatsResult", "partial"),
+        ("HistoryResult", "partial"),
         ("ConnectionResult", "node"),
         ("ChannelSummary", "num_clients"),
         ("NodeInfo", "num_clients"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use fred::types::Message;
-use gateway_core::broker::ChannelUpdate;
+use gateway_core::broker::{BrokerUpdate, ChannelUpdate};
 use gateway_core::message::{ChannelName, StreamPosition};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
@@ -62,6 +62,11 @@ impl Instance {
         }
     }
 
+    /// Number of the server.
+    pub(super) fn server(&self) -> u16 {
+        self.common.server
+    }
+
     /// Starts what runs as long as the node.
     pub(super) fn spawn(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
         let of = || Arc::clone(self);
@@ -86,6 +91,16 @@ impl Instance {
             let Common { subscriber, redis, .. } = &instance.common;
             subscriber.probe(redis, &instance.probe_topic, instance.probe_interval).await;
         });
+    }
+
+    /// Tells the homes when the server is away and when it is back, until the future is dropped.
+    pub(super) async fn follow_outages(&self) {
+        let mut outages = self.common.redis.outages();
+        outages.mark_changed();
+        while outages.changed().await.is_ok() {
+            let (server, reachable) = (self.common.server, !*outages.borrow_and_update());
+            self.common.mail.tell_all(|| BrokerUpdate::Reachable { server, reachable });
+        }
     }
 
     /// Adds what this instance counts.

@@ -474,7 +474,7 @@ impl Links {
             }
         }
         let members = scope.members.then(|| self.members(items));
-        Some(Snapshot { top, publications, members })
+        Some(Snapshot { top, publications, server: self.common.server, members })
     }
 
     fn members(&self, mut items: impl Iterator<Item = Value>) -> Vec<(MemberId, Member)> {

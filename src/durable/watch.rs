@@ -270,7 +270,8 @@ impl Durable {
         self.stats.snapshots.fetch_add(read.len() as u64, Ordering::Relaxed);
         for ((wanted, asked), (top, publications)) in chunk.iter().zip(read) {
             let members = self.watch.settle(&wanted.channel, *asked, top);
-            let snapshot = Snapshot { top, publications, members };
+            let server = self.broker.get().map_or(0, |broker| broker.server_of(&wanted.channel));
+            let snapshot = Snapshot { top, publications, server, members };
             self.mail.tell(&wanted.channel, ChannelUpdate::Snapshot(Box::new(snapshot)));
         }
         Ok(())

@@ -3,7 +3,8 @@
 use gateway_core::auth::AuthError;
 use gateway_core::error::Disconnect;
 use gateway_core::metrics::{
-    Counts, DropKind, MessageKind, RateScope, RefusalReason, ShardMetrics, SlowAction,
+    Counts, DropKind, HistoryEviction, HistoryRead, MessageKind, RateScope, RefusalReason,
+    ShardMetrics, SlowAction,
 };
 use gateway_engine::{EngineMetrics, ShardSnapshot};
 use hdrhistogram::Histogram;
@@ -28,6 +29,7 @@ pub(super) fn collect(families: &mut Families, plane: &Plane, snapshots: &Snapsh
     shard_gauges(families, plane, snapshots);
     connections(families, snapshots);
     messages(families, snapshots);
+    histories(families, snapshots);
     refusals(families, snapshots);
     histograms(families, snapshots);
     engine(families, snapshots);
@@ -104,7 +106,14 @@ fn shard_gauges(families: &mut Families, plane: &Plane, snapshots: &Snapshots) {
     gauge("archmesh_history_publications", "Publications kept.", |s| {
         s.core.history_publications as f64
     });
-    gauge("archmesh_history_bytes", "Bytes of publications kept.", |s| s.core.history_bytes as f64);
+    gauge("archmesh_history_bytes", "Bytes that kept publications take in memory.", |s| {
+        s.core.history_bytes as f64
+    });
+    gauge(
+        "archmesh_history_bytes_max",
+        "Bytes that kept publications may take (cache.memory_max_mb); above it the oldest of any channel go.",
+        |s| s.core.history_bytes_max as f64,
+    );
     gauge("archmesh_large_data_bytes", "Bytes of chunked transfers under way.", |s| {
         s.core.large_data_bytes as f64
     });
@@ -167,6 +176,40 @@ fn connections(families: &mut Families, snapshots: &Snapshots) {
     ];
     let help = "Recoveries asked for by returning clients, by result.";
     families.counters("archmesh_recoveries_total", help, &["result"], recoveries);
+}
+
+fn histories(families: &mut Families, snapshots: &Snapshots) {
+    by_label(
+        families,
+        snapshots,
+        (
+            "archmesh_history_evicted_total",
+            "Publications that left a history: over the bytes of the shard, the number or the age of the namespace.",
+        ),
+        ("reason", &names(HistoryEviction::ALL, HistoryEviction::as_str)),
+        |core| &core.history_evicted,
+    );
+    let outcomes = names(HistoryRead::ALL, HistoryRead::as_str);
+    by_label(
+        families,
+        snapshots,
+        (
+            "archmesh_history_reads_total",
+            "Reads of history: answered from what a shard holds, asked of the database, or more was wanted than is held.",
+        ),
+        ("outcome", &outcomes),
+        |core| &core.history_reads,
+    );
+    by_label(
+        families,
+        snapshots,
+        (
+            "archmesh_recovery_reads_total",
+            "Recoveries in the same stream: from what a shard holds, from the database, or more was missed than is held.",
+        ),
+        ("outcome", &outcomes),
+        |core| &core.recovery_reads,
+    );
 }
 
 fn messages(families: &mut Families, snapshots: &Snapshots) {

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gateway_core::metrics::{DropKind, MessageKind, ShardMetrics};
+use gateway_core::metrics::{DropKind, HistoryEviction, HistoryRead, MessageKind, ShardMetrics};
 use gateway_engine::{EngineMetrics, ShardSnapshot};
 
 use super::*;
@@ -23,6 +23,10 @@ fn snapshots_of_one_shard() -> Snapshots {
     snapshot.core.connections = 5;
     snapshot.core.messages_in.add(MessageKind::Publish as usize, 3);
     snapshot.core.dropped.add(DropKind::Deliver as usize, 2);
+    snapshot.core.history_bytes_max = 1024;
+    snapshot.core.history_evicted.add(HistoryEviction::Budget as usize, 6);
+    snapshot.core.history_reads.add(HistoryRead::Held as usize, 7);
+    snapshot.core.recovery_reads.add(HistoryRead::Short as usize, 8);
     snapshot.core.delivered(Duration::from_micros(400));
     snapshot.mailbox_depth = 4;
     Snapshots { shards: vec![Some(Arc::new(snapshot)), None], partial: true }
@@ -37,6 +41,10 @@ async fn numbers_of_the_shards_are_rendered() {
         "archmesh_mailbox_depth{shard=\"0\"} 4",
         "archmesh_messages_received_total{type=\"publish\"} 3",
         "archmesh_mailbox_dropped_total{kind=\"deliver\"} 2",
+        "archmesh_history_bytes_max{shard=\"0\"} 1024",
+        "archmesh_history_evicted_total{reason=\"budget\"} 6",
+        "archmesh_history_reads_total{outcome=\"held\"} 7",
+        "archmesh_recovery_reads_total{outcome=\"short\"} 8",
         "archmesh_delivery_latency_seconds_bucket{le=\"0.00025\"} 0",
         "archmesh_delivery_latency_seconds_bucket{le=\"0.0005\"} 1",
         "archmesh_delivery_latency_seconds_count 1",

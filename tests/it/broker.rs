@@ -17,7 +17,7 @@ const ROOM: &str = "session:room";
 /// A channel without history.
 const FEED: &str = "feed:news";
 /// A server that hangs is found after 3 seconds with the default timeouts; the rest is for a busy machine.
-const REPAIRED_MAX: Duration = Duration::from_secs(30);
+pub const REPAIRED_MAX: Duration = Duration::from_secs(30);
 
 /// Its lease lasts so long that it ends on no busy machine.
 fn node(redis: &str, name: &str) -> Setup {
@@ -46,7 +46,7 @@ fn together<const N: usize>(setups: [Setup; N]) -> [Gateway; N] {
 }
 
 /// Two nodes whose publications pass through `redis`.
-fn pair(redis: &Redis) -> (Gateway, Gateway) {
+pub fn pair(redis: &Redis) -> (Gateway, Gateway) {
     let [a, b] = together(["a", "b"].map(|name| node(&redis.url(), name)));
     (a, b)
 }

@@ -8,11 +8,12 @@ mod streams;
 
 use serde_json::{Value, json};
 
+use crate::broker::REPAIRED_MAX;
 use crate::gateway::{Setup, with_settings};
 use crate::notifications::database::{Database, on_both_databases};
 use crate::redis::Redis;
 use crate::socket::Socket;
-use crate::support::eventually;
+use crate::support::{eventually, within};
 
 /// Namespaces that are durable in these tests.
 const DURABLE: [(&str, &str); 2] =
@@ -93,6 +94,12 @@ fn members_of_all_nodes_are_present() {
     // Nobody's publication waits for the comparison of positions.
     assert_eq!(a.metric("archmesh_durable_behind_total", &[]), 0.0);
     drop(redis);
+    within(REPAIRED_MAX, "presence without Redis is partial", || {
+        let stats = a.result("presence_stats", &json!({"channel": "chat:room"}));
+        (stats["partial"] == true).then_some(())
+    });
+    let page = a.result("history", &json!({"channel": "chat:room", "limit": 10}));
+    assert!(page["partial"].is_null(), "publications are in the database: {page}");
     let mut cyd = Socket::connect(&b, "cyd");
     cyd.subscribe("chat:other");
     assert_eq!(cyd.publish("chat:other", json!(1))["offset"], 1);

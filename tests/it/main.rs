@@ -67,6 +67,7 @@ mod loadtest;
 mod metrics;
 mod notifications;
 mod panic;
+mod partial;
 mod placement;
 mod pubsub;
 mod recovery;

@@ -146,6 +146,13 @@ pub enum BrokerUpdate {
     NodeLeft(u64),
     /// The broker may not know the members of this node any more: they are to be told anew.
     TellMembers,
+    /// A server of the broker cannot be reached, or can be reached again.
+    Reachable {
+        /// Its number, as in [`Snapshot::server`].
+        server: u16,
+        /// Whether it can.
+        reachable: bool,
+    },
 }
 
 /// What the broker tells of one channel.
@@ -180,6 +187,8 @@ pub struct Snapshot {
     pub top: StreamPosition,
     /// What is kept, oldest first; may be left out up to the position that was named in `Sync`.
     pub publications: Vec<Placed>,
-    /// Members of other nodes, when they were wanted.
+    /// Number of the server that knows the members.
+    pub server: u16,
+    /// Members of other nodes, when they were wanted and could be had.
     pub members: Option<Vec<(MemberId, Member)>>,
 }

@@ -14,15 +14,30 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use crate::message::{HistoryQuery, Publication};
+
+/// Publication with the monotonic time at which it is to be forgotten.
+type Entry = (Duration, Arc<Publication>);
+
+/// What a publication takes on the heap beside its frames: itself, and how many own and observe it.
+const PUBLICATION_BYTES: usize = size_of::<Publication>() + 2 * size_of::<usize>();
+/// A queue with room for so many times more than it holds gives it back.
+const ROOM_MAX: usize = 4;
+
+/// What a history holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Publications.
+    pub publications: usize,
+    /// Bytes that they take on the heap, with the queue itself.
+    pub bytes: usize,
+}
 
 /// Ring of publications.
 #[derive(Debug, Default)]
 pub struct History {
-    /// With the monotonic time at which each is to be forgotten.
-    entries: VecDeque<(Duration, Arc<Publication>)>,
+    entries: VecDeque<Entry>,
+    /// Of the publications, without the queue.
     bytes: usize,
     /// Offset of the newest publication, kept or not.
     top: u64,
@@ -46,9 +61,28 @@ impl History {
         self.entries.is_empty()
     }
 
-    /// Bytes of the encoded frames kept, plain and compressed.
-    pub fn bytes(&self) -> usize {
-        self.bytes
+    /// What it holds and takes.
+    pub fn held(&self) -> Held {
+        let queue = self.entries.capacity() * size_of::<Entry>();
+        Held { publications: self.entries.len(), bytes: self.bytes + queue }
+    }
+
+    /// Whether everything after `offset` is kept.
+    pub fn covers(&self, offset: u64) -> bool {
+        (self.covered..=self.top).contains(&offset)
+    }
+
+    /// Whether [`Self::page`] gives all that the stream has of what was asked for: nothing is missing where the page begins,
+    /// and it is not short because older publications are gone.
+    pub fn has_all(&self, query: &HistoryQuery, limit_max: u32) -> bool {
+        let limit = query.limit.min(limit_max) as usize;
+        match query.since {
+            Some(since) if !query.reverse => since.offset >= self.covered,
+            since => {
+                let end = since.filter(|_| query.reverse).map(|since| since.offset);
+                self.covered == 0 || self.index_before(end) >= limit
+            }
+        }
     }
 
     /// When the oldest one expires (monotonic).
@@ -56,8 +90,8 @@ impl History {
         self.entries.front().map(|(expires, _)| *expires)
     }
 
-    /// Keeps `publication` until `expires` (monotonic) and forgets the oldest above `size_max`. Answers how many
-    /// publications and bytes were forgotten, itself included when `size_max` is 0.
+    /// Keeps `publication` until `expires` (monotonic) and forgets the oldest above `size_max`. Answers how many were
+    /// forgotten, itself included when `size_max` is 0.
     ///
     /// # Panics
     /// When its offset is not above that of the newest one kept: the owner is the channel's only writer.
@@ -66,7 +100,7 @@ impl History {
         publication: Arc<Publication>,
         expires: Duration,
         size_max: u32,
-    ) -> (usize, usize) {
+    ) -> usize {
         let offset = publication.position.offset;
         assert!(self.is_empty() || offset > self.top, "offset {offset} after {}", self.top);
         if offset != self.top.saturating_add(1) {
@@ -76,12 +110,7 @@ impl History {
         self.top = offset;
         self.bytes += size(&publication);
         self.entries.push_back((expires, publication));
-        let mut freed = (0, 0);
-        while self.entries.len() > size_max as usize {
-            self.forget_oldest(&mut freed);
-        }
-        self.free_if_empty();
-        freed
+        self.forget_while(|history| history.len() > size_max as usize)
     }
 
     /// A publication with this offset was delivered and is not kept.
@@ -97,21 +126,16 @@ impl History {
         }
     }
 
-    /// Forgets what has expired at `now`; answers how many publications and bytes that were. One that was given a
-    /// shorter time than an older one is kept as long as that.
-    pub fn expire(&mut self, now: Duration) -> (usize, usize) {
-        let mut freed = (0, 0);
-        while self.next_expiry().is_some_and(|expires| expires <= now) {
-            self.forget_oldest(&mut freed);
-        }
-        self.free_if_empty();
-        freed
+    /// Forgets what has expired at `now`; answers how many publications that were. One that was given a shorter time
+    /// than an older one is kept as long as that.
+    pub fn expire(&mut self, now: Duration) -> usize {
+        self.forget_while(|history| history.next_expiry().is_some_and(|expires| expires <= now))
     }
 
     /// The first `limit` publications after `offset`, oldest first. `None` when not everything after it is kept, or
     /// when the stream has not come that far.
     pub fn since(&self, offset: u64, limit: usize) -> Option<Vec<Arc<Publication>>> {
-        if offset < self.covered || offset > self.top {
+        if !self.covers(offset) {
             return None;
         }
         let start = self.index_after(offset);
@@ -122,11 +146,9 @@ impl History {
     /// compared the epoch of `query.since`.
     pub fn page(&self, query: &HistoryQuery, limit_max: u32) -> Vec<Arc<Publication>> {
         let limit = query.limit.min(limit_max) as usize;
-        let clone = |(_, kept): &(Duration, Arc<Publication>)| Arc::clone(kept);
+        let clone = |(_, kept): &Entry| Arc::clone(kept);
         if query.reverse {
-            let end = query.since.map_or(self.entries.len(), |since| {
-                since.offset.checked_sub(1).map_or(0, |before| self.index_after(before))
-            });
+            let end = self.index_before(query.since.map(|since| since.offset));
             self.entries.range(..end).rev().take(limit).map(clone).collect()
         } else {
             let start = query.since.map_or(0, |since| self.index_after(since.offset));
@@ -139,21 +161,16 @@ impl History {
         self.entries.front().map(|(_, kept)| kept.position.offset)
     }
 
-    /// Forgets every publication with an offset up to `offset`; answers how many publications and bytes that were.
-    pub fn remove_through(&mut self, offset: u64) -> (usize, usize) {
-        let mut freed = (0, 0);
-        while self.first_offset().is_some_and(|first| first <= offset) {
-            self.forget_oldest(&mut freed);
-        }
-        self.free_if_empty();
-        freed
+    /// Forgets every publication with an offset up to `offset`; answers how many that were.
+    pub fn remove_through(&mut self, offset: u64) -> usize {
+        self.forget_while(|history| history.first_offset().is_some_and(|first| first <= offset))
     }
 
-    /// Forgets every publication but not the position; answers how many publications and bytes that were.
-    pub fn clear(&mut self) -> (usize, usize) {
-        let freed = (self.len(), self.bytes);
+    /// Forgets every publication but not the position; answers how many that were.
+    pub fn clear(&mut self) -> usize {
+        let forgotten = self.len();
         *self = Self { top: self.top, covered: self.top, ..Self::new() };
-        freed
+        forgotten
     }
 
     /// Index of the first publication with a larger offset.
@@ -161,28 +178,45 @@ impl History {
         self.entries.partition_point(|(_, kept)| kept.position.offset <= offset)
     }
 
-    fn forget_oldest(&mut self, freed: &mut (usize, usize)) {
-        let Some((_, oldest)) = self.entries.pop_front() else { return };
-        let bytes = size(&oldest);
-        self.covered = self.covered.max(oldest.position.offset);
-        self.bytes -= bytes;
-        *freed = (freed.0 + 1, freed.1 + bytes);
+    /// Index behind the last publication with a smaller offset; without one, behind the newest.
+    fn index_before(&self, offset: Option<u64>) -> usize {
+        offset.map_or(self.entries.len(), |offset| {
+            offset.checked_sub(1).map_or(0, |before| self.index_after(before))
+        })
     }
 
-    fn free_if_empty(&mut self) {
-        if self.entries.is_empty() {
-            self.entries = VecDeque::new();
+    /// Forgets the oldest as long as `wanted` says so; answers how many that were.
+    fn forget_while(&mut self, wanted: impl Fn(&Self) -> bool) -> usize {
+        let mut forgotten = 0;
+        while wanted(self)
+            && let Some((_, oldest)) = self.entries.pop_front()
+        {
+            self.covered = self.covered.max(oldest.position.offset);
+            self.bytes -= size(&oldest);
+            forgotten += 1;
         }
+        if forgotten > 0 {
+            give_room_back(&mut self.entries);
+        }
+        forgotten
     }
 }
 
-/// `json` is a view into `frame`, so it costs nothing of its own.
+/// Shrinks a queue that has far more room than it needs, so that it costs a move now and then.
+pub(crate) fn give_room_back<T>(queue: &mut VecDeque<T>) {
+    if queue.capacity() > ROOM_MAX * queue.len() {
+        queue.shrink_to(2 * queue.len());
+    }
+}
+
+/// Bytes that a publication takes on the heap.
 fn size(publication: &Publication) -> usize {
-    publication.frame.len() + publication.deflated.as_ref().map_or(0, Bytes::len)
+    PUBLICATION_BYTES + publication.heap_bytes
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
@@ -206,6 +240,7 @@ mod tests {
             json: frame.slice(2..),
             frame,
             deflated: offset.is_multiple_of(2).then(|| Bytes::from_static(b"abcd")),
+            heap_bytes: if offset.is_multiple_of(2) { 14 } else { 10 },
         })
     }
 
@@ -226,15 +261,63 @@ mod tests {
         history.since(offset, 100).map(|publications| offsets(&publications))
     }
 
+    /// Publications kept, and the bytes of their frames.
+    fn kept(history: &History) -> (usize, usize) {
+        let Held { publications, bytes } = history.held();
+        let queue = history.entries.capacity() * size_of::<Entry>();
+        (publications, bytes - queue - publications * PUBLICATION_BYTES)
+    }
+
     #[test]
     fn keeps_the_newest_and_counts_bytes() {
         let mut history = filled(4, 4);
-        assert_eq!((history.len(), history.bytes()), (4, 48));
-        assert_eq!(history.append(publication(5), secs(5), 2), (3, 34));
-        assert_eq!((history.len(), history.bytes()), (2, 24));
+        assert_eq!(kept(&history), (4, 48));
+        assert_eq!(history.append(publication(5), secs(5), 2), 3);
+        assert_eq!(kept(&history), (2, 24));
         assert_eq!(history.next_expiry(), Some(secs(4)));
-        assert_eq!(history.clear(), (2, 24));
-        assert_eq!((history.len(), history.bytes(), history.entries.capacity()), (0, 0, 0));
+        assert_eq!(history.clear(), 2);
+        assert_eq!(history.held(), Held::default());
+    }
+
+    #[test]
+    fn room_is_given_back() {
+        let mut history = filled(1000, 1000);
+        assert_eq!(history.remove_through(997), 997);
+        assert_eq!(kept(&history).0, 3);
+        assert!(history.entries.capacity() <= ROOM_MAX * 3, "{}", history.entries.capacity());
+        assert_eq!(history.remove_through(1000), 3);
+        assert_eq!(history.held(), Held::default());
+    }
+
+    #[test]
+    fn it_knows_what_it_has_not() {
+        let has_all = |history: &History, since: Option<u64>, limit, reverse| {
+            let since = since.map(|offset| StreamPosition { offset, epoch: EPOCH });
+            history.has_all(&HistoryQuery { since, limit, reverse }, 100)
+        };
+        let whole = filled(5, 5);
+        for (since, reverse) in [(None, false), (Some(0), false), (None, true), (Some(3), true)] {
+            assert!(has_all(&whole, since, 50, reverse), "{since:?} {reverse}");
+        }
+        // 1 to 4 are gone.
+        let part = filled(9, 5);
+        for (since, limit, reverse, expected) in [
+            (None, 5, false, true),
+            (None, 6, false, false),
+            (Some(4), 50, false, true),
+            (Some(3), 1, false, false),
+            (None, 5, true, true),
+            (None, 6, true, false),
+            (Some(7), 2, true, true),
+            (Some(7), 3, true, false),
+            (Some(0), 1, true, false),
+        ] {
+            assert_eq!(
+                has_all(&part, since, limit, reverse),
+                expected,
+                "{since:?} {limit} {reverse}"
+            );
+        }
     }
 
     #[test]
@@ -255,11 +338,11 @@ mod tests {
     #[test]
     fn what_expired_is_not_covered() {
         let mut history = filled(3, 10);
-        assert_eq!(history.expire(secs(0)), (0, 0));
-        assert_eq!(history.expire(secs(1)), (1, 10));
+        assert_eq!(history.expire(secs(0)), 0);
+        assert_eq!(history.expire(secs(1)), 1);
         assert_eq!(since(&history, 0), None);
         assert_eq!(since(&history, 1), Some(vec![2, 3]));
-        assert_eq!(history.expire(secs(9)), (2, 24));
+        assert_eq!(history.expire(secs(9)), 2);
         assert_eq!(history.entries.capacity(), 0);
         assert_eq!(since(&history, 2), None);
         assert_eq!(since(&history, 3), Some(vec![]));
@@ -284,7 +367,7 @@ mod tests {
     #[test]
     fn without_room_only_the_position_moves_on() {
         let mut history = History::new();
-        assert_eq!(history.append(publication(1), secs(1), 0), (1, 10));
+        assert_eq!(history.append(publication(1), secs(1), 0), 1);
         assert!(history.is_empty());
         assert_eq!(since(&history, 0), None);
         assert_eq!(since(&history, 1), Some(vec![]));
@@ -371,9 +454,9 @@ mod tests {
                         .map(|after| after.iter().map(|entry| entry.0).collect::<Vec<_>>());
                     prop_assert_eq!(since(&history, position as u64), expected);
                 }
-                let kept = all.iter().filter(|(_, _, kept)| *kept);
-                let bytes: usize = kept.clone().map(|(offset, ..)| size(&publication(*offset))).sum();
-                prop_assert_eq!((history.len(), history.bytes()), (kept.count(), bytes));
+                let held = all.iter().filter(|(_, _, kept)| *kept);
+                let bytes: usize = held.clone().map(|(offset, ..)| publication(*offset).heap_bytes).sum();
+                prop_assert_eq!(kept(&history), (held.count(), bytes));
             }
         }
     }

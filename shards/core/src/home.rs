@@ -17,6 +17,7 @@ use foldhash::quality::FixedState;
 use hashbrown::HashMap;
 
 use crate::broker::{BrokerOp, BrokerRequest};
+use crate::history::Held;
 use crate::ids::ShardId;
 use crate::message::{ChannelInfo, ChannelName, ChannelReply, ShardMessage};
 use crate::metrics::ShardMetrics;
@@ -99,6 +100,8 @@ pub struct Homes {
     last_seen: LastSeen,
     /// Where the last search for a channel to forget ended.
     hand: u32,
+    /// Servers of the broker that cannot be reached.
+    away: Vec<u16>,
 }
 
 impl Homes {
@@ -112,6 +115,7 @@ impl Homes {
             budget: HistoryBudget::default(),
             last_seen: LastSeen::new(seed),
             hand: 0,
+            away: Vec::new(),
         }
     }
 
@@ -175,9 +179,8 @@ impl Homes {
         let now = env.now;
         let Some(channel) = self.channel_mut(key.index) else { return };
         channel.timer_at = None;
-        let freed = channel.history.expire(now.mono);
         channel.expire_keys(now.mono);
-        self.budget.freed(freed);
+        self.expire_history(env, key.index);
         let Some(channel) = self.channel_mut(key.index) else { return };
         if channel
             .presence
@@ -216,7 +219,7 @@ impl Homes {
         let slot = &mut self.slots[index as usize];
         if let Some(channel) = slot.channel.take() {
             slot.generation = slot.generation.wrapping_add(1);
-            self.budget.freed((channel.history.len(), channel.history.bytes()));
+            self.budget.changed(channel.history.held(), Held::default());
             if channel.link.is_linked() {
                 channel.ask(env, BrokerOp::Detach);
             }

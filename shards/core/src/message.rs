@@ -17,7 +17,8 @@
 //! | `Called`, `Hooked` | refused to the control plane, which tries again for a while |
 //!
 //! The queue to the control plane is bounded too. An `Occurred` that finds it full waits in the shard, in order, up to a
-//! bound above which it is dropped and counted; whether a channel is watched is told with the state that is true then.
+//! bound above which it is dropped and counted; whether a channel is watched is told with the state that is true then. What a
+//! home asks of the broker waits in the shard too, in order; a publish is refused.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -87,6 +88,8 @@ pub struct Publication {
     pub frame: Bytes,
     /// The same compressed, when a subscriber negotiated compression and it is worth it.
     pub deflated: Option<Bytes>,
+    /// Bytes that the frames take on the heap.
+    pub heap_bytes: usize,
 }
 
 /// Element of a shard's mailbox.
@@ -286,6 +289,8 @@ pub enum ChannelOutcome {
         clients: u32,
         /// Distinct user ids.
         users: u32,
+        /// Whether members of other nodes may be missing, or may be gone.
+        partial: bool,
     },
     /// To `PresenceStats`.
     PresenceStats {
@@ -293,6 +298,8 @@ pub enum ChannelOutcome {
         clients: u32,
         /// Distinct user ids.
         users: u32,
+        /// As in `Presence`.
+        partial: bool,
     },
     /// To `History`.
     History {
@@ -300,6 +307,8 @@ pub enum ChannelOutcome {
         top: StreamPosition,
         /// In the order asked.
         publications: Vec<Arc<Publication>>,
+        /// Whether it is as of the last contact with the broker: newer publications may exist.
+        partial: bool,
     },
     /// To `HistoryRemove`.
     HistoryRemoved(StreamPosition),

@@ -125,6 +125,30 @@ label! {
 }
 
 label! {
+    /// Why a publication left a history before it was removed by anyone.
+    HistoryEviction {
+        /// Histories of the shard held more bytes than they may.
+        Budget => "budget",
+        /// The channel kept as many as its namespace says.
+        Size => "size",
+        /// Its time was over.
+        Age => "age",
+    }
+}
+
+label! {
+    /// Where an answer about past publications came from.
+    HistoryRead {
+        /// From what the shard holds.
+        Held => "held",
+        /// From the database: of a durable channel whose home holds only the newest, or may be behind.
+        Asked => "asked",
+        /// From what the shard holds, which was not all that was asked for.
+        Short => "short",
+    }
+}
+
+label! {
     /// What happened to a publication in a full outbox.
     SlowAction {
         /// Connection closed.
@@ -223,8 +247,16 @@ pub struct ShardMetrics {
     pub outbox_bytes: u64,
     /// Publications kept in histories.
     pub history_publications: u64,
-    /// Bytes kept in histories.
+    /// Bytes that histories take on the heap.
     pub history_bytes: u64,
+    /// Bytes that they may take.
+    pub history_bytes_max: u64,
+    /// Publications that left histories, by [`HistoryEviction`].
+    pub history_evicted: Counts<{ HistoryEviction::COUNT }>,
+    /// Reads of history, by [`HistoryRead`].
+    pub history_reads: Counts<{ HistoryRead::COUNT }>,
+    /// Recoveries of subscribers, by [`HistoryRead`].
+    pub recovery_reads: Counts<{ HistoryRead::COUNT }>,
     /// Bytes under chunked reassembly.
     pub large_data_bytes: u64,
     /// Sum of ended sessions' durations in milliseconds.
@@ -275,6 +307,10 @@ impl ShardMetrics {
             outbox_bytes: 0,
             history_publications: 0,
             history_bytes: 0,
+            history_bytes_max: 0,
+            history_evicted: Counts::default(),
+            history_reads: Counts::default(),
+            recovery_reads: Counts::default(),
             large_data_bytes: 0,
             session_ms_total: 0,
             session_ms_max: 0,

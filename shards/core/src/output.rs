@@ -17,7 +17,8 @@ pub enum Output {
         /// What to send.
         message: ShardMessage,
     },
-    /// Put into the control plane's queue; when that is full, drop it and count it.
+    /// Put into the control plane's queue; when that is full, give it back with `Shard::handle_control_refused` before the next
+    /// output is taken.
     Control(ControlMessage),
     /// The bytes received so far are plain HTTP: stop receiving, give the socket with these bytes (and everything
     /// received after them, and its TLS state) to the control plane, then call `Shard::handle_closed`.

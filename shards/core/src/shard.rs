@@ -4,6 +4,7 @@
 //! with [`Shard::gather`]. A shard never waits: what must not be lost when another shard's mailbox is full is kept in a
 //! backlog (see [`crate::message`] for what that is).
 
+mod ask;
 mod authenticate;
 mod calls;
 mod close;
@@ -30,7 +31,6 @@ use bytes::Bytes;
 
 use crate::admission::Admission;
 use crate::auth::{Revocations, TokenCache};
-use crate::broker::BrokerRequest;
 use crate::error::Disconnect;
 use crate::home::{HomeKey, Homes};
 use crate::hub::Hub;
@@ -47,6 +47,7 @@ use crate::time::Now;
 use crate::timer::TimerWheel;
 use crate::ws::deflate::{Deflater, Inflater};
 
+use ask::Unasked;
 use close::Moving;
 use mail::Backlog;
 use occur::Untold;
@@ -128,8 +129,7 @@ pub struct Shard {
     transferring: VecDeque<ConnectionId>,
     outputs: VecDeque<Output>,
     backlog: Vec<Backlog>,
-    /// Requests to the broker that wait for room in the control queue: bounded by channels and subscriptions.
-    to_broker: Vec<BrokerRequest>,
+    unasked: Unasked,
     untold: Untold,
     inflater: Inflater,
     deflater: Deflater,
@@ -166,7 +166,7 @@ impl Shard {
             transferring: VecDeque::new(),
             outputs: VecDeque::new(),
             backlog: (0..init.shards).map(|_| Backlog::default()).collect(),
-            to_broker: Vec::new(),
+            unasked: Unasked::default(),
             untold: Untold::default(),
             inflater: Inflater::new(),
             deflater: Deflater::new(settings.websocket.compression_level),
@@ -313,6 +313,9 @@ impl Shard {
 
     /// Takes the next wish of the shard.
     pub fn poll_output(&mut self) -> Option<Output> {
+        if let Some(request) = self.unasked.offer() {
+            return Some(Output::Control(ControlMessage::Broker(request)));
+        }
         loop {
             match self.outputs.pop_front()? {
                 Output::Send { target, message } if self.is_backed_up(target) => {
@@ -320,6 +323,11 @@ impl Shard {
                 }
                 Output::Control(ControlMessage::Occurred(occurrence)) if self.untold.waits() => {
                     self.keep_untold(*occurrence);
+                }
+                Output::Control(ControlMessage::Broker(request))
+                    if self.unasked.holds_back(&request) =>
+                {
+                    self.unasked.keep(request);
                 }
                 output => return Some(output),
             }
@@ -334,6 +342,7 @@ impl Shard {
     /// Counters; gauges in it are brought up to date by this call.
     pub fn metrics(&mut self) -> &ShardMetrics {
         self.homes.measure(&mut self.metrics);
+        self.metrics.history_bytes_max = self.settings.limits.history_bytes_max as u64;
         self.metrics.subscriptions = self.hub.live;
         self.metrics.outbox_bytes = self.outbox_bytes as u64;
         self.metrics.large_data_bytes = self.large_data_bytes as u64;

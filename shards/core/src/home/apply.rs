@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::channel::HomeChannel;
 use super::{Effect, HomeEnv, Homes};
 use crate::broker::MemberId;
 use crate::error::{ClientError, ErrorCode};
@@ -13,6 +14,7 @@ use crate::message::{
     HistoryQuery, Origin, Publication, Publish, ShardMessage, StreamPosition, Subscribe,
     Subscribed,
 };
+use crate::metrics::{HistoryEviction, HistoryRead};
 use crate::occurrence::PlacedMessage;
 use crate::presence::Presence;
 use crate::settings::{AutoSubscribe, Namespace, Settings};
@@ -39,10 +41,10 @@ impl Homes {
             }
             ChannelOp::Publish(publish) => self.publish(env, &channel, &publish, origin),
             ChannelOp::Subscribe(subscribe) => {
-                self.subscribe(env, &channel, (&subscribe, Vec::new()), origin)
+                self.subscribe(env, &channel, (&subscribe, None), origin)
             }
             ChannelOp::Presence => Ok(self.presence(env, &channel)),
-            ChannelOp::PresenceStats => Ok(self.presence_stats(&channel)),
+            ChannelOp::PresenceStats => Ok(self.presence_stats(env, &channel)),
             ChannelOp::History(query) => self.history(env, &channel, query),
             ChannelOp::HistoryRemove => self.history_remove(env, &channel),
             ChannelOp::UserStatus => Ok(self.user_status(env, &channel)),
@@ -110,11 +112,12 @@ impl Homes {
             let age = env.now.unix.saturating_sub(unix);
             let expires = env.now.mono + namespace.history_ttl.saturating_sub(age);
             let size_max = namespace.copy_size(&env.settings.limits);
-            let before = channel.history.bytes();
-            let freed = channel.history.append(Arc::clone(&publication), expires, size_max);
-            let added = channel.history.bytes() + freed.1 - before;
-            self.budget.kept(key, position.offset, added);
-            self.budget.freed(freed);
+            let before = channel.history.held();
+            let forgotten = channel.history.append(Arc::clone(&publication), expires, size_max);
+            let after = channel.history.held();
+            env.metrics.history_evicted.add(HistoryEviction::Size as usize, forgotten as u64);
+            self.budget.changed(before, after);
+            self.budget.kept(key, position.offset);
             self.shrink_histories(env);
         } else if in_stream {
             channel.history.skip(position.offset);
@@ -147,16 +150,15 @@ impl Homes {
     }
 
     /// Drops the oldest publications of the shard while histories hold more than they may.
-    fn shrink_histories(&mut self, env: &HomeEnv<'_>) {
+    fn shrink_histories(&mut self, env: &mut HomeEnv<'_>) {
         let bytes_max = env.settings.limits.history_bytes_max;
         while let Some((key, offset)) = self.budget.pop_over(bytes_max) {
-            let freed = self
-                .slots
-                .get_mut(key.index as usize)
-                .filter(|slot| slot.generation == key.generation)
-                .and_then(|slot| slot.channel.as_mut())
-                .map_or((0, 0), |channel| channel.history.remove_through(offset));
-            self.budget.freed(freed);
+            let current = self.slots.get(key.index as usize).map(|slot| slot.generation);
+            if current == Some(key.generation) {
+                let remove = |history: &mut History| history.remove_through(offset);
+                let forgotten = self.change_history(key.index, remove);
+                env.metrics.history_evicted.add(HistoryEviction::Budget as usize, forgotten);
+            }
         }
         let slots = &self.slots;
         self.budget.compact(|key, offset| {
@@ -168,12 +170,12 @@ impl Homes {
         });
     }
 
-    /// `older` are publications behind the asked position that the history may not hold any more.
+    /// `older` are publications behind the asked position that the history may not hold any more, if the database was asked.
     pub(super) fn subscribe(
         &mut self,
         env: &mut HomeEnv<'_>,
         name: &ChannelName,
-        (subscribe, older): (&Subscribe, Vec<Arc<Publication>>),
+        (subscribe, older): (&Subscribe, Option<Vec<Arc<Publication>>>),
         origin: Origin,
     ) -> Outcome {
         let Origin::Connection { id, .. } = origin else {
@@ -181,8 +183,7 @@ impl Homes {
         };
         let index = self.open(env, name)?;
         let seed = self.seed;
-        let freed = self.expire_history(env, index);
-        self.budget.freed(freed);
+        self.expire_history(env, index);
         let Some(channel) = self.channel_mut(index) else { return Err(ClientError::overloaded()) };
         channel.used_at = env.now.mono.into();
         channel.change_interest(env, |interest| interest.insert(id.shard()));
@@ -195,10 +196,16 @@ impl Homes {
             Some(_) if !namespace.recovery || channel.link.is_provisional() => {
                 (Some(false), Vec::new())
             }
-            Some(from) => match missed(channel.position, (older, &channel.history), from, env) {
-                Some(publications) => (Some(true), publications),
-                None => (Some(false), Vec::new()),
-            },
+            Some(from) => {
+                if let (None, Some(read)) = (&older, held_since(channel, from, env)) {
+                    env.metrics.recovery_reads.add(read as usize, 1);
+                }
+                let kept = (older.unwrap_or_default(), &channel.history);
+                match missed(channel.position, kept, from, env) {
+                    Some(publications) => (Some(true), publications),
+                    None => (Some(false), Vec::new()),
+                }
+            }
         };
         let top = channel.position;
         let member = (MemberId::own(id), &subscribe.member);
@@ -238,12 +245,20 @@ impl Homes {
 
     fn presence(&self, env: &HomeEnv<'_>, name: &str) -> ChannelOutcome {
         let limit = env.settings.limits.presence_members_max as usize;
-        let presence = self.presence_of(name);
+        let (presence, partial) = self.presence_with_doubt(env, name);
         ChannelOutcome::Presence {
             members: presence.map_or_else(Vec::new, |presence| presence.list(limit)),
             clients: presence.map_or(0, Presence::clients),
             users: presence.map_or(0, Presence::users),
+            partial,
         }
+    }
+
+    fn presence_with_doubt(&self, env: &HomeEnv<'_>, name: &str) -> (Option<&Presence>, bool) {
+        let index = self.find(name);
+        let channel = index.and_then(|index| self.slots[index as usize].channel.as_ref());
+        let partial = channel.is_some_and(|channel| self.is_presence_partial(env, channel));
+        (channel.and_then(|channel| channel.presence.as_deref()), partial)
     }
 
     fn presence_of(&self, name: &str) -> Option<&Presence> {
@@ -251,16 +266,34 @@ impl Homes {
         self.slots[index as usize].channel.as_ref()?.presence.as_deref()
     }
 
-    fn presence_stats(&self, name: &str) -> ChannelOutcome {
-        let presence = self.presence_of(name);
+    fn presence_stats(&self, env: &HomeEnv<'_>, name: &str) -> ChannelOutcome {
+        let (presence, partial) = self.presence_with_doubt(env, name);
         ChannelOutcome::PresenceStats {
             clients: presence.map_or(0, Presence::clients),
             users: presence.map_or(0, Presence::users),
+            partial,
         }
     }
 
-    fn expire_history(&mut self, env: &HomeEnv<'_>, index: u32) -> (usize, usize) {
-        self.channel_mut(index).map_or((0, 0), |channel| channel.history.expire(env.now.mono))
+    /// Forgets publications whose time is over.
+    pub(super) fn expire_history(&mut self, env: &mut HomeEnv<'_>, index: u32) {
+        let now = env.now.mono;
+        let forgotten = self.change_history(index, |history| history.expire(now));
+        env.metrics.history_evicted.add(HistoryEviction::Age as usize, forgotten);
+    }
+
+    /// Changes what a channel keeps, within the budget's knowledge; answers what `change` does.
+    pub(super) fn change_history(
+        &mut self,
+        index: u32,
+        change: impl FnOnce(&mut History) -> usize,
+    ) -> u64 {
+        let Some(channel) = self.channel_mut(index) else { return 0 };
+        let before = channel.history.held();
+        let forgotten = change(&mut channel.history);
+        let after = channel.history.held();
+        self.budget.changed(before, after);
+        forgotten as u64
     }
 
     fn history(
@@ -270,17 +303,23 @@ impl Homes {
         query: HistoryQuery,
     ) -> Outcome {
         let index = self.open(env, name)?;
-        let freed = self.expire_history(env, index);
-        self.budget.freed(freed);
+        self.expire_history(env, index);
         let Some(channel) = self.channel_mut(index) else { return Err(ClientError::overloaded()) };
         // The epoch that is told must stay true for a while, also for a channel without publications.
         channel.used_at = env.now.mono.into();
         let (top, history) = (channel.position, &channel.history);
+        let partial = channel.link.is_unlinked();
         check_epoch(query, top)?;
-        let page = history.page(&query, env.settings.limits.history_page_max);
+        let limit_max = env.settings.limits.history_page_max;
+        let page = history.page(&query, limit_max);
+        if query.limit > 0 {
+            let all = history.has_all(&query, limit_max);
+            let read = if all { HistoryRead::Held } else { HistoryRead::Short };
+            env.metrics.history_reads.add(read as usize, 1);
+        }
         let publications = within_bytes(page, env.settings.limits.recovery_bytes_max);
         self.schedule(env, index);
-        Ok(ChannelOutcome::History { top, publications })
+        Ok(ChannelOutcome::History { top, publications, partial })
     }
 
     fn history_remove(&mut self, env: &mut HomeEnv<'_>, name: &ChannelName) -> Outcome {
@@ -288,8 +327,7 @@ impl Homes {
         let Some(channel) = self.channel_mut(index) else { return Err(ClientError::overloaded()) };
         channel.used_at = env.now.mono.into();
         let position = channel.position;
-        let freed = channel.history.clear();
-        self.budget.freed(freed);
+        self.change_history(index, History::clear);
         self.schedule(env, index);
         Ok(ChannelOutcome::HistoryRemoved(position))
     }
@@ -340,6 +378,17 @@ pub(super) fn missed_count(
     }
     let count = top.offset - from.offset;
     (count <= u64::from(env.settings.limits.history_page_max)).then_some(count)
+}
+
+/// Where what came after `from` is, when it can be given at all.
+fn held_since(
+    channel: &HomeChannel,
+    from: StreamPosition,
+    env: &HomeEnv<'_>,
+) -> Option<HistoryRead> {
+    let count = missed_count(channel.position, from, env)?;
+    let held = count == 0 || channel.history.covers(from.offset);
+    Some(if held { HistoryRead::Held } else { HistoryRead::Short })
 }
 
 /// Everything after `from`, if it is all there and not more than one reply may carry.

@@ -16,7 +16,7 @@ use crate::message::{
     ChannelInfo, ChannelName, Member, Publication, Publish, ShardMessage, StreamPosition,
 };
 use crate::presence::Presence;
-use crate::proto::encode::deflated_text_frame;
+use crate::proto::encode::{deflated_heap_bytes, deflated_text_frame};
 use crate::proto::push::{self, PresenceCounts};
 use crate::settings::{AutoSubscribe, NAMESPACE_REMOVED, NamespaceIndex, Settings};
 use crate::time::Moment;
@@ -43,6 +43,10 @@ pub(super) struct HomeChannel {
     pub(super) link: Link,
     /// Whether that stream is in the database.
     pub(super) durable: bool,
+    /// The broker's server that knows the members.
+    pub(super) server: u16,
+    /// Whether the broker has told the members of other nodes.
+    pub(super) members_known: bool,
     /// Questions that wait for publications from the database.
     pub(super) paging: Option<Box<Paging>>,
     /// Numbers pushes that have no offset, and questions to the database.
@@ -67,6 +71,8 @@ impl HomeChannel {
             idempotency: None,
             link: if linked { Link::Detached } else { Link::Alone },
             durable,
+            server: 0,
+            members_known: false,
             paging: None,
             serial: 0,
             used_at: env.now.mono.into(),
@@ -173,7 +179,9 @@ impl HomeChannel {
             && encoded.json.len() >= websocket.compression_bytes_min)
             .then(|| deflated_text_frame(env.deflater, &encoded.json))
             .flatten();
+        let smaller = deflated.as_deref().map_or(0, deflated_heap_bytes);
         Publication {
+            heap_bytes: encoded.heap_bytes + smaller,
             position,
             priority: publish.priority.unwrap_or(namespace.priority),
             key_hash: publish.key.as_deref().map_or(0, |key| crate::route::keyed_hash(key, seed)),

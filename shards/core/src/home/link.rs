@@ -19,7 +19,6 @@ use crate::broker::{
     BrokerOp, BrokerRequest, BrokerUpdate, ChannelUpdate, MemberId, Placed, Retention, Snapshot,
 };
 use crate::error::{ClientError, ErrorCode};
-use crate::history::History;
 use crate::ids::ConnectionId;
 use crate::message::{
     ChannelName, ChannelOp, ChannelReply, ChannelRequest, Member, Origin, Publish, ShardMessage,
@@ -59,6 +58,8 @@ pub(super) struct Waiting {
     earlier: usize,
     /// Publications were given up.
     overrun: bool,
+    /// The broker cannot be reached: nobody waits for the snapshot any more.
+    unlinked: bool,
     /// Up to here everything was removed meanwhile.
     removed: Option<StreamPosition>,
 }
@@ -80,6 +81,11 @@ impl Link {
 
     pub(super) fn is_provisional(&self) -> bool {
         matches!(self, Self::Provisional)
+    }
+
+    /// Whether the copy is known to be as old as the last contact with the broker.
+    pub(super) fn is_unlinked(&self) -> bool {
+        matches!(self, Self::Syncing(waiting) if waiting.unlinked)
     }
 
     /// Whether the broker has been asked for the channel.
@@ -183,6 +189,7 @@ impl Homes {
                 self.begin_sync(env, index, None);
                 self.ask_copy(env, request);
             }
+            Link::Syncing(waiting) if waiting.unlinked => self.answer(env, index, request),
             Link::Syncing(waiting) if is_ahead(&request.op, channel.position) => {
                 waiting.requests.push(request);
             }
@@ -255,6 +262,11 @@ impl Homes {
             BrokerUpdate::Channel(name, update) => (name, update),
             BrokerUpdate::NodeLeft(node) => return self.forget_node(env, node),
             BrokerUpdate::TellMembers => return self.tell_all_members(env),
+            BrokerUpdate::Reachable { server, reachable } => {
+                self.away.retain(|away| *away != server);
+                self.away.extend((!reachable).then_some(server));
+                return;
+            }
         };
         let Some(index) = self.find(&name) else {
             // Forgotten meanwhile: the broker has been told.
@@ -297,20 +309,13 @@ impl Homes {
         self.schedule(env, index);
     }
 
-    /// The control plane has no room for a request to the broker: answers it, or says that it must be repeated.
-    pub fn handle_refused(
-        &mut self,
-        env: &mut HomeEnv<'_>,
-        request: BrokerRequest,
-    ) -> Option<BrokerRequest> {
-        let BrokerRequest { channel, durable, op } = request;
-        let origin = match op {
-            BrokerOp::Publish { origin, .. } | BrokerOp::HistoryRemove { origin } => origin,
-            op => return Some(BrokerRequest { channel, durable, op }),
-        };
-        let outcome = Err(ClientError::overloaded());
-        env.effects.push(Effect::Reply(ChannelReply { origin, channel, outcome }));
-        None
+    /// The control plane has no room for a request that somebody waits for: says so.
+    pub fn handle_refused(&mut self, env: &mut HomeEnv<'_>, request: BrokerRequest) {
+        let BrokerRequest { channel, op, .. } = request;
+        if let BrokerOp::Publish { origin, .. } | BrokerOp::HistoryRemove { origin } = op {
+            let outcome = Err(ClientError::overloaded());
+            env.effects.push(Effect::Reply(ChannelReply { origin, channel, outcome }));
+        }
     }
 
     fn take(&mut self, env: &mut HomeEnv<'_>, index: u32, placed: Placed) {
@@ -372,8 +377,7 @@ impl Homes {
         if channel.position.epoch != top.epoch {
             return;
         }
-        let freed = channel.history.remove_through(top.offset);
-        self.budget.freed(freed);
+        self.change_history(index, |history| history.remove_through(top.offset));
     }
 
     fn take_snapshot(&mut self, env: &mut HomeEnv<'_>, index: u32, snapshot: Snapshot) {
@@ -388,7 +392,9 @@ impl Homes {
                 return;
             }
         };
-        let Snapshot { top, publications, members } = snapshot;
+        let Snapshot { top, publications, server, members } = snapshot;
+        channel.server = server;
+        channel.members_known = members.is_some() || (!first && channel.members_known);
         let renewed = !first && channel.position.epoch != top.epoch;
         if !first && !renewed {
             self.catch_up(env, index, top, publications);
@@ -459,12 +465,10 @@ impl Homes {
         publications: Vec<Placed>,
     ) {
         let Some(channel) = self.channel_mut(index) else { return };
-        let freed = (channel.history.len(), channel.history.bytes());
-        channel.history = History::new();
         channel.position = top;
         // Nobody is given the past as if it were news.
         let interest = std::mem::take(&mut channel.interest);
-        self.budget.freed(freed);
+        self.change_history(index, |history| std::mem::take(history).len());
         for placed in publications {
             self.place(env, index, (&placed.publish, placed.position, placed.unix), None);
         }
@@ -486,6 +490,7 @@ impl Homes {
             Link::Syncing(waiting) => {
                 let mut requests = std::mem::take(&mut waiting.requests);
                 requests.append(&mut waiting.later);
+                waiting.unlinked = true;
                 requests
             }
             Link::Alone | Link::Detached | Link::Attached | Link::Provisional => return,
@@ -494,6 +499,22 @@ impl Homes {
             match self.channel_mut(index).map(|channel| channel.link.is_provisional()) {
                 Some(true) => self.apply_provisionally(env, request),
                 _ => self.answer(env, index, request),
+            }
+        }
+    }
+
+    /// Whether members of other nodes may be missing in the channel's presence, or may be gone.
+    pub(super) fn is_presence_partial(&self, env: &HomeEnv<'_>, channel: &HomeChannel) -> bool {
+        if env.settings.broker.is_none() {
+            return false;
+        }
+        match &channel.link {
+            Link::Alone => false,
+            Link::Detached | Link::Attaching(_) | Link::Provisional => true,
+            // Whether the database of a durable channel answers says nothing about members.
+            Link::Syncing(waiting) if waiting.unlinked && !channel.durable => true,
+            Link::Attached | Link::Syncing(_) => {
+                !channel.members_known || self.away.contains(&channel.server)
             }
         }
     }

@@ -14,6 +14,7 @@ use crate::message::{
     ChannelOp, ChannelOutcome, ChannelReply, ChannelRequest, HistoryQuery, Publication,
     StreamPosition,
 };
+use crate::metrics::HistoryRead;
 
 /// Questions for which the database was asked, with the number of each.
 pub(super) type Paging = Vec<(u32, ChannelRequest)>;
@@ -64,7 +65,7 @@ impl Homes {
         }
         let from = subscribe.recover?;
         let count = missed_count(channel.position, from, env)?;
-        let known = count == 0 || channel.history.since(from.offset, 0).is_some();
+        let known = count == 0 || channel.history.covers(from.offset);
         let limit = u32::try_from(count).unwrap_or(u32::MAX);
         (!known).then_some(HistoryQuery { since: Some(from), limit, reverse: false })
     }
@@ -77,6 +78,11 @@ impl Homes {
         mut query: HistoryQuery,
         request: ChannelRequest,
     ) {
+        let reads = match request.op {
+            ChannelOp::History(_) => &mut env.metrics.history_reads,
+            _ => &mut env.metrics.recovery_reads,
+        };
+        reads.add(HistoryRead::Asked as usize, 1);
         let Some(channel) = self.channel_mut(index) else { return };
         query.limit = query.limit.min(env.settings.limits.history_page_max);
         let ticket = channel.next_serial() as u32;
@@ -109,12 +115,12 @@ impl Homes {
             ChannelOp::History(query) => check_epoch(query, top).map(|()| {
                 let page = channel.encode_all(env, &placed, seed);
                 let publications = within_bytes(page, env.settings.limits.recovery_bytes_max);
-                ChannelOutcome::History { top, publications }
+                ChannelOutcome::History { top, publications, partial: false }
             }),
             ChannelOp::Subscribe(subscribe) => {
                 let same = top.epoch == channel.position.epoch;
                 let older = if same { channel.encode_all(env, &placed, seed) } else { Vec::new() };
-                self.subscribe(env, &name, (&subscribe, older), origin)
+                self.subscribe(env, &name, (&subscribe, Some(older)), origin)
             }
             op => return self.apply_here(env, ChannelRequest { origin, channel: name, op }),
         };

@@ -29,7 +29,12 @@ pub struct Encoded {
     pub json: Bytes,
     /// One unmasked text frame.
     pub frame: Bytes,
+    /// Bytes that both take on the heap.
+    pub heap_bytes: usize,
 }
+
+/// What bytes that are shared take beside themselves: a vector's three words, or less, and their number of owners.
+const SHARED_BYTES: usize = 4 * size_of::<usize>();
 
 impl EnvelopeWriter {
     /// Begins an envelope; `capacity` is a guess of its size.
@@ -124,8 +129,9 @@ impl EnvelopeWriter {
             self.out[2..10].copy_from_slice(&(length as u64).to_be_bytes());
             0
         };
+        let heap_bytes = self.out.capacity() + SHARED_BYTES;
         let all = Bytes::from(self.out);
-        Encoded { json: all.slice(HEADER_ROOM..), frame: all.slice(start..) }
+        Encoded { json: all.slice(HEADER_ROOM..), frame: all.slice(start..), heap_bytes }
     }
 }
 
@@ -136,6 +142,11 @@ pub fn header_bytes(frame: &[u8]) -> usize {
         Some(127) => HEADER_ROOM,
         _ => 2,
     }
+}
+
+/// Bytes that a frame of [`deflated_text_frame`] takes on the heap.
+pub fn deflated_heap_bytes(frame: &[u8]) -> usize {
+    frame.len() + HEADER_ROOM + SHARED_BYTES
 }
 
 /// One compressed text frame for `json`; `None` when that would be no smaller.

@@ -162,12 +162,12 @@ pub fn published(head: &ReplyHead<'_>, channel: &str, position: StreamPosition) 
         .frame
 }
 
-/// `presence`; `clients` and `users` count all members, also those beyond the list's limit.
+/// `presence`; `clients` and `users` count all members, also those beyond the list's limit. `partial` is told when it is so.
 pub fn presence(
     head: &ReplyHead<'_>,
     channel: &str,
     members: &[(MemberId, Member)],
-    (clients, users): (u32, u32),
+    (clients, users, partial): (u32, u32, bool),
 ) -> Bytes {
     head.begin("presence", 64 + members.len() * 96)
         .field("channel", channel)
@@ -184,18 +184,30 @@ pub fn presence(
                     }
                     object.end();
                 });
+            fill_partial(data, partial);
         })
         .frame
 }
 
+fn fill_partial(data: &mut Object<'_>, partial: bool) {
+    if partial {
+        data.bool("partial", true);
+    }
+}
+
 /// `presence_stats`.
-pub fn presence_stats(head: &ReplyHead<'_>, channel: &str, clients: u32, users: u32) -> Bytes {
+pub fn presence_stats(
+    head: &ReplyHead<'_>,
+    channel: &str,
+    (clients, users, partial): (u32, u32, bool),
+) -> Bytes {
     head.begin("presence_stats", channel.len() + 64)
         .field("channel", channel)
         .data(|data| {
             data.str("channel", channel)
                 .u64("clients", u64::from(clients))
                 .u64("users", u64::from(users));
+            fill_partial(data, partial);
         })
         .frame
 }
@@ -204,7 +216,7 @@ pub fn presence_stats(head: &ReplyHead<'_>, channel: &str, clients: u32, users: 
 pub fn history(
     head: &ReplyHead<'_>,
     channel: &str,
-    top: StreamPosition,
+    (top, partial): (StreamPosition, bool),
     publications: &[Arc<Publication>],
 ) -> Bytes {
     let bytes: usize = publications.iter().map(|p| p.json.len() + 1).sum();
@@ -215,6 +227,7 @@ pub fn history(
                 .u64("offset", top.offset)
                 .str("epoch", top.epoch.as_str())
                 .array("messages", publications, push_json);
+            fill_partial(data, partial);
         })
         .frame
 }

@@ -284,7 +284,7 @@ impl Shard {
             return;
         }
         match outcome {
-            Ok(ChannelOutcome::History { top, publications }) => {
+            Ok(ChannelOutcome::History { top, publications, .. }) => {
                 self.finish_repair(now, local, publications, Some(top));
             }
             _ => self.finish_repair(now, local, Vec::new(), None),

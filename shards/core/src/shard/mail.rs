@@ -127,23 +127,20 @@ impl Shard {
         }
     }
 
-    /// The control plane had no room for `message`.
+    /// The control plane had no room for `message`; call it before the next output is taken.
     pub fn handle_control_refused(&mut self, now: Now, message: ControlMessage) {
         let message = match message {
             ControlMessage::Occurred(occurrence) => return self.keep_untold(*occurrence),
+            ControlMessage::Broker(request) => return self.handle_ask_refused(now, request),
             message => message,
         };
         self.metrics.dropped.add(DropKind::Control as usize, 1);
-        // An answer that is lost makes its question run into its deadline.
-        let request = match message {
-            ControlMessage::Broker(request) => request,
-            ControlMessage::Call(call) => return self.handle_call_refused(now, &call),
-            ControlMessage::Hook(question) => return self.handle_hook_refused(now, &question),
-            _ => return,
-        };
-        let mut kept = None;
-        self.with_homes(now, |homes, env| kept = homes.handle_refused(env, request));
-        self.to_broker.extend(kept);
+        match message {
+            ControlMessage::Call(call) => self.handle_call_refused(now, &call),
+            ControlMessage::Hook(question) => self.handle_hook_refused(now, &question),
+            // An answer that is lost makes its question run into its deadline.
+            _ => {}
+        }
     }
 
     /// Whether something waits for room in the mailbox of `target`, so that nothing newer may pass it.
@@ -198,9 +195,7 @@ impl Shard {
         self.now = now;
         self.continue_transfers(now);
         self.retry_untold();
-        for request in std::mem::take(&mut self.to_broker) {
-            self.outputs.push_back(Output::Control(ControlMessage::Broker(request)));
-        }
+        self.retry_unasked(now);
         for index in 0..self.backlog.len() {
             let target = ShardId(index as u16);
             let backlog = &mut self.backlog[index];
@@ -223,7 +218,7 @@ impl Shard {
     /// Whether anything waits for room in a mailbox or for its turn: then the caller must not park for long (1 ms).
     pub fn has_backlog(&self) -> bool {
         !self.transferring.is_empty()
-            || !self.to_broker.is_empty()
+            || self.unasked.waits()
             || self.untold.waits()
             || self.backlog.iter().any(|b| !b.messages.is_empty() || !b.behind.is_empty())
     }

@@ -78,17 +78,17 @@ impl Shard {
             ChannelOutcome::Subscribed(subscribed) => {
                 self.handle_subscribed(now, id, channel, (&pending, subscribed));
             }
-            ChannelOutcome::Presence { members, clients, users } => {
+            ChannelOutcome::Presence { members, clients, users, partial } => {
                 self.reply(now, id, reply_to, |head, _| {
-                    reply::presence(head, channel, &members, (clients, users))
+                    reply::presence(head, channel, &members, (clients, users, partial))
                 });
             }
-            ChannelOutcome::PresenceStats { clients, users } => {
+            ChannelOutcome::PresenceStats { clients, users, partial } => {
                 self.reply(now, id, reply_to, |head, _| {
-                    reply::presence_stats(head, channel, clients, users)
+                    reply::presence_stats(head, channel, (clients, users, partial))
                 });
             }
-            ChannelOutcome::History { top, mut publications } => {
+            ChannelOutcome::History { top, mut publications, partial } => {
                 let mut room = self.reply_room(id);
                 publications.retain(|publication| {
                     let fits = publication.json.len() < room;
@@ -96,7 +96,7 @@ impl Shard {
                     fits
                 });
                 self.reply(now, id, reply_to, |head, _| {
-                    reply::history(head, channel, top, &publications)
+                    reply::history(head, channel, (top, partial), &publications)
                 });
             }
             // No command of a client asks for these.

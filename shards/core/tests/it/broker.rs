@@ -54,6 +54,14 @@ impl Stream {
     }
 }
 
+fn durable(settings: &mut Settings) {
+    let mut namespaces: Vec<_> = settings.namespaces.iter().cloned().collect();
+    for namespace in namespaces.iter_mut().filter(|namespace| &*namespace.name == "chat") {
+        namespace.durable = true;
+    }
+    settings.namespaces = Namespaces::new(namespaces);
+}
+
 impl World {
     fn new() -> Self {
         Self::with(|settings| {
@@ -63,12 +71,14 @@ impl World {
 
     /// Two nodes with a database and no broker; channels of the room's namespace are durable.
     pub(crate) fn durable() -> Self {
+        Self::with(durable)
+    }
+
+    /// As [`Self::durable`], with a broker for members.
+    pub(crate) fn durable_with_broker() -> Self {
         Self::with(|settings| {
-            let mut namespaces: Vec<_> = settings.namespaces.iter().cloned().collect();
-            for namespace in namespaces.iter_mut().filter(|namespace| &*namespace.name == "chat") {
-                namespace.durable = true;
-            }
-            settings.namespaces = Namespaces::new(namespaces);
+            settings.broker = Some(BrokerSettings { detach_delay: Duration::from_secs(30) });
+            durable(settings);
         })
     }
 
@@ -124,6 +134,36 @@ impl World {
         let home = node.home(channel).index();
         let update = BrokerUpdate::Channel(Arc::clone(channel), update);
         node.mail[home].push_back(ShardMessage::Broker(Box::new(update)));
+    }
+
+    /// A server of the broker goes away, or comes back.
+    fn reach(&mut self, server: u16, reachable: bool) {
+        for mail in self.nodes.iter_mut().flat_map(|node| &mut node.mail) {
+            let update = BrokerUpdate::Reachable { server, reachable };
+            mail.push_back(ShardMessage::Broker(Box::new(update)));
+        }
+        self.settle();
+    }
+
+    /// Whether presence, its counts, and both of the server API say that they may be incomplete.
+    pub(crate) fn partial(&mut self, node: usize, client: Client) -> bool {
+        let mut said = Vec::new();
+        for kind in ["presence", "presence_stats"] {
+            let reply = self.call(node, client, kind, json!({"channel": ROOM}));
+            assert_eq!(reply["type"], kind, "{reply}");
+            said.push(is_partial(&reply));
+        }
+        for op in [ChannelOp::Presence, ChannelOp::PresenceStats] {
+            said.push(match self.nodes[node].api(ROOM, op) {
+                Ok(
+                    ChannelOutcome::Presence { partial, .. }
+                    | ChannelOutcome::PresenceStats { partial, .. },
+                ) => partial,
+                other => panic!("{other:?}"),
+            });
+        }
+        assert!(said.iter().all(|one| *one == said[0]), "{said:?}");
+        said[0]
     }
 
     fn answer(
@@ -183,6 +223,7 @@ impl World {
                 let snapshot = Snapshot {
                     top: stream.top(),
                     publications: stream.kept[from as usize..].to_vec(),
+                    server: 0,
                     members: Some(others.map(|(id, member)| (*id, member.clone())).collect()),
                 };
                 self.tell(node, &channel, ChannelUpdate::Snapshot(Box::new(snapshot)));
@@ -293,6 +334,13 @@ impl World {
         let messages = self.nodes[node].take_all(client);
         messages.iter().filter_map(|message| message["data"]["n"].as_u64()).collect()
     }
+}
+
+/// Whether a reply says that it may be incomplete; one that is not says nothing.
+fn is_partial(reply: &Value) -> bool {
+    let partial = &reply["data"]["partial"];
+    assert!(partial.is_null() || partial == true, "{reply}");
+    partial == true
 }
 
 #[test]
@@ -474,4 +522,57 @@ fn every_node_counts_its_own_connections() {
     world.settle();
     assert_eq!(status(&mut world, 1), (1, None));
     assert_eq!(status(&mut world, 0), (0, Some(left_at)));
+}
+
+#[test]
+fn presence_says_while_the_server_of_its_channel_is_away() {
+    let mut world = World::new();
+    let (a, _) = world.subscriber(0, "a", Value::Null);
+    world.subscriber(1, "b", Value::Null);
+    assert!(!world.partial(0, a));
+    world.reach(1, false);
+    assert!(!world.partial(0, a), "another server keeps other channels");
+    world.reach(0, false);
+    world.reach(1, true);
+    assert!(world.partial(0, a));
+    world.reach(0, true);
+    assert!(!world.partial(0, a));
+}
+
+#[test]
+fn what_was_never_heard_of_the_broker_is_partial() {
+    let mut world = World::new();
+    world.away = true;
+    let (a, _) = world.subscriber(0, "a", Value::Null);
+    assert!(world.partial(0, a));
+    world.come_back();
+    assert!(!world.partial(0, a));
+}
+
+#[test]
+fn history_from_the_copy_is_partial_while_the_broker_is_away() {
+    let mut world = World::new();
+    let (a, _) = world.subscriber(0, "a", Value::Null);
+    let (b, _) = world.subscriber(1, "b", Value::Null);
+    world.publish(0, a, 1);
+    let read = |world: &mut World| {
+        let reply = world.call(0, a, "history", json!({"channel": ROOM, "limit": 10}));
+        assert_eq!(reply["type"], "history", "{reply}");
+        (is_partial(&reply), reply["data"]["messages"].as_array().unwrap().len())
+    };
+    assert_eq!(read(&mut world), (false, 1));
+    world.deaf = true;
+    world.publish(1, b, 2);
+    world.deaf = false;
+    world.away = true;
+    assert_eq!(read(&mut world), (true, 1));
+    // The broker says only once that it is away, and nobody waits for its return.
+    assert_eq!(read(&mut world), (true, 1));
+    assert!(world.partial(0, a));
+    let ahead = json!({"offset": 2, "epoch": "epoch000"});
+    let (_, reply) = world.subscriber(0, "c", ahead);
+    assert_eq!(reply["recovered"], false, "{reply}");
+    world.come_back();
+    assert_eq!(read(&mut world), (false, 2));
+    assert!(!world.partial(0, a));
 }

@@ -3,7 +3,9 @@
 //! Must hold: whoever comes back gets everything the database has, whatever the copy holds; nobody waits for somebody else's
 //! question; a subscriber that left meanwhile leaves nothing behind.
 
-use gateway_core::broker::ChannelUpdate;
+use gateway_core::broker::{ChannelUpdate, Snapshot};
+use gateway_core::message::{Epoch, StreamPosition};
+use gateway_core::metrics::HistoryRead;
 use serde_json::{Value, json};
 
 use crate::broker::{ROOM, World};
@@ -50,6 +52,11 @@ fn what_the_copy_has_let_go_comes_from_the_database() {
         assert_eq!(reply["recovered"], true, "node {node}");
         assert_eq!(offsets(&reply["messages"]), from_to(2, 50));
     }
+    let reads = |world: &mut World, read: HistoryRead| {
+        world.nodes[0].count(|metrics| metrics.recovery_reads.0[read as usize])
+    };
+    assert_eq!(reads(&mut world, HistoryRead::Asked), 1);
+    assert_eq!(reads(&mut world, HistoryRead::Held), 0);
     // The newest are in the copy: nothing is asked.
     world.held = Some(Vec::new());
     let mut recent = first;
@@ -57,6 +64,7 @@ fn what_the_copy_has_let_go_comes_from_the_database() {
     let (_, reply) = world.subscriber(0, "c", recent);
     assert_eq!((&reply["recovered"], &reply["offset"]), (&json!(true), &json!(50)));
     assert!(world.held.take().is_some_and(|held| held.is_empty()));
+    assert_eq!(reads(&mut world, HistoryRead::Held), 1);
 }
 
 #[test]
@@ -168,4 +176,38 @@ fn a_hole_between_nodes_is_filled() {
     world.deaf = false;
     world.publish(0, a, 41);
     assert_eq!(world.numbers(1, b), from_to(10, 41));
+}
+
+/// Members come from the broker, publications from the database: only what the broker has not told makes presence partial.
+#[test]
+fn presence_is_partial_only_without_the_brokers_members() {
+    let mut alone = World::durable();
+    let (a, _) = alone.subscriber(0, "a", Value::Null);
+    assert!(!alone.partial(0, a));
+    alone.away = true;
+    let (b, _) = alone.subscriber(1, "b", Value::Null);
+    assert!(!alone.partial(1, b), "there is no other node");
+
+    let mut world = World::durable_with_broker();
+    world.away = true;
+    let (a, _) = world.subscriber(0, "a", Value::Null);
+    assert!(world.partial(0, a));
+    let snapshot = |members| {
+        let top = StreamPosition { offset: 0, epoch: Epoch(*b"epoch000") };
+        let snapshot = Snapshot { top, publications: Vec::new(), server: 0, members };
+        ChannelUpdate::Snapshot(Box::new(snapshot))
+    };
+    // The database answers, Redis does not.
+    world.tell(0, &ROOM.into(), snapshot(None));
+    world.settle();
+    assert!(world.partial(0, a));
+    world.tell(0, &ROOM.into(), snapshot(Some(Vec::new())));
+    world.tell(0, &ROOM.into(), snapshot(None));
+    world.settle();
+    assert!(!world.partial(0, a), "members were told, and need not be told again");
+    let page = world.call(0, a, "history", json!({"channel": ROOM}));
+    assert_eq!(page["data"]["error_code"], "UNAVAILABLE", "{page}");
+    world.come_back();
+    let page = world.call(0, a, "history", json!({"channel": ROOM}));
+    assert!(page["type"] == "history" && page["data"]["partial"].is_null(), "{page}");
 }

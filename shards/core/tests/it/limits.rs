@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use gateway_core::message::ChannelOp;
 use gateway_core::message::ChannelOutcome;
+use gateway_core::metrics::HistoryEviction;
 use gateway_core::settings::{Access, Namespace, Namespaces};
 use gateway_core::ws::frame::{self, Opcode};
 use serde_json::json;
@@ -179,7 +180,11 @@ fn histories_of_a_shard_share_a_budget_of_bytes() {
         let bytes = node.count(|m| m.history_bytes);
         assert!(bytes <= 20_000, "{bytes}");
     }
-    assert!(node.count(|m| m.history_publications) > 10);
+    let kept = node.count(|m| m.history_publications);
+    assert!(kept > 10, "{kept}");
+    let evicted = node.count(|m| m.history_evicted.0[HistoryEviction::Budget as usize]);
+    assert_eq!(kept + evicted, 102);
+    assert_eq!(node.count(|m| m.history_bytes_max), 20_000);
     for (channel, newest) in [("chat:3", 99), ("chat:0", 96)] {
         node.subscribe(a, channel);
         let query = json!({"channel": channel, "reverse": true, "limit": 1});

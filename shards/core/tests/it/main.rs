@@ -21,6 +21,7 @@ mod outbox;
 mod presence;
 mod pubsub;
 mod recovery;
+mod refusals;
 mod schema;
 mod simulation;
 mod slow;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use gateway_core::message::ChannelOp;
+use gateway_core::metrics::ShardMetrics;
 use serde_json::{Value, json};
 
 use crate::node::{Client, Node};
@@ -155,4 +156,40 @@ fn the_first_message_may_carry_positions() {
     let mine = subscriptions.iter().find(|s| s["channel"] == "user:a").unwrap();
     assert_eq!(mine["recovered"], true);
     assert_eq!(mine["messages"][0]["data"], "missed");
+}
+
+#[test]
+fn reads_are_counted_by_what_answered_them_and_evictions_by_their_cause() {
+    let (mut node, channel, a, b) = setup();
+    let first = node.publish(b, &channel, json!(1));
+    for n in 2..=60 {
+        node.publish(b, &channel, json!(n));
+    }
+    let position = |offset: u64| json!({"offset": offset, "epoch": first["data"]["epoch"]});
+    let recoveries = |m: &ShardMetrics| m.recovery_reads.0;
+    for (offset, recovered) in [(9, false), (10, true), (60, true)] {
+        node.call(a, "unsubscribe", json!({"channel": channel}));
+        let reply = resume(&mut node, a, &channel, &position(offset));
+        assert_eq!(reply["data"]["recovered"], recovered, "{reply}");
+    }
+    assert_eq!(sums(&mut node, recoveries), [2, 0, 1]);
+    for query in [
+        json!({"channel": channel, "limit": 50}),
+        json!({"channel": channel, "limit": 51}),
+        json!({"channel": channel, "since": position(9)}),
+        json!({"channel": channel, "limit": 5, "reverse": true}),
+        json!({"channel": channel, "limit": 0}),
+    ] {
+        let reply = node.call(a, "history", query);
+        assert_eq!(reply["type"], "history", "{reply}");
+    }
+    assert_eq!(sums(&mut node, |m| m.history_reads.0), [2, 0, 2]);
+    assert_eq!(sums(&mut node, |m| m.history_evicted.0), [0, 10, 0]);
+    node.advance(Duration::from_secs(601));
+    assert_eq!(sums(&mut node, |m| m.history_evicted.0), [0, 10, 50]);
+}
+
+/// Counters by label, of all shards together.
+fn sums<const N: usize>(node: &mut Node, counts: fn(&ShardMetrics) -> [u64; N]) -> [u64; N] {
+    std::array::from_fn(|label| node.count(|metrics| counts(metrics)[label]))
 }

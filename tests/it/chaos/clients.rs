@@ -284,7 +284,7 @@ impl Shared {
             data["padding"] = padding(n).into();
         }
         let body = json!({"channel": ROOM, "data": data, "idempotency_key": format!("k{n}")});
-        Publication { n, body, unheard: n % UNHEARD == 0 }
+        Publication { n, body, unheard: n.is_multiple_of(UNHEARD) }
     }
 }
 

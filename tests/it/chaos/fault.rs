@@ -112,15 +112,15 @@ impl Fault {
     /// Whether publications may be gone afterwards, or nobody can know that they are not; otherwise nobody may be told of a
     /// loss.
     pub fn may_lose(self) -> bool {
-        match self {
+        matches!(
+            self,
             Self::Flush
-            | Self::KillAndEmpty
-            | Self::KillAndKeep
-            | Self::Failover
-            | Self::KillMaster
-            | Self::HangMaster => true,
-            _ => false,
-        }
+                | Self::KillAndEmpty
+                | Self::KillAndKeep
+                | Self::Failover
+                | Self::KillMaster
+                | Self::HangMaster
+        )
     }
 
     /// Whether a node cannot read from Redis meanwhile. A client that comes there from a node that was faster is answered

@@ -40,7 +40,7 @@ loadtest: ## Load a gateway, reports in reports/ (SIZE=small|medium|large|enterp
 conformance: ## Autobahn suite, all 517 cases (QUICK=1: the 337 of CI)
 	@scripts/conformance.sh
 
-chaos: ## Three nodes, a real Redis in five layouts, CHAOS_FAULTS (100) faults each; CHAOS_SEED repeats a run
+chaos: ## Three nodes, a real Redis in six layouts, CHAOS_FAULTS (100) faults each; CHAOS_SEED repeats a run, CHAOS_LAYOUT chooses one
 	@scripts/chaos.sh
 
 fuzz: ## Run every fuzz target for FUZZ_SECONDS (10) seconds

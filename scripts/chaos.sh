@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Faults without end for three nodes and a real Redis in four layouts, in an order that CHAOS_SEED decides; the checker is the
-# test's own. CHAOS_LAYOUT=single|sentinel|redis_cluster|independent|haproxy|namespaces runs one of them;
-# namespaces needs root: the kernel drops the packets between nodes and Redis there.
+# CHAOS_FAULTS (100) faults each for three nodes and a real Redis in six layouts, in an order that CHAOS_SEED decides; the checker
+# is the test's own. CHAOS_LAYOUT=single|sentinel|redis_cluster|independent|haproxy|namespaces runs one of them. Sentinel, Redis
+# Cluster and independent servers run half of them behind HAProxy; haproxy is the single server behind it. namespaces needs
+# root: the kernel drops the packets between nodes and Redis there.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 

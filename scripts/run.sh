@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Builds the gateway in release and runs it in the foreground. Everything after the tier goes to `archmesh serve`.
+# BINARY=path runs a gateway that is built already.
 #   run.sh dev          development environment: loopback, no TLS, a built-in key (config/dev.toml)
-#   run.sh enterprise   production environment, enterprise tier; with the Redis of REDIS_URL or REDIS_HOST, or a private one
+#   run.sh enterprise   production environment, enterprise tier; with the Redis of the configuration (REDIS_URL, REDIS_HOST,
+#                       --set redis.url=..., a file), or a private one
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -41,13 +43,29 @@ enterprise_environment() {
     fi
 }
 
-# Starts a Redis of its own, without persistence, for as long as the gateway runs.
+# answers_as PORT PID: whether the Redis on that port of the loopback is this process. Somebody else may listen there.
+answers_as() {
+    local line
+    exec 3<>"/dev/tcp/127.0.0.1/$1" || return 1
+    printf 'INFO server\r\nQUIT\r\n' >&3
+    while IFS= read -r -t 2 line <&3; do
+        if [ "$line" = "process_id:$2"$'\r' ]; then
+            exec 3>&-
+            return 0
+        fi
+    done
+    exec 3>&-
+    return 1
+}
+
+# Starts a Redis of its own, without persistence, for as long as the gateway runs. The gateway's own view of its configuration
+# says whether there is one already.
 private_redis() {
-    if [ -n "${REDIS_URL:-}${REDIS_HOST:-}" ]; then
+    if "$binary" config print "$@" 2>/dev/null | grep '^redis\.url ' >/dev/null; then
         return
     fi
     if ! have redis-server; then
-        say "no REDIS_URL or REDIS_HOST, and no redis-server here: this node is alone"
+        say "no redis.url (REDIS_URL, REDIS_HOST), and no redis-server here: this node is alone"
         return
     fi
     redis_folder=$(mktemp -d)
@@ -58,13 +76,13 @@ private_redis() {
         setsid redis-server --port "$port" --bind 127.0.0.1 --save '' --appendonly no --dir "$redis_folder" \
             --loglevel warning >"$redis_folder/log" 2>&1 &
         redis_pid=$!
-        for _ in $(seq 100); do
-            if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && kill -0 "$redis_pid" 2>/dev/null; then
+        for _ in $(seq 200); do
+            kill -0 "$redis_pid" 2>/dev/null || break
+            if answers_as "$port" "$redis_pid" 2>/dev/null; then
                 export REDIS_URL=redis://127.0.0.1:$port
-                say "no REDIS_URL or REDIS_HOST: a private redis-server runs at $REDIS_URL until the gateway ends"
+                say "no redis.url (REDIS_URL, REDIS_HOST): a private redis-server runs at $REDIS_URL until the gateway ends"
                 return
             fi
-            kill -0 "$redis_pid" 2>/dev/null || break
             sleep 0.05
         done
         kill "$redis_pid" 2>/dev/null || true
@@ -74,7 +92,7 @@ private_redis() {
 
 # Runs the gateway beside the private Redis, which ends after it.
 serve_beside_redis() {
-    target/release/archmesh serve "$@" &
+    "$binary" serve "$@" &
     local gateway=$! status=0
     trap 'kill -TERM "$gateway" 2>/dev/null || true' INT TERM
     trap 'kill -HUP "$gateway" 2>/dev/null || true' HUP
@@ -84,6 +102,7 @@ serve_beside_redis() {
         wait "$gateway" || status=$?
     done
     kill "$redis_pid" 2>/dev/null || true
+    wait "$redis_pid" 2>/dev/null || true
     rm -rf "$redis_folder"
     exit "$status"
 }
@@ -91,18 +110,22 @@ serve_beside_redis() {
 # Every connection is a descriptor; the soft limit is often far below what the process may have.
 ulimit -Sn "$(ulimit -Hn)"
 
-need_toolchain
-say "building in release (the first time takes minutes)"
-cargo build --locked --release --package archmesh-gateway --bin archmesh
+binary=${BINARY:-}
+if [ -z "$binary" ]; then
+    need_toolchain
+    say "building in release (the first time takes minutes)"
+    cargo build --locked --release --package archmesh-gateway --bin archmesh
+    binary=target/release/archmesh
+fi
 case $tier in
-    dev) exec target/release/archmesh serve --config config/dev.toml "$@" ;;
+    dev) exec "$binary" serve --config config/dev.toml "$@" ;;
     enterprise)
         enterprise_environment
-        private_redis
+        private_redis "$@"
         if [ -n "${redis_pid:-}" ]; then
             serve_beside_redis "$@"
         fi
-        exec target/release/archmesh serve "$@"
+        exec "$binary" serve "$@"
         ;;
     *) die "unknown tier $tier: dev or enterprise" ;;
 esac

@@ -80,6 +80,8 @@ impl Instance {
         let instance = of();
         tasks.spawn(async move { instance.links.check_positions().await });
         let instance = of();
+        tasks.spawn(async move { instance.tell_owed().await });
+        let instance = of();
         tasks.spawn(async move { instance.listen().await });
         let instance = of();
         tasks.spawn(async move { instance.follow_connections().await });
@@ -157,6 +159,16 @@ impl Instance {
                     self.publisher.tell_owed();
                 }
                 Err(RecvError::Closed) => std::future::pending::<()>().await,
+            }
+        }
+    }
+
+    /// Members that Redis may not know are told again, also while nothing else is written.
+    async fn tell_owed(&self) {
+        loop {
+            tokio::time::sleep(self.check_interval).await;
+            if self.common.redis.is_up() {
+                self.publisher.tell_owed();
             }
         }
     }

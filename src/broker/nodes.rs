@@ -36,6 +36,8 @@ pub(super) struct Nodes {
     cluster: Arc<Cluster>,
     bridge: Bridge,
     own: AtomicU64,
+    /// Under which number all members of this node were told last.
+    told_as: AtomicU64,
     /// What this node was called first: what it is subscribed to keeps that name.
     own_first: u64,
     known: Mutex<Known>,
@@ -46,7 +48,8 @@ impl Nodes {
     pub(super) fn new(cluster: Arc<Cluster>, bridge: Bridge, lease_ttl: Duration) -> Self {
         let own_first = node_number(&cluster.id());
         let own = AtomicU64::new(own_first);
-        Self { cluster, bridge, own, own_first, known: Mutex::default(), lease_ttl }
+        let told_as = AtomicU64::new(own_first);
+        Self { cluster, bridge, own, told_as, own_first, known: Mutex::default(), lease_ttl }
     }
 
     /// Number of this node.
@@ -133,6 +136,10 @@ impl Nodes {
         let before = self.own.swap(own, Ordering::Relaxed);
         if own != before {
             self.known().former.insert(before);
+        }
+        // Before it has its lease the others take it for gone, and its members out of Redis.
+        if own != self.told_as.load(Ordering::Relaxed) && self.cluster.holds_lease() {
+            self.told_as.store(own, Ordering::Relaxed);
             mail.tell_all(|| BrokerUpdate::TellMembers);
         }
     }
@@ -152,8 +159,11 @@ impl Nodes {
                 *met = None;
             }
         }
-        let is_gone =
-            |met: &Option<Instant>| met.is_none_or(|at| at.elapsed() > self.lease_ttl / 2);
+        // The nodes may have been read last before it was met.
+        let since = |at: Instant| view.seen_at.map(|seen_at| seen_at.saturating_duration_since(at));
+        let is_gone = |met: &Option<Instant>| {
+            met.is_none_or(|at| since(at).is_some_and(|since| since > self.lease_ttl / 2))
+        };
         let gone: Vec<u64> = known
             .foreign
             .iter()

@@ -255,6 +255,13 @@ impl Log {
         self.lines().join("\n")
     }
 
+    /// How many records of an event there are.
+    pub fn count(&self, event: &str) -> usize {
+        let wanted = format!("\"event\":\"{event}\"");
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().filter(|line| line.contains(&wanted)).count()
+    }
+
     /// The records of an event.
     pub fn events(&self, event: &str) -> Vec<Value> {
         let records = self.lines().into_iter().filter_map(|line| serde_json::from_str(&line).ok());

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::gateway::{BINARY, Gateway, Setup};
 use crate::program::{Kind, Program};
+use crate::redis::Redis;
 use crate::support::{SECRET, heavy, root};
 use crate::tls::Authority;
 
@@ -221,6 +222,43 @@ fn encrypted_and_compressed() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "nobody trusts this authority: {said}");
     assert!(said.contains("TLS: "), "{said}");
+}
+
+const DEATH: &str = r#"kind = "reconnect"
+about = "Those of a dead node come back to two others."
+[values]
+connections = 300
+publishers = 20
+channels = 9
+missed = 10
+rate = 20.0
+[thresholds]
+p99_ms_max = 60000
+"#;
+
+/// Everybody of a node that dies recovers on the two others, and these read each channel once for all of them.
+#[test]
+fn clients_of_a_dead_node_recover_on_the_others() {
+    let _turn = heavy();
+    let redis = Redis::start(&[]);
+    let nodes = ["a", "b", "c"]
+        .map(|name| Setup::new().set("node.name", name).set("redis.url", redis.url()).start());
+    for node in &nodes {
+        node.await_metric("archmesh_broker_probe_seconds", &[], |seconds| seconds > 0.0);
+    }
+    let [a, b, c] = &nodes;
+    let others = format!("ws://{}/ws,ws://{}/ws", b.public, c.public);
+    let (pid, metrics) = (a.pid().to_string(), format!("http://{}/metrics", b.public));
+    let more = ["--channel-prefix", "chat:", "--other-url", &others, "--kill-pid", &pid];
+    let report = passes(a, DEATH, &[&more[..], &["--metrics-url", &metrics]].concat());
+    assert!(report["counts"]["recovered"].as_u64() >= Some(280 * 10), "{}", report["counts"]);
+    let sum = |name: &str| [b, c].map(|node| node.metric(name, &[])).iter().sum::<f64>();
+    // Each user has a channel of its own, and each node one for all.
+    let needed = 300.0 + 2.0 + 2.0 * 9.0;
+    // What a node found to be missing was read once more.
+    let again = sum("archmesh_broker_gaps_total") + sum("archmesh_broker_missed_total");
+    let read = sum("archmesh_broker_snapshots_total");
+    assert!(read <= needed + again, "{read} of {needed} and {again}");
 }
 
 /// Runs two scenarios; answers where the JSON and the HTML report are.

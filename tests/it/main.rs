@@ -72,6 +72,7 @@ mod placement;
 mod poisoned;
 mod pubsub;
 mod recovery;
+mod run_script;
 mod slow;
 mod startup;
 mod through_redis;

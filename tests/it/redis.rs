@@ -16,6 +16,9 @@ const TRIES: usize = 10;
 /// Name of the configuration file; a Sentinel writes to it.
 const CONFIG: &str = "redis.conf";
 
+/// Name of its log.
+const LOG: &str = "redis.log";
+
 /// A running redis-server.
 #[derive(Debug)]
 pub struct Redis {
@@ -48,7 +51,8 @@ impl Redis {
             let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
             let folder = tempfile::tempdir().unwrap();
             let (path, port) = (folder.path().display(), free.port());
-            let text = format!("bind 127.0.0.1\nport {port}\ndir {path}\n{lines}\n");
+            let text =
+                format!("bind 127.0.0.1\nport {port}\ndir {path}\nlogfile {path}/{LOG}\n{lines}\n");
             fs::write(folder.path().join(CONFIG), text).unwrap();
             let child = spawn(&folder, &arguments);
             let mut redis = Self { child, address: free, arguments: arguments.clone(), folder };
@@ -81,10 +85,7 @@ impl Redis {
     }
 
     fn send(&self, command: &str) -> Option<BufReader<TcpStream>> {
-        let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(1)).ok()?;
-        stream.set_read_timeout(Some(WAIT)).ok()?;
-        stream.write_all(format!("{command}\r\n").as_bytes()).ok()?;
-        Some(BufReader::new(stream))
+        send(self.address, command)
     }
 
     /// As [`Self::ask`], of a server that may close connections: a Sentinel closes all clients of the one it promotes.
@@ -103,6 +104,21 @@ impl Redis {
         let read = self.send(command).and_then(|mut answer| read_answer(&mut answer, &mut texts));
         read.unwrap_or_else(|| panic!("redis-server answers {command}"));
         texts
+    }
+
+    /// Lines of its log that contain a text.
+    pub fn logged(&self, text: &str) -> usize {
+        let log = fs::read(self.folder.path().join(LOG)).unwrap_or_default();
+        String::from_utf8_lossy(&log).lines().filter(|line| line.contains(text)).count()
+    }
+
+    /// Stops the process and waits until it stands; its sockets stay.
+    pub fn stop(&self) {
+        self.signal("STOP");
+        eventually("redis-server stands", || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
+            stat.contains(") T ").then_some(())
+        });
     }
 
     /// Sends a signal.
@@ -134,6 +150,18 @@ impl Redis {
         // Without a log there is none.
         let _ = fs::remove_dir_all(self.folder.path().join("appendonlydir"));
     }
+}
+
+/// First line of the answer of any Redis, if there is one.
+pub fn ask_at(address: SocketAddr, command: &str) -> Option<String> {
+    read_line(&mut send(address, command)?)
+}
+
+fn send(address: SocketAddr, command: &str) -> Option<BufReader<TcpStream>> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
+    stream.set_read_timeout(Some(WAIT)).ok()?;
+    stream.write_all(format!("{command}\r\n").as_bytes()).ok()?;
+    Some(BufReader::new(stream))
 }
 
 fn read_line(answer: &mut impl BufRead) -> Option<String> {

@@ -1,4 +1,5 @@
-//! What a subscriber saw, and the checker of "no duplicate, no silent gap".
+//! What a subscriber saw, and the checker of "no duplicate, no silent gap". A publication is known by the number in it, which
+//! its publisher repeats with an idempotency key until it is acknowledged: it has one place in each epoch.
 
 use std::collections::{HashMap, HashSet};
 
@@ -29,9 +30,13 @@ struct Told {
 pub struct Seen {
     /// Numbers in the publications, in order.
     pub numbers: Vec<u64>,
-    /// Whether anything was told to be lost.
-    pub told: bool,
+    /// What was told to be lost, as it was told.
+    pub told: Vec<Value>,
     delivered: HashMap<Place, u64>,
+    /// Offset of a number in an epoch.
+    offsets: HashMap<(String, u64), u64>,
+    /// What had come from after a position at which the subscriber was then told to begin afresh: it may come again.
+    rewound: HashMap<Place, u64>,
     losses: Vec<Told>,
     epochs: HashSet<String>,
     last: Option<Place>,
@@ -46,6 +51,11 @@ impl Seen {
     /// Takes what has come of a channel.
     pub fn note_all(&mut self, socket: &mut Socket, channel: &str) {
         while socket.poll() {}
+        self.note_arrived(socket, channel);
+    }
+
+    /// The same, of what has arrived already.
+    pub fn note_arrived(&mut self, socket: &mut Socket, channel: &str) {
         for message in socket.drain_of(&["message", "lost"]) {
             if message["channel"] == channel {
                 self.note(&message);
@@ -63,6 +73,12 @@ impl Seen {
         let n = message["data"]["n"].as_u64().unwrap();
         let twice = self.delivered.insert(place.clone(), n);
         assert!(twice.is_none(), "twice: {message}");
+        if let Some(before) = self.rewound.remove(&place) {
+            assert_eq!(before, n, "another publication than before: {message}");
+        }
+        let elsewhere = self.offsets.insert((place.0.clone(), n), place.1);
+        let elsewhere = elsewhere.filter(|offset| *offset != place.1);
+        assert!(elsewhere.is_none(), "published twice, at {elsewhere:?} before: {message}");
         if let Some((epoch, offset)) = &self.last {
             let follows = *epoch == place.0 && place.1 == offset + 1;
             assert!(follows, "a silent gap from {epoch} {offset} to {message}");
@@ -91,12 +107,12 @@ impl Seen {
             );
             return;
         }
-        self.told = true;
+        self.told.push(data.clone());
         self.jump(&last, place);
     }
 
     fn note_loss(&mut self, lost: &Value) {
-        self.told = true;
+        self.told.push(lost.clone());
         if lost["reason"] == "epoch" {
             let place = place_of(lost);
             match self.last.clone() {
@@ -122,6 +138,8 @@ impl Seen {
             self.lose(&from.0, from.1, u64::MAX);
             self.lose(&to.0, 0, to.1);
         }
+        let again = |place: &Place, _: &mut u64| place.0 == to.0 && place.1 > to.1;
+        self.rewound.extend(self.delivered.extract_if(again));
         self.go_to(to);
     }
 
@@ -137,7 +155,8 @@ impl Seen {
     /// Fails when an acknowledged publication neither came nor was told to be lost, or came as another one.
     pub fn check(&self, acknowledged: &HashMap<Place, u64>, who: &str) {
         for (place, n) in acknowledged {
-            if let Some(found) = self.delivered.get(place) {
+            let found = self.delivered.get(place).or_else(|| self.rewound.get(place));
+            if let Some(found) = found {
                 assert_eq!(found, n, "{who}: another publication at {place:?}");
                 continue;
             }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::{REPAIRED_MAX, ROOM, await_number, await_pair, await_refused, insist, node};
+use super::{REPAIRED_MAX, ROOM, await_number, await_refused, await_together, insist, node};
 use crate::redis::Redis;
 use crate::seen::Seen;
 use crate::socket::Socket;
@@ -65,7 +65,7 @@ fn what_a_slow_node_did_not_hear_is_asked_for() {
     let redis = Redis::start(&[]);
     let a = node(&redis.url(), "a").start();
     let b = node(&redis.url(), "b").set("redis.messages_waiting_max", 1024).start();
-    await_pair(&a, &b);
+    await_together(&[&a, &b]);
     let mut on_b = Socket::connect(&b, "bob");
     on_b.subscribe(ROOM);
     let mut publisher = Socket::connect(&a, "ada");
@@ -86,7 +86,7 @@ fn what_a_slow_node_did_not_hear_is_asked_for() {
     insist(&mut publisher, n + 1);
     await_number(&mut seen, &mut on_b, n + 1);
     assert_eq!(seen.numbers, (1..=n + 1).collect::<Vec<u64>>());
-    assert!(!seen.told, "everything was in the history");
+    assert!(seen.told.is_empty(), "everything was in the history");
     await_refused(&b, &revoked);
 }
 
@@ -97,7 +97,7 @@ fn questions_beyond_the_bound_are_answered_as_missing() {
     // Without a refusal one would wait for three quarters of this.
     let with = |name: &str| node(&redis.url(), name).set("api.timeout", "60s");
     let (a, b) = (with("a").start(), with("b").set("cluster.questions_at_once_max", 1).start());
-    await_pair(&a, &b);
+    await_together(&[&a, &b]);
     let ask = || {
         let began = Instant::now();
         let answer = a.result("info", &json!({}));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{REPAIRED_MAX, ROOM, await_pair, await_refused, members, node, pair};
+use super::{REPAIRED_MAX, ROOM, await_refused, await_together, members, node, pair};
 use crate::chaos::hold;
 use crate::gate::{Cut, Gate};
 use crate::gateway::{Gateway, Setup};
@@ -39,7 +39,7 @@ fn revocations_outlive_a_cut() {
     let a = node(&redis.url(), "a").start();
     let url = format!("redis://{}", gate.address());
     let b = node(&url, "b").set("redis.breaker_open", BREAKER_OPEN).start();
-    await_pair(&a, &b);
+    await_together(&[&a, &b]);
     let token = token_of_before();
     let mut eve = Socket::connect_with(&b, &token);
     gate.set(BOTH_WAYS);
@@ -87,7 +87,7 @@ pub fn check_members_after_a_cut(redis: &Redis, channel: &str, node: impl Fn(&st
     // The cut ends before the lease, which would repair it too.
     let start = |url: &str| node(url).set("cluster.lease_ttl", "60s").start();
     let (a, b) = (start(&redis.url()), start(&format!("redis://{}", gate.address())));
-    await_pair(&a, &b);
+    await_together(&[&a, &b]);
     let mut bob = Socket::connect(&b, "bob");
     bob.subscribe(channel);
     let (mut ada, mut eve) = (Socket::connect(&a, "ada"), Socket::connect(&a, "eve"));

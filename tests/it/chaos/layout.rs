@@ -177,6 +177,12 @@ impl Layout {
         })
     }
 
+    /// How often a Sentinel has made another server the master, be it that it hung for too long on a busy machine.
+    pub fn failovers(&self) -> Option<String> {
+        let Self::Sentinel { sentinel, .. } = self else { return None };
+        value_of(&sentinel.ask_all("SENTINEL MASTER main"), "config-epoch").map(str::to_owned)
+    }
+
     /// Waits until the other server is the master and says so itself.
     pub fn await_failover(&self, from: usize) {
         eventually("the other server is the master", || {
@@ -244,11 +250,14 @@ impl Layout {
 /// Whether the Sentinel knows a replica that it would promote.
 fn is_listed_well(sentinel: &Redis) -> bool {
     let fields = sentinel.ask_all("SENTINEL REPLICAS main");
-    let value = |name: &str| {
-        let at = fields.iter().position(|field| field == name)?;
-        fields.get(at + 1).map(String::as_str)
-    };
+    let value = |name: &str| value_of(&fields, name);
     value("flags") == Some("slave") && value("master-link-status") == Some("ok")
+}
+
+/// What stands behind a name.
+fn value_of<'a>(fields: &'a [String], name: &str) -> Option<&'a str> {
+    let at = fields.iter().position(|field| field == name)?;
+    fields.get(at + 1).map(String::as_str)
 }
 
 fn owns(server: &Redis, slot: usize) -> bool {

@@ -54,6 +54,8 @@ pub(super) struct Waiting {
     /// Whether publications must wait for it too.
     hole: bool,
     publications: VecDeque<Placed>,
+    /// How many of them, the first ones, came before the snapshot was asked for.
+    earlier: usize,
     /// Publications were given up.
     overrun: bool,
     /// The broker cannot be reached: nobody waits for the snapshot any more.
@@ -359,8 +361,9 @@ impl Homes {
             Link::Alone | Link::Detached | Link::Provisional => return,
         }
         env.metrics.broker_gaps += 1;
-        let publications = found.into_iter().collect();
-        let waiting = Waiting { publications, hole: true, ..Waiting::default() };
+        let publications: VecDeque<Placed> = found.into_iter().collect();
+        let earlier = publications.len();
+        let waiting = Waiting { publications, earlier, hole: true, ..Waiting::default() };
         channel.link = Link::Syncing(Box::new(waiting));
         let op = BrokerOp::Sync(channel.position, channel.scope(env.settings));
         channel.ask(env, op);
@@ -408,8 +411,15 @@ impl Homes {
                 channel.tell_own_members(env);
             }
         }
-        for placed in waiting.publications {
-            self.take(env, index, placed);
+        for (at, placed) in waiting.publications.into_iter().enumerate() {
+            // The broker knew of it and stands in another stream: that one is over. Asked again it would say the same.
+            let is_over = at < waiting.earlier && placed.position.epoch != top.epoch;
+            if !is_over {
+                self.take(env, index, placed);
+            }
+        }
+        if let Some(HomeChannel { link: Link::Syncing(again), .. }) = self.channel_mut(index) {
+            again.earlier = again.publications.len();
         }
         if waiting.overrun {
             self.begin_sync(env, index, None);

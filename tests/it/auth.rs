@@ -7,6 +7,7 @@ use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -19,6 +20,9 @@ use crate::http::Http;
 use crate::redis::Redis;
 use crate::socket::{Opening, Socket};
 use crate::support::{SECRET, claims_of, connect, eventually, token, token_with, unix_now};
+
+/// Longer than the `auth.jwks_retry_interval` of the test that waits for it.
+const OLDER: Duration = Duration::from_millis(1_200);
 
 fn refused(gateway: &Gateway, token: &str) -> Option<u16> {
     Socket::open(gateway, &Opening::with_token(token)).err()
@@ -226,6 +230,9 @@ fn nodes_that_share_a_key_set_start_without_its_server() {
         (!redis.ask_all("KEYS *key_sets*").is_empty()).then_some(())
     });
     server.is_down.store(true, Ordering::Relaxed);
+    // What was fetched within `jwks_retry_interval` is as good as fetched now; this is about what is older.
+    let down_at = Instant::now();
+    eventually("a's document is older", || (down_at.elapsed() > OLDER).then_some(()));
     let b = node("b", "1h");
     eventually("b has a's keys", || refused(&b, &token).is_none().then_some(()));
     eventually("b says whence", || (!b.log.events("jwks_lent").is_empty()).then_some(()));

@@ -219,6 +219,20 @@ pub fn limit_files(mut prlimit: Command, pid: u32, bytes: Option<u64>) -> bool {
 pub fn signal(pid: u32, name: &str) {
     let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {pid}")).status().unwrap();
     assert!(status.success(), "process {pid} takes the signal {name}");
+    if name == "STOP" {
+        // Threads that run on other cores go on for a moment, long enough to answer somebody.
+        eventually("all threads stand still", || is_stopped(pid).then_some(()));
+    }
+}
+
+/// Whether every thread is stopped, but for those that the kernel lends to an io_uring.
+fn is_stopped(pid: u32) -> bool {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    tasks.flatten().all(|task| {
+        let Ok(stat) = std::fs::read_to_string(task.path().join("stat")) else { return true };
+        let state = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+        stat.contains("(iou-") || state.starts_with(['T', 't', 'Z', 'X'])
+    })
 }
 
 /// Raises this process's soft limit of open files to the hard one.

@@ -1,6 +1,8 @@
 //! The `archmesh` binary: parses the command line and runs one command.
 
 #![forbid(unsafe_code)]
+// Optimized builds compute the layout of futures inside of futures; calls of the server API are nested deeply.
+#![recursion_limit = "256"]
 
 mod agent;
 mod api;

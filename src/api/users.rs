@@ -99,7 +99,8 @@ async fn add_last_seen(plane: &SharedPlane, statuses: &mut [UserStatus]) {
     if users.is_empty() {
         return;
     }
-    let Ok(seen) = events.last_seen(&users).await else { return };
+    // On the heap: it is large, seldom needed, and would be a part of every call of the server API.
+    let Ok(seen) = Box::pin(events.last_seen(&users)).await else { return };
     let unknown = statuses.iter_mut().filter(|status| unknown(status));
     for (status, seen) in unknown.zip(seen) {
         status.last_seen = seen.map(|at| (at / 1000).unsigned_abs());

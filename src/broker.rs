@@ -278,7 +278,8 @@ impl Broker {
             }
             BrokerOp::Forget { node } => {
                 let first = record::node_fields(node);
-                self.write(channel, WriteKind::Forget { first }, Bytes::new());
+                let payload = [b"f", first.as_bytes()].concat();
+                self.write(channel, WriteKind::Forget { first }, payload.into());
             }
             BrokerOp::Members(members) => {
                 let own = self.nodes.own();

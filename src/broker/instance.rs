@@ -265,6 +265,13 @@ impl Instance {
             }
             return Some(());
         }
+        if kind == b'f' {
+            // Somebody took this node for gone, and Redis has lost its members.
+            if take_first(&mut body)? == nodes.own() {
+                mail.tell(&channel.as_ref().into(), ChannelUpdate::TellMembers);
+            }
+            return Some(());
+        }
         let (node, update) = members_update(kind, body)?;
         if nodes.note_foreign(node)
             && let Some((channel, durable)) = self.links.saw_members(&channel, &update)
@@ -305,12 +312,7 @@ impl Instance {
 /// What a message about members means, and whose they are.
 fn members_update(kind: u8, mut body: Bytes) -> Option<(u64, ChannelUpdate)> {
     if kind == b'm' {
-        if body.len() < FIRST_BYTES {
-            return None;
-        }
-        let first = body.split_to(FIRST_BYTES);
-        let digits = std::str::from_utf8(first.strip_suffix(b"/")?).ok()?;
-        let node = u64::from_str_radix(digits, 16).ok()?;
+        let node = take_first(&mut body)?;
         let mut members = Vec::new();
         while !body.is_empty() {
             let field = take_field(&mut body)?;
@@ -325,6 +327,16 @@ fn members_update(kind: u8, mut body: Bytes) -> Option<(u64, ChannelUpdate)> {
         _ => return None,
     };
     Some((id.node, update))
+}
+
+/// The node in the first part of its members' fields.
+fn take_first(body: &mut Bytes) -> Option<u64> {
+    if body.len() < FIRST_BYTES {
+        return None;
+    }
+    let first = body.split_to(FIRST_BYTES);
+    let digits = std::str::from_utf8(first.strip_suffix(b"/")?).ok()?;
+    u64::from_str_radix(digits, 16).ok()
 }
 
 fn take_field(body: &mut Bytes) -> Option<Bytes> {

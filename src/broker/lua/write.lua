@@ -9,7 +9,8 @@
 --   t  tell what the payload says, of a stream that is kept somewhere else
 --   j  member joined: field, value; key: the members
 --   l  member left: field; key: the members
---   f  a node is gone: first part of its members' fields; key: the members
+--   f  a node is gone: first part of its members' fields; key: the members. It is told when there were some: the node may be
+--      back already and have told them, before a call that was late
 -- Answers for each the position as epoch and offset, with '=' before it when the idempotency key had it already, or an empty
 -- text for members, or '!' and why it was not carried out.
 -- The metadata also remember when their life (t) and that of the stream (s) were prolonged, because doing it with every
@@ -90,11 +91,16 @@ function carry_out.l(_, _, channel, payload, at, key)
   return ''
 end
 
-function carry_out.f(_, _, _, _, at, key)
+function carry_out.f(_, _, channel, payload, at, key)
+  local found = false
   for _, field in ipairs(redis.call('HKEYS', KEYS[key])) do
     if string.sub(field, 1, #ARGV[at]) == ARGV[at] then
       redis.call('HDEL', KEYS[key], field)
+      found = true
     end
+  end
+  if found then
+    redis.call(PUBLISH, channel, payload)
   end
   return ''
 end

@@ -156,3 +156,27 @@ fn a_removed_history_stays_removed_after_a_cut() {
     let reply = on_b.call("history", json!({"channel": ROOM, "limit": 10}));
     assert_eq!(reply["data"]["messages"], json!([]), "{reply}");
 }
+
+/// A call of another node, which took this one for gone, was late: the members were there again.
+#[test]
+fn members_that_were_taken_out_of_redis_are_told_again() {
+    let redis = Redis::start(&[]);
+    let (a, b) = pair(&redis);
+    let mut on_b = Socket::connect(&b, "ada");
+    on_b.subscribe(ROOM);
+    eventually("a knows the member", || (members(&a) == 1).then_some(()));
+    let topic = format!("archmesh:{{{ROOM}}}");
+    let key = format!("{topic}:members");
+    let field = redis.ask_all(&format!("HKEYS {key}")).concat();
+    // What `lua/write.lua` does.
+    assert_eq!(redis.ask(&format!("HDEL {key} {field}")), ":1");
+    let first = &field[..=field.find('/').unwrap()];
+    redis.ask(&format!("PUBLISH {topic} f{first}"));
+    eventually("Redis has it again", || {
+        (redis.ask_all(&format!("HKEYS {key}")).concat() == field).then_some(())
+    });
+    let c = node(&redis.url(), "c").start();
+    let mut on_c = Socket::connect(&c, "bob");
+    on_c.subscribe(ROOM);
+    eventually("a new node knows it", || (members(&c) == 2).then_some(()));
+}

@@ -248,10 +248,8 @@ fn refuse(world: &mut World, more: &[Sign], begin: &str, end: &str) {
     let signs = world.expect(&[more, &[Sign(FAILED, Who::Some)]].concat());
     let said = world.ask_all(begin);
     assert!(said.iter().all(|said| said.starts_with("+OK")), "{begin}: {said:?}");
-    // Masters of a Redis Cluster are mended one after the other: a lease that ended there is not tested.
-    let outage = if matches!(world.layout, Layout::Cluster(_)) { Duration::ZERO } else { OUTAGE };
     let during = |world: &World| {
-        hold(outage);
+        hold(OUTAGE);
         world.await_signs(&signs);
     };
     if more.is_empty() {

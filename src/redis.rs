@@ -324,6 +324,15 @@ impl Redis {
         self.send(manner, command).await
     }
 
+    /// Calls of a Redis Cluster do not wait for a connection, and before the first one none can be made. Where that is a moment
+    /// away, as after a start, clients must not be answered as if Redis could not be reached.
+    async fn await_first_connection(&self) {
+        if self.is_clustered() && self.client().cached_cluster_state().is_none() {
+            // The call itself fails when this does.
+            let _connected = self.client().wait_for_connect().await;
+        }
+    }
+
     async fn send<T, F>(
         &self,
         Manner { purpose, node, limit }: Manner,
@@ -346,7 +355,11 @@ impl Redis {
             fail_fast: self.is_clustered(),
             ..Options::default()
         });
-        let answer = match timeout(limit, command(caller)).await {
+        let called = async {
+            self.await_first_connection().await;
+            command(caller).await
+        };
+        let answer = match timeout(limit, called).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) if *error.kind() == fred::error::ErrorKind::Timeout => {
                 Err(RedisError::Timeout)

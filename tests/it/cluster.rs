@@ -371,9 +371,11 @@ fn a_password_and_a_redis_cluster_work() {
     eventually("the Redis Cluster is up", || {
         (clustered.ask("SET {nodes} 1") == "+OK").then_some(())
     });
-    let c = node(&format!("redis-cluster://{}", clustered.address()), "c").start();
+    let url = format!("redis-cluster://{}", clustered.address());
+    let c = node(&url, "c").set("redis.command_timeout", "10s").start();
     await_names(&c, &["c"]);
     await_status(&c, "healthy");
+    assert_eq!(c.log.events("redis_down").len(), 0, "its first calls wait for the connection");
 }
 
 /// The rights that docs/redis.md asks for, over TLS.

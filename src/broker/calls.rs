@@ -291,11 +291,6 @@ impl Calls {
         }
     }
 
-    /// Whether it is, or was, this node.
-    fn is_own(&self, node: u64) -> bool {
-        node == self.nodes.own_now() || self.nodes.is_own(node)
-    }
-
     /// A message arrived on one of [`Self::topics`]. `None` when it cannot be read; `Some(false)` when it is not for this part.
     pub(super) fn handle(self: &Arc<Self>, topic: &str, body: &[u8]) -> Option<bool> {
         if topic != self.all && !topic.starts_with(&self.inbox_stem) {
@@ -314,7 +309,8 @@ impl Calls {
                 self.rates.charge(&report, &plane.settings.load());
             }
             Letter::Question(asked)
-                if self.is_own(asked.from) || asked.to.is_some_and(|node| !self.is_own(node)) => {}
+                if self.nodes.is_own_now(asked.from)
+                    || asked.to.is_some_and(|node| !self.nodes.is_own_now(node)) => {}
             Letter::Question(asked) => self.take_question(asked),
         }
         Some(true)

@@ -74,9 +74,9 @@ impl Nodes {
 
     /// Other nodes that the cluster lists.
     pub(super) fn others(&self) -> Vec<u64> {
-        let (view, own) = (self.cluster.view(), self.own_now());
+        let view = self.cluster.view();
         let numbers = view.nodes.iter().map(|node| node_number(&node.id));
-        numbers.filter(|node| *node != own && !self.is_own(*node)).collect()
+        numbers.filter(|node| !self.is_own_now(*node)).collect()
     }
 
     /// Looks which nodes there are now, for at most `limit`. Whether that is known.
@@ -96,6 +96,11 @@ impl Nodes {
     /// Whether it is, or was, this node.
     pub(super) fn is_own(&self, node: u64) -> bool {
         node == self.own() || self.known().former.contains(&node)
+    }
+
+    /// As [`Self::is_own`], also in the moment after the lease was lost. Takes longer.
+    pub(super) fn is_own_now(&self, node: u64) -> bool {
+        node == self.own_now() || self.is_own(node)
     }
 
     /// Whether members of `node` are to be believed: it is another one, and not gone.

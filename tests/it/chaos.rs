@@ -40,29 +40,6 @@ const WELL_MAX: Duration = Duration::from_secs(60);
 /// After this it is said what is waited for.
 const SLOW: Duration = Duration::from_secs(10);
 
-/// Every node knows the same members, one connection for each watcher, none that is gone and none twice.
-pub fn await_same_members(nodes: &[Gateway], watchers: usize) {
-    let body = json!({"channel": ROOM});
-    let present = |node: &Gateway| {
-        let answer = node.api("presence", &body);
-        let members = answer["result"]["presence"].as_object()?;
-        Some(members.keys().cloned().collect::<Vec<_>>())
-    };
-    let mut found = Vec::new();
-    let began = Instant::now();
-    while began.elapsed() < WELL_MAX {
-        found = nodes.iter().map(present).collect::<Vec<_>>();
-        let right = |members: &Option<Vec<_>>| {
-            *members == found[0] && members.as_ref().is_some_and(|all| all.len() == watchers)
-        };
-        if found.iter().all(right) {
-            return;
-        }
-        hold(Duration::from_millis(20));
-    }
-    panic!("{watchers} watchers, present: {found:#?}");
-}
-
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
@@ -184,7 +161,7 @@ impl World {
                 assert!(!self.clients.has_failed(), "a client has failed; its message is above");
                 match self.clients.evenness() {
                     Evenness::Even => {
-                        self.await_agreement();
+                        await_agreement(&self.nodes, &self.clients);
                         return self.clients.go_on();
                     }
                     // The stream has begun anew since the last publication.
@@ -197,31 +174,31 @@ impl World {
             self.await_calm();
         }
     }
+}
 
-    /// History and members are the same on all nodes, and the members are the watchers that there are.
-    fn await_agreement(&self) {
-        let users = self.clients.users();
-        let began = Instant::now();
-        let mut is_told = false;
-        loop {
-            let seen: Vec<[Value; 2]> = self.nodes.iter().map(views).collect();
-            let mut members: Vec<&str> = seen[0][1]["presence"]
-                .as_object()
-                .map(|members| members.values().filter_map(|one| one["user"].as_str()).collect())
-                .unwrap_or_default();
-            members.sort_unstable();
-            let counts = [&seen[0][1]["num_clients"], &seen[0][1]["num_users"]];
-            let are_all = members == users && counts.iter().all(|count| **count == users.len());
-            if are_all && seen.iter().all(|view| *view == seen[0]) {
-                return;
-            }
-            if began.elapsed() > SLOW && !is_told {
-                is_told = true;
-                tell_views(&seen);
-            }
-            assert!(began.elapsed() < WELL_MAX, "the nodes differ; wanted are {users:?}");
-            hold(Duration::from_millis(100));
+/// History and members are the same on all nodes, and the members are the watchers that there are.
+pub fn await_agreement(nodes: &[Gateway], clients: &Clients) {
+    let users = clients.users();
+    let began = Instant::now();
+    let mut is_told = false;
+    loop {
+        let seen: Vec<[Value; 2]> = nodes.iter().map(views).collect();
+        let mut members: Vec<&str> = seen[0][1]["presence"]
+            .as_object()
+            .map(|members| members.values().filter_map(|one| one["user"].as_str()).collect())
+            .unwrap_or_default();
+        members.sort_unstable();
+        let counts = [&seen[0][1]["num_clients"], &seen[0][1]["num_users"]];
+        let are_all = members == users && counts.iter().all(|count| **count == users.len());
+        if are_all && seen.iter().all(|view| *view == seen[0]) {
+            return;
         }
+        if began.elapsed() > SLOW && !is_told {
+            is_told = true;
+            tell_views(&seen);
+        }
+        assert!(began.elapsed() < WELL_MAX, "the nodes differ; wanted are {users:?}");
+        hold(Duration::from_millis(100));
     }
 }
 

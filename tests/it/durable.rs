@@ -9,7 +9,7 @@ mod streams;
 use serde_json::{Value, json};
 
 use crate::broker::REPAIRED_MAX;
-use crate::gateway::{Setup, with_settings};
+use crate::gateway::{Gateway, Setup, with_settings};
 use crate::notifications::database::{Database, on_both_databases};
 use crate::redis::Redis;
 use crate::socket::Socket;
@@ -75,15 +75,22 @@ fn a_namespace_becomes_durable_at_a_restart_only() {
     assert_eq!(database.number("SELECT count(*) FROM archmesh_publications"), 0);
 }
 
+/// Two nodes, and a member of one channel on each.
+fn two_in_a_room(database: &Database, redis: &Redis) -> ([Gateway; 2], [Socket; 2]) {
+    let nodes = [(); 2].map(|()| setup(database).set("redis.url", redis.url()).start());
+    let mut users = ["ada", "bob"].into_iter();
+    let sockets = nodes.each_ref().map(|node| {
+        let mut socket = Socket::connect(node, users.next().expect("one for each node"));
+        socket.subscribe("chat:room");
+        socket
+    });
+    (nodes, sockets)
+}
+
 #[test]
 fn members_of_all_nodes_are_present() {
     let (database, redis) = (Database::postgres(), Redis::start(&[]));
-    let node = || setup(&database).set("redis.url", redis.url()).start();
-    let (a, b) = (node(), node());
-    let mut ada = Socket::connect(&a, "ada");
-    ada.subscribe("chat:room");
-    let mut bob = Socket::connect(&b, "bob");
-    bob.subscribe("chat:room");
+    let ([a, b], [mut ada, mut bob]) = two_in_a_room(&database, &redis);
     let stats = bob.call("presence_stats", json!({"channel": "chat:room"}));
     assert_eq!(stats["data"]["users"], 2, "who is there is known with the first answer: {stats}");
     assert_eq!(ada.take("join")["data"]["user_id"], "bob");
@@ -116,12 +123,7 @@ fn members_are_right_after_a_cut_without_a_publication() {
 #[test]
 fn who_asks_for_publications_gets_the_members_too() {
     let (database, redis) = (Database::postgres(), Redis::start(&[]));
-    let node = || setup(&database).set("redis.url", redis.url()).start();
-    let (a, b) = (node(), node());
-    let mut ada = Socket::connect(&a, "ada");
-    ada.subscribe("chat:room");
-    let mut bob = Socket::connect(&b, "bob");
-    bob.subscribe("chat:room");
+    let (_nodes, [mut ada, mut bob]) = two_in_a_room(&database, &redis);
     ada.take("join");
     bob.publish("chat:room", json!(1));
     assert_eq!(bob.take("message")["offset"], 1);

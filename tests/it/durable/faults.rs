@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::setup;
 use crate::chaos::clients::{Clients, Evenness};
-use crate::chaos::{await_same_members, hold};
+use crate::chaos::{await_agreement, hold};
 use crate::gateway::{Gateway, Setup};
 use crate::notifications::database::Database;
 use crate::postgres::Postgres;
@@ -58,7 +58,7 @@ impl World {
             assert!(node.is_running(), "a node has ended by itself");
         }
         if self.redis.is_some() || self.nodes.len() == 1 {
-            await_same_members(&self.nodes, self.nodes.len());
+            await_agreement(&self.nodes, &self.clients);
         }
         let (acknowledged, told) = self.clients.finish();
         assert_eq!(told, 0, "watchers that were told of a loss");
